@@ -1,0 +1,283 @@
+package contract
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// programs builds the programs that the tests run as real processes, each at
+// most once per run, into a folder that TestMain removes.
+var programs struct {
+	dir   string
+	mu    sync.Mutex
+	built map[string]error
+}
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "runnel-contract-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "making a folder for programs:", err)
+		os.Exit(1)
+	}
+	programs.dir = dir
+	programs.built = make(map[string]error)
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// program returns the path of the program built from a main package.
+func program(t *testing.T, mainPackage string) string {
+	t.Helper()
+	programs.mu.Lock()
+	defer programs.mu.Unlock()
+	name := strings.TrimSuffix(mainPackage, "/v3")
+	path := filepath.Join(programs.dir, filepath.Base(name))
+	err, done := programs.built[mainPackage]
+	if !done {
+		var out []byte
+		out, err = exec.CommandContext(t.Context(), "go", "build", "-o", path, mainPackage).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("building %s: %w\n%s", mainPackage, err, out)
+		}
+		programs.built[mainPackage] = err
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func runnelProgram(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts real processes, which the short tests leave out")
+	}
+	return program(t, module+"/services/runnel")
+}
+
+// process is a server process of a test. It is killed when the test ends.
+type process struct {
+	command *exec.Cmd
+	log     *bytes.Buffer
+	logMu   sync.Mutex
+	done    chan struct{} // closed by the goroutine that waits for the process
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.logMu.Lock()
+	defer p.logMu.Unlock()
+	return p.log.Write(b)
+}
+
+func (p *process) output() string {
+	p.logMu.Lock()
+	defer p.logMu.Unlock()
+	return p.log.String()
+}
+
+// start runs a program in the background and shows its output if the test
+// fails.
+func start(t *testing.T, path string, args ...string) *process {
+	t.Helper()
+	p, err := launch(path, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.end(t) })
+	return p
+}
+
+// launch is start for goroutines other than the test's: the caller ends the
+// process.
+func launch(path string, args ...string) (*process, error) {
+	p := &process{command: exec.Command(path, args...), log: new(bytes.Buffer), done: make(chan struct{})}
+	p.command.Stdout, p.command.Stderr = p, p
+	if err := p.command.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", path, err)
+	}
+	go func() {
+		defer close(p.done)
+		_ = p.command.Wait()
+	}()
+	return p, nil
+}
+
+func (p *process) end(t *testing.T) {
+	p.kill()
+	if t.Failed() {
+		t.Logf("%s wrote:\n%s", strings.Join(p.command.Args, " "), tail(p.output(), 8<<10))
+	}
+}
+
+// kill ends the process as a crash would (SIGKILL) and waits for it.
+func (p *process) kill() {
+	_ = p.command.Process.Kill()
+	<-p.done
+}
+
+// interrupt asks the process to stop, as Ctrl-C would, and returns how long it
+// took and its exit code.
+func (p *process) interrupt(t *testing.T) (time.Duration, int) {
+	t.Helper()
+	begin := time.Now()
+	if err := p.command.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatalf("interrupting: %v", err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the process does not stop on an interrupt")
+	}
+	return time.Since(begin), p.command.ProcessState.ExitCode()
+}
+
+// awaitReady waits until the address answers /readyz with 200.
+func (p *process) awaitReady(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for tick := time.Tick(20 * time.Millisecond); ; {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		if response, err := http.DefaultClient.Do(request); err == nil {
+			_, _ = io.Copy(io.Discard, response.Body)
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-tick:
+		case <-p.done:
+			return fmt.Errorf("the process ended before it was ready:\n%s", tail(p.output(), 8<<10))
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready after 30 s:\n%s", address, tail(p.output(), 8<<10))
+		}
+	}
+}
+
+// freeAddress returns a loopback address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// up is a whole cluster in one process, which may crash and come back.
+type up struct {
+	program, address, dir string
+
+	mu      sync.Mutex
+	current *process
+}
+
+func startUp(t *testing.T) *up {
+	t.Helper()
+	u := &up{program: runnelProgram(t), address: freeAddress(t), dir: t.TempDir()}
+	if err := u.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { u.process().end(t) })
+	return u
+}
+
+func (u *up) process() *process {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.current
+}
+
+func (u *up) start(ctx context.Context) error {
+	p, err := launch(u.program, "up", "--data-dir", u.dir, "--listen", u.address)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.current = p
+	u.mu.Unlock()
+	return p.awaitReady(ctx, u.address)
+}
+
+// crash kills the process and starts it again on the same data.
+func (u *up) crash(ctx context.Context) error {
+	u.process().kill()
+	return u.start(ctx)
+}
+
+// result is what a finished command left.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// runnel runs a client command against the address.
+func runnel(t *testing.T, address string, stdin io.Reader, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	return run(t, ctx, stdin, append([]string{runnelProgram(t), "--bootstrap", address}, args...)...)
+}
+
+func run(t *testing.T, ctx context.Context, stdin io.Reader, line ...string) result {
+	t.Helper()
+	command := exec.CommandContext(ctx, line[0], line[1:]...)
+	var stdout, stderr bytes.Buffer
+	command.Stdin, command.Stdout, command.Stderr = stdin, &stdout, &stderr
+	err := command.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("running %s: %v", strings.Join(line, " "), err)
+	}
+	if ctx.Err() != nil {
+		t.Fatalf("%s did not end: %v\nstderr: %s", strings.Join(line, " "), ctx.Err(), stderr.String())
+	}
+	return result{stdout: stdout.String(), stderr: stderr.String(), code: command.ProcessState.ExitCode()}
+}
+
+func (r result) mustSucceed(t *testing.T) result {
+	t.Helper()
+	if r.code != 0 {
+		t.Fatalf("exit code %d\nstdout: %s\nstderr: %s", r.code, tail(r.stdout, 2<<10), tail(r.stderr, 2<<10))
+	}
+	return r
+}
+
+func tail(s string, n int) string {
+	if len(s) > n {
+		return "..." + s[len(s)-n:]
+	}
+	return s
+}
+
+// lines splits as `runnel produce` does: at line feeds, the last line with or
+// without one.
+func lines(data []byte) []string {
+	var out []string
+	for r := bufio.NewReader(bytes.NewReader(data)); ; {
+		line, err := r.ReadString('\n')
+		if err != nil && line == "" {
+			return out
+		}
+		out = append(out, strings.TrimSuffix(line, "\n"))
+	}
+}
