@@ -43,6 +43,10 @@ type LeaderEpoch int32
 // PartitionEpoch orders the states of a partition, from 0 (KIP-497).
 type PartitionEpoch int32
 
+// maxPartitions bounds what an image allocates for a topic that a peer
+// describes; it is far above what a cluster admits.
+const maxPartitions = 1_000_000
+
 // ErrVersionGap says that a delta does not follow the image: the watcher has
 // missed something and needs a snapshot.
 var ErrVersionGap = errors.New("cluster delta does not follow the version at hand")
@@ -215,6 +219,9 @@ func (i *Image) mergeTopic(t *metadatav1.Topic) error {
 	id, err := ParseTopicID(t.GetTopicId())
 	if err != nil {
 		return fmt.Errorf("topic %q: %w", t.GetName(), err)
+	}
+	if t.GetPartitionCount() < 0 || t.GetPartitionCount() > maxPartitions {
+		return fmt.Errorf("topic %q: %d partitions", t.GetName(), t.GetPartitionCount())
 	}
 	partitions := make([]Partition, t.GetPartitionCount())
 	if old, ok := i.topics[id]; ok {
