@@ -1,0 +1,298 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// History tells how far back the processes of a node handed on what they held.
+// Each field is the epoch of the oldest process from which on every restart
+// kept something; 0 stands for the latest process, whose epoch is not known
+// while it registers. CleanSince >= CachedSince >= DirectorySince once
+// [History.Resolve] has replaced the zeros.
+//
+// A history instead of facts about the last restart alone is what lets a
+// partition be judged late: its member may have restarted twice, cleanly only
+// the second time.
+type History struct {
+	// CleanSince: every process stopped in good order.
+	CleanSince cluster.NodeEpoch
+	// CachedSince: every process stopped in good order or the kernel, and with it
+	// the page cache, outlived it.
+	CachedSince cluster.NodeEpoch
+	// DirectorySince: every process ran on the same data directory.
+	DirectorySince cluster.NodeEpoch
+}
+
+// Restart is how a process came to follow an earlier one of the same node.
+type Restart struct {
+	// Clean says that the earlier process stopped in good order.
+	Clean bool
+	// SameBoot says that both ran under the same boot of the kernel.
+	SameBoot bool
+	// SameDirectory says that both ran on the same data directory.
+	SameDirectory bool
+}
+
+// After returns the history of a process that follows the process with epoch
+// previous and history h.
+func (h History) After(previous cluster.NodeEpoch, r Restart) History {
+	var next History
+	if !r.SameDirectory {
+		return next
+	}
+	resolved := h.Resolve(previous)
+	next.DirectorySince = resolved.DirectorySince
+	if r.Clean || r.SameBoot {
+		next.CachedSince = resolved.CachedSince
+	}
+	if r.Clean {
+		next.CleanSince = resolved.CleanSince
+	}
+	return next
+}
+
+// Resolve replaces zeros by the epoch of the process that the history is of.
+func (h History) Resolve(latest cluster.NodeEpoch) History {
+	for _, since := range []*cluster.NodeEpoch{&h.CleanSince, &h.CachedSince, &h.DirectorySince} {
+		if *since == 0 {
+			*since = latest
+		}
+	}
+	return h
+}
+
+// NodeState is what elections depend on in a registered node.
+type NodeState struct {
+	// Epoch is that of its latest process.
+	Epoch cluster.NodeEpoch
+	// Live says that the process holds its lease.
+	Live bool
+	// History is resolved.
+	History History
+}
+
+// Nodes holds all registered nodes. A replica on a node that is not in it counts
+// as dead but intact.
+type Nodes map[cluster.NodeID]NodeState
+
+// TopicTraits are the settings of a topic that elections depend on.
+type TopicTraits struct {
+	// Synced says that acknowledged records are on disk (durability=synced), so
+	// that a crash of the machine does not lose them.
+	Synced bool
+	// MinInsyncReplicas is the topic's min.insync.replicas.
+	MinInsyncReplicas int
+}
+
+// PartitionState is a partition as the controller keeps it.
+type PartitionState struct {
+	cluster.Partition
+	// Epochs holds for each of Replicas the node epoch of its last process that was
+	// known to hold every acknowledged record: as leader or in the ISR.
+	Epochs []cluster.NodeEpoch
+}
+
+// NewPartition returns the first state of a partition whose replicas lie on live
+// nodes, the preferred leader first. Both its epochs are 0.
+func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) PartitionState {
+	p := PartitionState{
+		Partition: cluster.Partition{
+			Index:      index,
+			Leader:     replicas[0],
+			LastLeader: cluster.NoNode,
+			Replicas:   slices.Clone(replicas),
+			ISR:        slices.Clone(replicas),
+		},
+		Epochs: make([]cluster.NodeEpoch, len(replicas)),
+	}
+	for i, id := range replicas {
+		p.Epochs[i] = nodes[id].Epoch
+	}
+	return p
+}
+
+// Elect returns the state that a partition takes with these nodes, and whether
+// it differs from p. It is level-triggered: applying it again changes nothing,
+// and what happened while nobody looked is made good.
+//
+//   - A member of ISR or ELR whose node restarted without a clean stop, or with
+//     another directory, may lack records and leaves both (KIP-966). One that
+//     restarted cleanly stays.
+//   - A member without a lease leaves the ISR (KIP-841), into the ELR as long as
+//     the ISR is below min ISR: it still holds every acknowledged record, since
+//     the high watermark stands still meanwhile (KIP-966).
+//   - The leader stays while its very process is in the ISR. A new process of the
+//     same node is a new leadership, with a leader epoch of its own (KIP-101).
+//   - Otherwise the first replica that is in the ISR, or else in the ELR, and live
+//     leads. If both are empty the last leader does, given that it is live on
+//     the directory that it led with and that no acknowledged record can be lost
+//     with its page cache: the topic is synced, or the page cache survived all
+//     restarts since. Its store verifies the log before it registers.
+//   - Otherwise the partition is offline and remembers its last leader.
+//
+// A change of ISR alone leaves the leader epoch as it is (KAFKA-15021).
+func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bool) {
+	next := p
+	next.Epochs = slices.Clone(p.Epochs)
+	next.ISR, next.ELR = nil, nil
+	for i, id := range p.Replicas {
+		inISR, inELR := slices.Contains(p.ISR, id), slices.Contains(p.ELR, id)
+		if !inISR && !inELR {
+			continue
+		}
+		node, registered := nodes[id]
+		if registered && p.Epochs[i] < node.History.CleanSince {
+			continue
+		}
+		if !inISR || !node.Live {
+			next.ELR = append(next.ELR, id)
+			continue
+		}
+		next.ISR = append(next.ISR, id)
+		next.Epochs[i] = node.Epoch
+	}
+
+	current := slices.Index(p.Replicas, p.Leader)
+	stays := current >= 0 && slices.Contains(next.ISR, p.Leader) && p.Epochs[current] == nodes[p.Leader].Epoch
+	if !stays {
+		if p.Leader != cluster.NoNode {
+			next.LastLeader = p.Leader
+		}
+		next.Leader = electable(next, nodes, topic)
+		if next.Leader != cluster.NoNode {
+			next.LastLeader = cluster.NoNode
+			next.Epochs[slices.Index(next.Replicas, next.Leader)] = nodes[next.Leader].Epoch
+			if !slices.Contains(next.ISR, next.Leader) {
+				next.ISR = []cluster.NodeID{next.Leader}
+			}
+		}
+		if next.Leader != cluster.NoNode || p.Leader != cluster.NoNode {
+			next.LeaderEpoch++
+		}
+	}
+	next.ELR = eligible(next.ELR, next.ISR, topic.MinInsyncReplicas, len(next.Replicas))
+	if next.Leader == p.Leader && next.LeaderEpoch == p.LeaderEpoch && next.LastLeader == p.LastLeader &&
+		slices.Equal(next.ISR, p.ISR) && slices.Equal(next.ELR, p.ELR) && slices.Equal(next.Epochs, p.Epochs) {
+		return p, false
+	}
+	next.PartitionEpoch++
+	return next, true
+}
+
+// electable returns who may lead a partition without a leader, or NoNode.
+func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID {
+	for _, members := range [...][]cluster.NodeID{p.ISR, p.ELR} {
+		for _, id := range members {
+			if nodes[id].Live {
+				return id
+			}
+		}
+	}
+	last := slices.Index(p.Replicas, p.LastLeader)
+	if len(p.ISR)+len(p.ELR) > 0 || last < 0 {
+		return cluster.NoNode
+	}
+	node := nodes[p.LastLeader]
+	intact := node.History.CachedSince
+	if topic.Synced {
+		intact = node.History.DirectorySince
+	}
+	if !node.Live || p.Epochs[last] < intact {
+		return cluster.NoNode
+	}
+	return p.LastLeader
+}
+
+// eligible returns the ELR among candidates that hold every acknowledged record:
+// none once the ISR is large enough for the high watermark to move without them.
+func eligible(candidates, isr []cluster.NodeID, minInsyncReplicas, replicas int) []cluster.NodeID {
+	if len(isr) >= EffectiveMinInsync(minInsyncReplicas, replicas) {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(candidates), func(id cluster.NodeID) bool { return slices.Contains(isr, id) })
+}
+
+// Why an ISR that a leader proposes is refused. The caller's view is stale in all
+// of these cases; it is answered with the partition as it is.
+var (
+	ErrNotLeader      = errors.New("the proposer does not lead the partition")
+	ErrLeaderEpoch    = errors.New("the leader epoch is not the partition's")
+	ErrPartitionEpoch = errors.New("the partition has changed meanwhile")
+	ErrIneligible     = errors.New("the proposed ISR has an ineligible member")
+)
+
+// ISRMember is a replica of a proposed ISR.
+type ISRMember struct {
+	Node cluster.NodeID
+	// Epoch is that of the process which the leader has seen, or -1 for one that is
+	// in the ISR already.
+	Epoch cluster.NodeEpoch
+}
+
+// ISRProposal is what a leader asks for.
+type ISRProposal struct {
+	Leader         cluster.NodeID
+	LeaderEpoch    cluster.LeaderEpoch
+	PartitionEpoch cluster.PartitionEpoch
+	ISR            []ISRMember
+}
+
+// ProposeISR returns the partition with the proposed ISR (KIP-497), or why it is
+// refused. Members that are not in the ISR yet need a lease (KIP-841) and must be
+// the very process that the leader saw catching up (KIP-903). Members that are
+// taken out go into the ELR as long as the ISR is below min ISR (KIP-966).
+// Proposing the ISR that there is changes nothing, not even the partition epoch.
+func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic TopicTraits) (PartitionState, error) {
+	switch {
+	case p.Leader != proposal.Leader:
+		return p, fmt.Errorf("%w: node %d proposes, node %d leads", ErrNotLeader, proposal.Leader, p.Leader)
+	case p.LeaderEpoch != proposal.LeaderEpoch:
+		return p, fmt.Errorf("%w: proposed under %d, now %d", ErrLeaderEpoch, proposal.LeaderEpoch, p.LeaderEpoch)
+	case p.PartitionEpoch != proposal.PartitionEpoch:
+		return p, fmt.Errorf("%w: proposed on %d, now %d", ErrPartitionEpoch, proposal.PartitionEpoch, p.PartitionEpoch)
+	}
+	next := p
+	next.Epochs = slices.Clone(p.Epochs)
+	next.ISR = nil
+	members := make(map[cluster.NodeID]cluster.NodeEpoch, len(proposal.ISR))
+	for _, m := range proposal.ISR {
+		if _, twice := members[m.Node]; twice || !slices.Contains(p.Replicas, m.Node) {
+			return p, fmt.Errorf("%w: node %d is named twice or holds no replica", ErrIneligible, m.Node)
+		}
+		members[m.Node] = m.Epoch
+	}
+	if _, ok := members[p.Leader]; !ok {
+		return p, fmt.Errorf("%w: the leader, node %d, is left out", ErrIneligible, p.Leader)
+	}
+	for i, id := range p.Replicas {
+		epoch, ok := members[id]
+		if !ok {
+			continue
+		}
+		next.ISR = append(next.ISR, id)
+		if epoch == -1 && slices.Contains(p.ISR, id) {
+			continue
+		}
+		if node := nodes[id]; !node.Live || node.Epoch != epoch {
+			return p, fmt.Errorf("%w: node %d was seen with epoch %d and is registered with %d, live: %t", ErrIneligible, id, epoch, node.Epoch, node.Live)
+		}
+		next.Epochs[i] = epoch
+	}
+	if slices.Equal(next.ISR, p.ISR) && slices.Equal(next.Epochs, p.Epochs) {
+		return p, nil
+	}
+	next.ELR = eligible(slices.Concat(p.ELR, p.ISR), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
+	slices.SortFunc(next.ELR, func(a, b cluster.NodeID) int { return slices.Index(p.Replicas, a) - slices.Index(p.Replicas, b) })
+	next.ELR = slices.Compact(next.ELR)
+	next.PartitionEpoch++
+	return next, nil
+}
+
+// MassLoss reports whether so many of the live nodes lost their leases at once
+// that etcd is more likely to be at fault than the nodes: two or more, and more
+// than half.
+func MassLoss(lost, live int) bool { return lost >= 2 && 2*lost > live }

@@ -1,0 +1,73 @@
+package rules
+
+import (
+	"slices"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// FollowerProgress is what a leader knows of another replica.
+type FollowerProgress struct {
+	Node cluster.NodeID
+	// LogEnd is the log end offset that the replica's last fetch showed.
+	LogEnd int64
+	// Fetched says that the replica has fetched under the leader's present
+	// epoch. A position from an earlier epoch proves nothing: the replica may
+	// have truncated since.
+	Fetched bool
+}
+
+// HighWatermark is what decides how far a leader's high watermark may go.
+type HighWatermark struct {
+	// Leader is the node that asks.
+	Leader cluster.NodeID
+	// Current is the high watermark so far.
+	Current int64
+	// LogEnd is the leader's own log end offset, as durable as the topic asks.
+	LogEnd int64
+	// ISR is the one that the cluster agreed on.
+	ISR []cluster.NodeID
+	// ProposedISR is what the leader has asked for and not yet heard about; nil
+	// when there is nothing under way.
+	ProposedISR []cluster.NodeID
+	// Replicas is the number of replicas of the partition.
+	Replicas int
+	// MinInsyncReplicas is the topic's min.insync.replicas.
+	MinInsyncReplicas int
+	// Followers holds the other replicas in any order.
+	Followers []FollowerProgress
+}
+
+// EffectiveMinInsync returns how many in-sync replicas an acknowledgement
+// needs: the topic's min.insync.replicas, at most the number of replicas and at
+// least 1.
+func EffectiveMinInsync(minInsyncReplicas, replicas int) int {
+	return max(1, min(minInsyncReplicas, replicas))
+}
+
+// Advance returns the high watermark, which never falls.
+//
+// It moves to the lowest log end of the maximal ISR, the union of the ISR agreed
+// on and the one proposed: whichever of the two turns out to hold, all its
+// members have the records below (KIP-497). It stays where it is while the ISR
+// agreed on is smaller than [EffectiveMinInsync] (KIP-966) and while a member
+// has not fetched in this epoch.
+func (h HighWatermark) Advance() int64 {
+	if len(h.ISR) < EffectiveMinInsync(h.MinInsyncReplicas, h.Replicas) {
+		return h.Current
+	}
+	lowest := h.LogEnd
+	for _, isr := range [...][]cluster.NodeID{h.ISR, h.ProposedISR} {
+		for _, member := range isr {
+			if member == h.Leader {
+				continue
+			}
+			i := slices.IndexFunc(h.Followers, func(f FollowerProgress) bool { return f.Node == member })
+			if i < 0 || !h.Followers[i].Fetched {
+				return h.Current
+			}
+			lowest = min(lowest, h.Followers[i].LogEnd)
+		}
+	}
+	return max(h.Current, lowest)
+}
