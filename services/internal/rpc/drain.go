@@ -1,0 +1,33 @@
+package rpc
+
+import (
+	"sync"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+)
+
+// Drain tells streams that the server is going away. Stopping an HTTP server
+// does not end streams, and a stream that waits in Receive cannot be woken: so
+// the goroutine of every streaming handler selects on [Drain.C] while a child
+// receives, and returns [Drain.Err] once C is closed. The child's Receive fails
+// as soon as the handler has returned.
+type Drain struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+// NewDrain returns a Drain that has not begun.
+func NewDrain() *Drain { return &Drain{c: make(chan struct{})} }
+
+// Begin closes C. It may be called more than once and from any goroutine.
+func (d *Drain) Begin() { d.once.Do(func() { close(d.c) }) }
+
+// C is closed by the first Begin and never sends.
+func (d *Drain) C() <-chan struct{} { return d.c }
+
+// Err is what a stream ends with when it leaves: unavailable, so that the client
+// goes on at another node or tries again.
+func (d *Drain) Err() error {
+	return rpcerr.New(errorsv1.Reason_REASON_DRAINING, "draining: this node is shutting down; reconnect")
+}

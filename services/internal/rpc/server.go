@@ -1,0 +1,170 @@
+// Package rpc is the plumbing between the services and the RPC library: servers
+// with their interceptors, listeners with their limits, draining, health,
+// reflection, and the transports by which services call each other.
+//
+// It is the only place in services that builds HTTP servers.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectinprocess"
+	"connectrpc.com/otelconnect"
+
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+	"github.com/runnel-mesh/runnel/services/internal/telemetry"
+)
+
+// ServerOptions is what the RPCs of a server report to.
+type ServerOptions struct {
+	// Logger gets every RPC at debug level, and what nobody foresaw at error
+	// level; nil discards.
+	Logger *slog.Logger
+	// Telemetry gets metrics of all RPCs and traces of unary ones; nil discards.
+	Telemetry *telemetry.Telemetry
+}
+
+// NewServer returns an RPC server without services. Handlers return
+// [rpcerr.Error]s or any other error; a panic becomes an internal error.
+// A process may have several servers; they share metrics if they share Telemetry.
+func NewServer(o ServerOptions) *connect.Server {
+	logger := o.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	tel := o.Telemetry
+	if tel == nil {
+		tel = telemetry.Discard()
+	}
+	// The outermost comes first. What stands outside of translate sees the code
+	// that the client sees.
+	interceptors := []connect.ServerInterceptor{observe(logger, newMetrics(tel.Registry))}
+	trace, err := otelconnect.NewServerInterceptor(otelOptions(tel)...)
+	if err != nil {
+		logger.Error("RPCs are not traced", "error", err)
+	} else {
+		interceptors = append(interceptors, trace)
+	}
+	interceptors = append(interceptors, translate(logger))
+	return connect.NewServer(interceptors...)
+}
+
+// NewClient returns a client whose unary calls are traced as part of the call
+// that ctx belongs to; tel may be nil.
+func NewClient(t connect.Transport, tel *telemetry.Telemetry) *connect.Client {
+	if tel == nil {
+		return connect.NewClient(t)
+	}
+	trace, err := otelconnect.NewClientInterceptor(otelOptions(tel)...)
+	if err != nil {
+		return connect.NewClient(t)
+	}
+	return connect.NewClient(t, trace)
+}
+
+// InProcess returns a transport that calls the handlers of s directly. Messages
+// are copied as they are received, after Send has returned: a message must never
+// be changed after it was sent. Sends are unbuffered.
+func InProcess(s *connect.Server) connect.Transport { return connectinprocess.New(s) }
+
+// otelOptions leaves streams out: a span that lasts for days, or one per message,
+// helps nobody.
+func otelOptions(tel *telemetry.Telemetry) []otelconnect.Option {
+	return []otelconnect.Option{
+		otelconnect.WithTracerProvider(tel.TracerProvider),
+		otelconnect.WithMeterProvider(tel.MeterProvider),
+		otelconnect.WithPropagator(tel.Propagator),
+		otelconnect.WithTrustRemote(),
+		otelconnect.WithFilter(func(_ context.Context, spec connect.Spec) bool {
+			return spec.StreamType == connect.StreamTypeUnary
+		}),
+	}
+}
+
+// observe counts and, at debug level, logs every RPC.
+func observe(logger *slog.Logger, m *metrics) connect.ServerInterceptor {
+	return func(next connect.ServerFunc) connect.ServerFunc {
+		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+			start := time.Now()
+			m.started.WithLabelValues(spec.Procedure).Inc()
+			inFlight := m.inFlight.WithLabelValues(spec.Procedure)
+			inFlight.Inc()
+			err := next(ctx, spec, stream)
+			inFlight.Dec()
+			elapsed := time.Since(start)
+			code := codeName(err)
+			m.finished.WithLabelValues(spec.Procedure, code).Inc()
+			if spec.StreamType == connect.StreamTypeUnary {
+				m.unary.WithLabelValues(spec.Procedure, code).Observe(elapsed.Seconds())
+			}
+			if logger.Enabled(ctx, slog.LevelDebug) {
+				attrs := []slog.Attr{
+					slog.String("procedure", spec.Procedure),
+					slog.String("code", code),
+					slog.Duration("duration", elapsed),
+				}
+				if info, ok := connect.CallInfoForServerContext(ctx); ok {
+					attrs = append(attrs, slog.String("peer", info.PeerAddr), slog.String("protocol", info.Protocol))
+				}
+				if err != nil {
+					attrs = append(attrs, slog.Any("error", err), slog.Any("cause", errors.Unwrap(err)))
+				}
+				logger.LogAttrs(ctx, slog.LevelDebug, "rpc", attrs...)
+			}
+			return err
+		}
+	}
+}
+
+// translate turns panics and whatever a handler returns into connect errors.
+func translate(logger *slog.Logger) connect.ServerInterceptor {
+	return func(next connect.ServerFunc) connect.ServerFunc {
+		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
+			defer func() {
+				var stack []byte
+				if p := recover(); p != nil {
+					if p == http.ErrAbortHandler { //nolint:errorlint // A sentinel that is compared by identity.
+						panic(p)
+					}
+					stack = debug.Stack()
+					err = fmt.Errorf("panic: %v", p)
+				}
+				if err == nil {
+					return
+				}
+				err = rpcerr.Connect(foreseen(ctx, logger, spec, err, stack))
+			}()
+			return next(ctx, spec, stream)
+		}
+	}
+}
+
+// foreseen logs an error that nobody foresaw and returns it with the incident
+// number that the log line carries. Other errors are returned as they are.
+func foreseen(ctx context.Context, logger *slog.Logger, spec connect.Spec, err error, stack []byte) error {
+	e := rpcerr.Classify(err)
+	if e.Incident == "" {
+		return err
+	}
+	if stack == nil && ctx.Err() != nil {
+		// The client is gone, and most likely that is what the handler tripped over.
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	attrs := []slog.Attr{
+		slog.String("incident", e.Incident),
+		slog.String("procedure", spec.Procedure),
+		slog.Any("error", err),
+	}
+	if stack != nil {
+		attrs = append(attrs, slog.String("stack", string(stack)))
+	}
+	logger.LogAttrs(ctx, slog.LevelError, "rpc failed unexpectedly", attrs...)
+	return e
+}

@@ -1,0 +1,156 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
+	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+	"github.com/runnel-mesh/runnel/services/internal/telemetry"
+)
+
+func TestInProcessErrors(t *testing.T) {
+	t.Parallel()
+	logs := &syncBuffer{}
+	server := NewServer(ServerOptions{Logger: slog.New(slog.NewTextHandler(logs, nil))})
+	storagev1connect.RegisterLogServiceHandler(server, &logService{drain: NewDrain()})
+	client := storagev1connect.NewLogServiceClient(NewClient(InProcess(server), nil))
+	_, err := client.Append(t.Context(), appendTo("panic"))
+	failure, ok := rpcerr.Parse(err)
+	if !ok || connect.CodeOf(err) != connect.CodeInternal || strings.Contains(failure.Message, "secret") {
+		t.Errorf("%v", err)
+	}
+	if !strings.Contains(logs.String(), "secret of the panic") || !strings.Contains(logs.String(), "server_test.go") && !strings.Contains(logs.String(), "main_test.go") {
+		t.Errorf("log without panic or stack: %s", logs)
+	}
+}
+
+func TestTracesOfUnaryCallsOnly(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewInMemoryExporter()
+	tel := telemetry.Discard()
+	tel.TracerProvider = trace.NewTracerProvider(trace.WithSyncer(spans))
+	server := NewServer(ServerOptions{Telemetry: tel})
+	storagev1connect.RegisterLogServiceHandler(server, &logService{drain: NewDrain()})
+	client := storagev1connect.NewLogServiceClient(NewClient(InProcess(server), tel))
+	if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := client.Consume(t.Context(), &storagev1.ConsumeRequest{StopAtEnd: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = stream.Receive()
+	}
+	var kinds []string
+	var traces []string
+	for _, s := range spans.GetSpans() {
+		kinds = append(kinds, s.SpanKind.String()+" "+s.Name)
+		traces = append(traces, s.SpanContext.TraceID().String())
+	}
+	slices.Sort(kinds)
+	if !slices.Equal(kinds, []string{"client runnel.storage.v1.LogService/Append", "server runnel.storage.v1.LogService/Append"}) {
+		t.Errorf("spans %v", kinds)
+	}
+	if len(traces) == 2 && traces[0] != traces[1] {
+		t.Error("the server's span is in another trace than the client's")
+	}
+}
+
+func TestServersShareMetrics(t *testing.T) {
+	t.Parallel()
+	tel := telemetry.Discard()
+	for range 2 {
+		server := NewServer(ServerOptions{Telemetry: tel})
+		storagev1connect.RegisterLogServiceHandler(server, &logService{drain: NewDrain()})
+		client := storagev1connect.NewLogServiceClient(NewClient(InProcess(server), nil))
+		if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := tel.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "runnel_rpc_started_total" && f.GetMetric()[0].GetCounter().GetValue() != 2 {
+			t.Errorf("%v", f)
+		}
+	}
+}
+
+func TestCancelledCallIsNoIncident(t *testing.T) {
+	t.Parallel()
+	logs := &syncBuffer{}
+	logger := slog.New(slog.NewTextHandler(logs, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	handler := translate(logger)(func(context.Context, connect.Spec, connect.ServerStream) error {
+		return http.ErrBodyReadAfterClose
+	})
+	if err := handler(ctx, connect.Spec{}, nil); connect.CodeOf(err) != connect.CodeCanceled {
+		t.Errorf("%v", err)
+	}
+	if logs.String() != "" {
+		t.Errorf("logged %s", logs)
+	}
+	if err := handler(t.Context(), connect.Spec{}, nil); connect.CodeOf(err) != connect.CodeInternal || logs.String() == "" {
+		t.Errorf("%v, log %q", err, logs)
+	}
+}
+
+func TestJoinEnvelopes(t *testing.T) {
+	t.Parallel()
+	prefix := []byte{0, 0, 0, 0, 3}
+	small, large := []byte("abc"), bytes.Repeat([]byte("x"), maxJoinedBytes+1)
+	for name, tc := range map[string]struct {
+		writes [][]byte
+		want   [][]byte
+	}{
+		"small":              {[][]byte{prefix, small}, [][]byte{append(slices.Clone(prefix), small...)}},
+		"large":              {[][]byte{prefix, large}, [][]byte{prefix, large}},
+		"empty":              {[][]byte{prefix, {}}, [][]byte{prefix}},
+		"five bytes long":    {[][]byte{prefix, []byte("12345"), prefix, small}, [][]byte{append(slices.Clone(prefix), "12345"...), append(slices.Clone(prefix), small...)}},
+		"nothing follows":    {[][]byte{prefix}, [][]byte{prefix}},
+		"not enveloped":      {[][]byte{[]byte("no such thing")}, [][]byte{[]byte("no such thing")}},
+		"flushed in between": {[][]byte{prefix, nil, small}, [][]byte{prefix, small}},
+	} {
+		recorder := &writes{ResponseRecorder: httptest.NewRecorder()}
+		joinEnvelopes(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			for _, p := range tc.writes {
+				if p == nil {
+					w.(http.Flusher).Flush()
+					continue
+				}
+				if n, err := w.Write(p); n != len(p) || err != nil {
+					t.Errorf("%s: wrote %d of %d, %v", name, n, len(p), err)
+				}
+			}
+		})).ServeHTTP(recorder, nil)
+		if !slices.EqualFunc(recorder.all, tc.want, bytes.Equal) {
+			t.Errorf("%s: %d writes, want %d", name, len(recorder.all), len(tc.want))
+		}
+	}
+}
+
+type writes struct {
+	*httptest.ResponseRecorder
+	all [][]byte
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.all = append(w.all, bytes.Clone(p))
+	return len(p), nil
+}
