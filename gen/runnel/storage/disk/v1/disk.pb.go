@@ -28,8 +28,9 @@ const (
 // transaction as the batches that change it.
 type PartitionState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Greater with each write; of all records of a partition in all volumes the
-	// one with the highest generation holds.
+	// Greater with each write of this record or of PartitionProgress; of all
+	// records of a partition in all volumes the one with the highest generation
+	// holds.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// First offset that readers may see, from 0. Never falls.
 	LogStartOffset int64 `protobuf:"varint,2,opt,name=log_start_offset,json=logStartOffset,proto3" json:"log_start_offset,omitempty"`
@@ -44,7 +45,10 @@ type PartitionState struct {
 	// Highest coordinator epoch that has appended; 0 where none has.
 	CoordinatorEpoch int64 `protobuf:"varint,7,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
 	// The partition is deleted: nothing of it may be read again.
-	Deleted       bool `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Deleted bool `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// Truncations of the log, oldest first, with ascending offsets: a later one at
+	// a lower offset replaces those before it.
+	Truncations   []*Truncation `protobuf:"bytes,9,rep,name=truncations,proto3" json:"truncations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,6 +139,182 @@ func (x *PartitionState) GetDeleted() bool {
 	return false
 }
 
+func (x *PartitionState) GetTruncations() []*Truncation {
+	if x != nil {
+		return x.Truncations
+	}
+	return nil
+}
+
+// Truncation cut the end off the log. What producer records of lower
+// generations say of batches at or above the offset is void.
+type Truncation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Generation of the state record that cut.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Offset of the first record that was cut.
+	Offset        int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Truncation) Reset() {
+	*x = Truncation{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Truncation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Truncation) ProtoMessage() {}
+
+func (x *Truncation) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Truncation.ProtoReflect.Descriptor instead.
+func (*Truncation) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Truncation) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Truncation) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+// PartitionProgress is written in place of the state record by an append that
+// adds to the last span and leaves spans and epochs as they are: these grow with
+// the age of the partition, and an append must not. It holds only beside the
+// state record of the same volume that it names.
+type PartitionProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See PartitionState.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Generation of the state record that this one carries on.
+	StateGeneration uint64 `protobuf:"varint,2,opt,name=state_generation,json=stateGeneration,proto3" json:"state_generation,omitempty"`
+	// See PartitionState.
+	LogStartOffset int64 `protobuf:"varint,3,opt,name=log_start_offset,json=logStartOffset,proto3" json:"log_start_offset,omitempty"`
+	// See PartitionState; also the end offset of the last span.
+	LogEndOffset int64 `protobuf:"varint,4,opt,name=log_end_offset,json=logEndOffset,proto3" json:"log_end_offset,omitempty"`
+	// See PartitionState.
+	HighWatermark int64 `protobuf:"varint,5,opt,name=high_watermark,json=highWatermark,proto3" json:"high_watermark,omitempty"`
+	// See PartitionState.
+	CoordinatorEpoch int64 `protobuf:"varint,6,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
+	// Greatest timestamp of a record in the last span, milliseconds since the
+	// Unix epoch.
+	SpanMaxTimestampMs int64 `protobuf:"varint,7,opt,name=span_max_timestamp_ms,json=spanMaxTimestampMs,proto3" json:"span_max_timestamp_ms,omitempty"`
+	// Bytes of the batches of the last span.
+	SpanBytes     int64 `protobuf:"varint,8,opt,name=span_bytes,json=spanBytes,proto3" json:"span_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartitionProgress) Reset() {
+	*x = PartitionProgress{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartitionProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartitionProgress) ProtoMessage() {}
+
+func (x *PartitionProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartitionProgress.ProtoReflect.Descriptor instead.
+func (*PartitionProgress) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PartitionProgress) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetStateGeneration() uint64 {
+	if x != nil {
+		return x.StateGeneration
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetLogStartOffset() int64 {
+	if x != nil {
+		return x.LogStartOffset
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetLogEndOffset() int64 {
+	if x != nil {
+		return x.LogEndOffset
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetHighWatermark() int64 {
+	if x != nil {
+		return x.HighWatermark
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetCoordinatorEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorEpoch
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetSpanMaxTimestampMs() int64 {
+	if x != nil {
+		return x.SpanMaxTimestampMs
+	}
+	return 0
+}
+
+func (x *PartitionProgress) GetSpanBytes() int64 {
+	if x != nil {
+		return x.SpanBytes
+	}
+	return 0
+}
+
 // EpochStart is the first offset of a leader epoch.
 type EpochStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -148,7 +328,7 @@ type EpochStart struct {
 
 func (x *EpochStart) Reset() {
 	*x = EpochStart{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +340,7 @@ func (x *EpochStart) String() string {
 func (*EpochStart) ProtoMessage() {}
 
 func (x *EpochStart) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +353,7 @@ func (x *EpochStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EpochStart.ProtoReflect.Descriptor instead.
 func (*EpochStart) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{1}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EpochStart) GetLeaderEpoch() int32 {
@@ -210,7 +390,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +402,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +415,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{2}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Span) GetVolume() uint64 {
@@ -284,13 +464,16 @@ type ProducerState struct {
 	Batches []*ProducerBatch `protobuf:"bytes,3,rep,name=batches,proto3" json:"batches,omitempty"`
 	// Greatest timestamp of its last batch, milliseconds since the Unix epoch.
 	LastTimestampMs int64 `protobuf:"varint,4,opt,name=last_timestamp_ms,json=lastTimestampMs,proto3" json:"last_timestamp_ms,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The partition has forgotten the producer. Older records of it may lie in
+	// volumes that are never written again, so this one stands against them.
+	Removed       bool `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProducerState) Reset() {
 	*x = ProducerState{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +485,7 @@ func (x *ProducerState) String() string {
 func (*ProducerState) ProtoMessage() {}
 
 func (x *ProducerState) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +498,7 @@ func (x *ProducerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProducerState.ProtoReflect.Descriptor instead.
 func (*ProducerState) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{3}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProducerState) GetGeneration() uint64 {
@@ -346,6 +529,13 @@ func (x *ProducerState) GetLastTimestampMs() int64 {
 	return 0
 }
 
+func (x *ProducerState) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
 // ProducerBatch is a batch that a retry may repeat.
 type ProducerBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -363,7 +553,7 @@ type ProducerBatch struct {
 
 func (x *ProducerBatch) Reset() {
 	*x = ProducerBatch{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +565,7 @@ func (x *ProducerBatch) String() string {
 func (*ProducerBatch) ProtoMessage() {}
 
 func (x *ProducerBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +578,7 @@ func (x *ProducerBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProducerBatch.ProtoReflect.Descriptor instead.
 func (*ProducerBatch) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{4}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProducerBatch) GetBaseSequence() int32 {
@@ -438,7 +628,7 @@ type NodeIdentity struct {
 
 func (x *NodeIdentity) Reset() {
 	*x = NodeIdentity{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +640,7 @@ func (x *NodeIdentity) String() string {
 func (*NodeIdentity) ProtoMessage() {}
 
 func (x *NodeIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +653,7 @@ func (x *NodeIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeIdentity.ProtoReflect.Descriptor instead.
 func (*NodeIdentity) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{5}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeIdentity) GetFormatVersion() int32 {
@@ -515,7 +705,7 @@ type VolumeDescription struct {
 
 func (x *VolumeDescription) Reset() {
 	*x = VolumeDescription{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +717,7 @@ func (x *VolumeDescription) String() string {
 func (*VolumeDescription) ProtoMessage() {}
 
 func (x *VolumeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +730,7 @@ func (x *VolumeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeDescription.ProtoReflect.Descriptor instead.
 func (*VolumeDescription) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{6}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VolumeDescription) GetFormatVersion() int32 {
@@ -603,7 +793,7 @@ type CleanMarker struct {
 
 func (x *CleanMarker) Reset() {
 	*x = CleanMarker{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +805,7 @@ func (x *CleanMarker) String() string {
 func (*CleanMarker) ProtoMessage() {}
 
 func (x *CleanMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +818,7 @@ func (x *CleanMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CleanMarker.ProtoReflect.Descriptor instead.
 func (*CleanMarker) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{7}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CleanMarker) GetNodeEpoch() int64 {
@@ -663,7 +853,7 @@ var File_runnel_storage_disk_v1_disk_proto protoreflect.FileDescriptor
 
 const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
-	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\xde\x02\n" +
+	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\xa4\x03\n" +
 	"\x0ePartitionState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -674,7 +864,26 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\x06epochs\x18\x05 \x03(\v2\".runnel.storage.disk.v1.EpochStartR\x06epochs\x122\n" +
 	"\x05spans\x18\x06 \x03(\v2\x1c.runnel.storage.disk.v1.SpanR\x05spans\x12+\n" +
 	"\x11coordinator_epoch\x18\a \x01(\x03R\x10coordinatorEpoch\x12\x18\n" +
-	"\adeleted\x18\b \x01(\bR\adeleted\"R\n" +
+	"\adeleted\x18\b \x01(\bR\adeleted\x12D\n" +
+	"\vtruncations\x18\t \x03(\v2\".runnel.storage.disk.v1.TruncationR\vtruncations\"D\n" +
+	"\n" +
+	"Truncation\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\"\xd4\x02\n" +
+	"\x11PartitionProgress\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12)\n" +
+	"\x10state_generation\x18\x02 \x01(\x04R\x0fstateGeneration\x12(\n" +
+	"\x10log_start_offset\x18\x03 \x01(\x03R\x0elogStartOffset\x12$\n" +
+	"\x0elog_end_offset\x18\x04 \x01(\x03R\flogEndOffset\x12%\n" +
+	"\x0ehigh_watermark\x18\x05 \x01(\x03R\rhighWatermark\x12+\n" +
+	"\x11coordinator_epoch\x18\x06 \x01(\x03R\x10coordinatorEpoch\x121\n" +
+	"\x15span_max_timestamp_ms\x18\a \x01(\x03R\x12spanMaxTimestampMs\x12\x1d\n" +
+	"\n" +
+	"span_bytes\x18\b \x01(\x03R\tspanBytes\"R\n" +
 	"\n" +
 	"EpochStart\x12!\n" +
 	"\fleader_epoch\x18\x01 \x01(\x05R\vleaderEpoch\x12!\n" +
@@ -685,14 +894,15 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
 	"end_offset\x18\x03 \x01(\x03R\tendOffset\x12(\n" +
 	"\x10max_timestamp_ms\x18\x04 \x01(\x03R\x0emaxTimestampMs\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"\xc3\x01\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"\xdd\x01\n" +
 	"\rProducerState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12%\n" +
 	"\x0eproducer_epoch\x18\x02 \x01(\x05R\rproducerEpoch\x12?\n" +
 	"\abatches\x18\x03 \x03(\v2%.runnel.storage.disk.v1.ProducerBatchR\abatches\x12*\n" +
-	"\x11last_timestamp_ms\x18\x04 \x01(\x03R\x0flastTimestampMs\"\xa0\x01\n" +
+	"\x11last_timestamp_ms\x18\x04 \x01(\x03R\x0flastTimestampMs\x12\x18\n" +
+	"\aremoved\x18\x05 \x01(\bR\aremoved\"\xa0\x01\n" +
 	"\rProducerBatch\x12#\n" +
 	"\rbase_sequence\x18\x01 \x01(\x05R\fbaseSequence\x12#\n" +
 	"\rlast_sequence\x18\x02 \x01(\x05R\flastSequence\x12\x1f\n" +
@@ -733,26 +943,29 @@ func file_runnel_storage_disk_v1_disk_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_disk_v1_disk_proto_rawDescData
 }
 
-var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*PartitionState)(nil),    // 0: runnel.storage.disk.v1.PartitionState
-	(*EpochStart)(nil),        // 1: runnel.storage.disk.v1.EpochStart
-	(*Span)(nil),              // 2: runnel.storage.disk.v1.Span
-	(*ProducerState)(nil),     // 3: runnel.storage.disk.v1.ProducerState
-	(*ProducerBatch)(nil),     // 4: runnel.storage.disk.v1.ProducerBatch
-	(*NodeIdentity)(nil),      // 5: runnel.storage.disk.v1.NodeIdentity
-	(*VolumeDescription)(nil), // 6: runnel.storage.disk.v1.VolumeDescription
-	(*CleanMarker)(nil),       // 7: runnel.storage.disk.v1.CleanMarker
+	(*Truncation)(nil),        // 1: runnel.storage.disk.v1.Truncation
+	(*PartitionProgress)(nil), // 2: runnel.storage.disk.v1.PartitionProgress
+	(*EpochStart)(nil),        // 3: runnel.storage.disk.v1.EpochStart
+	(*Span)(nil),              // 4: runnel.storage.disk.v1.Span
+	(*ProducerState)(nil),     // 5: runnel.storage.disk.v1.ProducerState
+	(*ProducerBatch)(nil),     // 6: runnel.storage.disk.v1.ProducerBatch
+	(*NodeIdentity)(nil),      // 7: runnel.storage.disk.v1.NodeIdentity
+	(*VolumeDescription)(nil), // 8: runnel.storage.disk.v1.VolumeDescription
+	(*CleanMarker)(nil),       // 9: runnel.storage.disk.v1.CleanMarker
 }
 var file_runnel_storage_disk_v1_disk_proto_depIdxs = []int32{
-	1, // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
-	2, // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
-	4, // 2: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
+	4, // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
+	1, // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
+	6, // 3: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_disk_v1_disk_proto_init() }
@@ -766,7 +979,7 @@ func file_runnel_storage_disk_v1_disk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_disk_v1_disk_proto_rawDesc), len(file_runnel_storage_disk_v1_disk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,303 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/metadata/internal/catalog"
+)
+
+func TestTopicLifecycle(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start().ready()
+	node := n.storage().register(false)
+	ctx := t.Context()
+
+	checked, err := n.topics.CreateTopic(ctx, &metadatav1.CreateTopicRequest{Name: "orders", Partitions: 3, ValidateOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := checked.GetTopic(); len(got.GetTopicId()) != 0 || got.GetPartitionCount() != 3 || len(got.GetPartitions()) != 3 {
+		t.Errorf("validation returns %v", got)
+	}
+	if _, err := n.topics.DescribeTopic(ctx, &metadatav1.DescribeTopicRequest{Name: "orders"}); err == nil {
+		t.Fatal("validation has created the topic")
+	}
+
+	created := n.create(&metadatav1.CreateTopicRequest{Name: "orders", Partitions: 3, Config: map[string]string{"retention.ms": "1000"}})
+	// Usable through this node at once.
+	described, err := n.topics.DescribeTopic(ctx, &metadatav1.DescribeTopicRequest{Name: "orders"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(described.GetTopic(), created) {
+		t.Errorf("created as %v, described as %v", created, described.GetTopic())
+	}
+	for i, p := range created.GetPartitions() {
+		want := &metadatav1.Partition{Partition: int32(i), LeaderId: int32(node.id), Replicas: []int32{int32(node.id)}, Isr: []int32{int32(node.id)}, LastLeaderId: -1}
+		if !proto.Equal(p, want) {
+			t.Errorf("partition %d is %v", i, p)
+		}
+	}
+	var names []string
+	for _, e := range described.GetConfig() {
+		names = append(names, e.GetName())
+		if own := e.GetName() == "retention.ms"; e.GetIsDefault() == own || own && e.GetValue() != "1000" || e.GetDocumentation() == "" {
+			t.Errorf("setting %v", e)
+		}
+	}
+	if !slices.IsSorted(names) || len(names) != 8 {
+		t.Errorf("settings are %v", names)
+	}
+	_, err = n.topics.CreateTopic(ctx, &metadatav1.CreateTopicRequest{Name: "orders"})
+	wantReason(t, err, errorsv1.Reason_REASON_TOPIC_EXISTS)
+
+	if _, err := n.topics.DeleteTopic(ctx, &metadatav1.DeleteTopicRequest{Name: "orders"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = n.topics.DescribeTopic(ctx, &metadatav1.DescribeTopicRequest{Name: "orders"})
+	wantReason(t, err, errorsv1.Reason_REASON_TOPIC_NOT_FOUND)
+	_, err = n.topics.DeleteTopic(ctx, &metadatav1.DeleteTopicRequest{Name: "orders"})
+	wantReason(t, err, errorsv1.Reason_REASON_TOPIC_NOT_FOUND)
+	if !n.view.Image().Deleted(cluster.TopicID(created.GetTopicId())) {
+		t.Error("the deletion is not in the image")
+	}
+	// Nothing of it stays in etcd but the record of its deletion.
+	kept, err := n.mesh.raw.Get(ctx, n.mesh.layout.Partition(cluster.TopicID(created.GetTopicId()), 0))
+	if err != nil || len(kept.Kvs) != 0 {
+		t.Errorf("partitions are left: %v, %v", kept, err)
+	}
+	if again := n.create(&metadatav1.CreateTopicRequest{Name: "orders"}); string(again.GetTopicId()) == string(created.GetTopicId()) {
+		t.Error("a topic that is created again has the same id")
+	}
+}
+
+func TestCreateTopicRefuses(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start(configured(func(c *Config) { c.MaxPartitions = 20 })).ready()
+	_, err := n.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: "a"})
+	if failure := wantReason(t, err, errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR); !strings.Contains(failure.Message, "there are 0") {
+		t.Errorf("without storage nodes: %q", failure.Message)
+	}
+	n.storage().register(false)
+	for _, test := range []struct {
+		name string
+		req  *metadatav1.CreateTopicRequest
+		want errorsv1.Reason
+		says string
+	}{
+		{"no name", &metadatav1.CreateTopicRequest{}, errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "needs a name"},
+		{"dot", &metadatav1.CreateTopicRequest{Name: "."}, errorsv1.Reason_REASON_INVALID_TOPIC_NAME, `"."`},
+		{"long name", &metadatav1.CreateTopicRequest{Name: strings.Repeat("x", 250)}, errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "250 bytes"},
+		{"slash", &metadatav1.CreateTopicRequest{Name: "a/b"}, errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "a-z, A-Z"},
+		{"internal", &metadatav1.CreateTopicRequest{Name: "__offsets"}, errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "reserved"},
+		{"negative partitions", &metadatav1.CreateTopicRequest{Name: "a", Partitions: -1}, errorsv1.Reason_REASON_INVALID_PARTITIONS, "1 to 10000"},
+		{"too many partitions", &metadatav1.CreateTopicRequest{Name: "a", Partitions: 10_001}, errorsv1.Reason_REASON_INVALID_PARTITIONS, "1 to 10000"},
+		{"negative factor", &metadatav1.CreateTopicRequest{Name: "a", ReplicationFactor: -1}, errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR, "use 1 to"},
+		{"factor above live nodes", &metadatav1.CreateTopicRequest{Name: "a", ReplicationFactor: 2}, errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR, "above the number of live storage nodes, which is 1"},
+		{"unknown setting", &metadatav1.CreateTopicRequest{Name: "a", Config: map[string]string{"x": "1"}}, errorsv1.Reason_REASON_INVALID_CONFIG, "retention.ms"},
+		{"senseless setting", &metadatav1.CreateTopicRequest{Name: "a", Config: map[string]string{"retention.ms": "-5"}}, errorsv1.Reason_REASON_INVALID_CONFIG, "or -1 for no limit"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, only := range []bool{true, false} {
+				test.req.ValidateOnly = only
+				_, err := n.topics.CreateTopic(t.Context(), test.req)
+				if failure := wantReason(t, err, test.want); !strings.Contains(failure.Message, test.says) {
+					t.Errorf("refused with %q, which does not say %q", failure.Message, test.says)
+				}
+			}
+		})
+	}
+	n.create(&metadatav1.CreateTopicRequest{Name: "fits", Partitions: 15})
+	n.create(&metadatav1.CreateTopicRequest{Name: "fits-exactly", Partitions: 5})
+	_, err = n.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: "a"})
+	if failure := wantReason(t, err, errorsv1.Reason_REASON_LIMIT_REACHED); !strings.Contains(failure.Message, "has 20 partitions and may have 20") {
+		t.Errorf("above the cluster's limit: %q", failure.Message)
+	}
+	_, err = n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "__offsets"})
+	wantReason(t, err, errorsv1.Reason_REASON_INTERNAL_TOPIC)
+	n.storage().register(false)
+	_, err = n.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: "a", ReplicationFactor: 2})
+	if rules.MaxReplicationFactor == 1 {
+		failure := wantReason(t, err, errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR)
+		if want := "replication factor 2 is not supported yet: followers do not replicate in this version; use 1"; failure.Message != want {
+			t.Errorf("refused with %q", failure.Message)
+		}
+	}
+}
+
+func TestListTopics(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start().ready()
+	n.storage().register(false)
+	var want []string
+	for i := range 7 {
+		want = append(want, fmt.Sprint("topic", i))
+		n.create(&metadatav1.CreateTopicRequest{Name: want[i], Partitions: 2})
+	}
+	var got []string
+	req := &metadatav1.ListTopicsRequest{PageSize: 3}
+	for pages := 1; ; pages++ {
+		page, err := n.topics.ListTopics(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, topic := range page.GetTopics() {
+			got = append(got, topic.GetName())
+			if topic.GetPartitionCount() != 2 || len(topic.GetPartitions()) != 0 {
+				t.Errorf("listed as %v", topic)
+			}
+		}
+		if pages == 1 {
+			// What the next page begins after may be gone by then.
+			if _, err := n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "topic2"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			if pages != 3 {
+				t.Errorf("%d pages", pages)
+			}
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("listed %v", got)
+	}
+	for _, bad := range []*metadatav1.ListTopicsRequest{{PageSize: -1}, {PageSize: 1001}, {PageToken: strings.Repeat("x", 250)}} {
+		_, err := n.topics.ListTopics(t.Context(), bad)
+		wantReason(t, err, errorsv1.Reason_REASON_INVALID_REQUEST)
+	}
+}
+
+// TestLargeTopicAppearsWhole creates a topic that takes many transactions, under
+// the eyes of a watcher.
+func TestLargeTopicAppearsWhole(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start().ready()
+	for range 3 {
+		n.storage().register(false)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	watch, err := n.clusters.WatchCluster(ctx, &metadatav1.WatchClusterRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	if _, err := watch.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	topic := n.create(&metadatav1.CreateTopicRequest{Name: "large", Partitions: 1000})
+	response, err := watch.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if delta := response.GetDelta(); len(delta.GetTopics()) != 1 || len(delta.GetTopics()[0].GetPartitions()) != 1000 || len(delta.GetNodes()) != 0 {
+		t.Fatalf("the first that is seen of it are %d topics", len(delta.GetTopics()))
+	}
+	led := map[int32]int{}
+	for _, p := range topic.GetPartitions() {
+		led[p.GetLeaderId()]++
+	}
+	for id, count := range led {
+		if count < 333 || count > 334 {
+			t.Errorf("node %d leads %d partitions", id, count)
+		}
+	}
+}
+
+// TestChangeSendsADelta watches a cluster of some size over the RPC, and weighs
+// what it is sent for one change.
+func TestChangeSendsADelta(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start().ready()
+	node := n.storage().register(false)
+	for i := range 20 {
+		n.create(&metadatav1.CreateTopicRequest{Name: fmt.Sprint("topic", i), Partitions: 100})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	watch, err := n.clusters.WatchCluster(ctx, &metadatav1.WatchClusterRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	receive := func() *metadatav1.WatchClusterResponse {
+		t.Helper()
+		response, err := watch.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	first := receive()
+	if len(first.GetSnapshot().GetTopics()) != 20 || proto.Size(first) < 20*100*10 {
+		t.Fatalf("the snapshot has %d topics and %d bytes", len(first.GetSnapshot().GetTopics()), proto.Size(first))
+	}
+	image, err := cluster.FromSnapshot(first.GetSnapshot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	delta := func(what string) *metadatav1.ClusterDelta {
+		t.Helper()
+		response := receive()
+		if response.GetDelta() == nil {
+			t.Fatalf("%s sends %v", what, response)
+		}
+		if size := proto.Size(response); size > 200 {
+			t.Errorf("%s sends %d bytes", what, size)
+		}
+		if image, err = image.Apply(response.GetDelta()); err != nil {
+			t.Fatal(err)
+		}
+		return response.GetDelta()
+	}
+	n.create(&metadatav1.CreateTopicRequest{Name: "another"})
+	if d := delta("a new topic"); len(d.GetTopics()) != 1 || d.GetTopics()[0].GetName() != "another" || len(d.GetNodes()) != 0 {
+		t.Errorf("a new topic sends %v", d)
+	}
+	if _, err := n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "topic7"}); err != nil {
+		t.Fatal(err)
+	}
+	if d := delta("a deletion"); len(d.GetRemovedTopicIds()) != 1 || len(d.GetTopics()) != 0 {
+		t.Errorf("a deletion sends %v", d)
+	}
+	n.mesh.plant("planted", 1, node)
+	delta("a planted topic")
+	if !proto.Equal(image.Snapshot(), n.view.Image().Snapshot()) {
+		t.Error("the deltas lead to another image")
+	}
+}
+
+// plant writes a topic whose partitions have replicas on the nodes, as the
+// controller would if it could.
+func (m *mesh) plant(name string, partitions int, nodes ...*storage) cluster.TopicID {
+	m.t.Helper()
+	ids, states := []cluster.NodeID(nil), rules.Nodes{}
+	for _, n := range nodes {
+		ids = append(ids, n.id)
+		states[n.id] = rules.NodeState{Epoch: n.epoch, Live: true}
+	}
+	id, last := m.plantOps(name, partitions, true)
+	var ops []clientv3.Op
+	for i := range partitions {
+		ops = append(ops, m.layout.PutPartition(id, catalog.Partition{PartitionState: rules.NewPartition(int32(i), ids, states)}))
+	}
+	for _, batch := range append(slices.Collect(slices.Chunk(ops, 100)), last) {
+		if _, err := m.raw.Txn(context.Background()).Then(batch...).Commit(); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	return id
+}
