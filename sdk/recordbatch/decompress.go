@@ -227,7 +227,7 @@ func appendZstd(dst, src []byte, limit int) ([]byte, error) {
 }
 
 func tooLarge(limit int) error {
-	return newError(ErrTooLarge, "records", fmt.Sprintf("over %d bytes uncompressed", limit), "at most that: Limits")
+	return newError(ErrTooLarge, "records", "more than the limit when uncompressed", "at most %d bytes", limit)
 }
 
 // codecError reports what a codec said, unless it is an error of ours.
@@ -235,7 +235,7 @@ func codecError(codec Codec, err error) error {
 	if ours := (*Error)(nil); errors.As(err, &ours) {
 		return ours
 	}
-	return &Error{Kind: ErrCorrupt, Field: "records", Got: "not what the codec makes", Want: codec.String() + " data", Cause: err}
+	return &Error{Kind: ErrCorrupt, Field: "records", Got: "undecodable", Want: codec.String() + " data", Cause: err}
 }
 
 type gzipDecoder struct {

@@ -1,0 +1,193 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
+	"github.com/runnel-mesh/runnel/services/storage/internal/server"
+	"github.com/runnel-mesh/runnel/services/storage/internal/store"
+)
+
+// Config says who a storage node is and how much it may use. Start from
+// [DefaultConfig].
+type Config struct {
+	// DataDir is the data directory of the process; the service keeps everything
+	// in its folder "storage". Default "runnel-data".
+	DataDir string
+	// Listen is the host:port on which the process serves the public services.
+	// Default "127.0.0.1:7080".
+	Listen string
+	// PeerListen is the host:port on which the process serves the services for
+	// peers; empty where it has none. Default "127.0.0.1:7081".
+	PeerListen string
+	// Advertise is the host:port at which clients reach Listen; empty means Listen
+	// itself. It is needed where Listen has no host or port 0.
+	Advertise string
+	// AdvertisePeer is the same for PeerListen.
+	AdvertisePeer string
+	// NodeID is the number of the node, from 1; 0 takes the one recorded in the data
+	// directory, or asks for one. Default 0.
+	NodeID cluster.NodeID
+	// Grace is how long streams may take to end when the node stops; at least 0.
+	// Default 10 s.
+	Grace time.Duration
+
+	// VolumeBytes is how many bytes of batches the store puts into one volume; at
+	// least 65,536. Default 1 GiB.
+	VolumeBytes int64
+	// VolumeAge is the age at which a volume is closed to new batches; at least 1 s.
+	// Default 24 h.
+	VolumeAge time.Duration
+	// MaxOpenSealed bounds the closed volumes that are open for reading; at least
+	// 1. Default 8.
+	MaxOpenSealed int
+	// GroupBytes bounds the batches of one commit; at least 1. Default 4 MiB.
+	GroupBytes int
+	// QueueBytes bounds the batches that wait for a commit; at least GroupBytes.
+	// Default 64 MiB.
+	QueueBytes int
+
+	// TailBytes bounds the memory for the batches appended last, from which tailing
+	// consumers are served; at least 0. Default 64 MiB.
+	TailBytes int64
+	// InFlightBytes bounds the batches that were received and are not stored yet;
+	// at least 1. Beyond it the node stops reading from producers. Default 64 MiB.
+	InFlightBytes int64
+	// ProducersPerPartition is how many idempotent producers a partition
+	// remembers; at least 1. Default 10,000.
+	ProducersPerPartition int
+	// MaxTimestampAhead is how far in the future a record's timestamp may lie; at
+	// least 0. Default 1 h.
+	MaxTimestampAhead time.Duration
+	// OpenedBytes bounds a batch that the server itself decompresses: for plain
+	// records, compacted topics and offsets by time; 1 to 16,777,216. Default
+	// 16,777,216.
+	OpenedBytes int
+	// StreamRequests is how many requests of a Produce stream may be unanswered; at
+	// least 1. Default 1,024.
+	StreamRequests int
+	// Streams bounds the goroutines that serve streams, two for Produce and one for
+	// Consume; at least 2. Default 20,000.
+	Streams int
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	st, p, srv := store.DefaultConfig(), partition.DefaultConfig(), server.DefaultConfig()
+	return Config{
+		DataDir:    "runnel-data",
+		Listen:     "127.0.0.1:7080",
+		PeerListen: "127.0.0.1:7081",
+		Grace:      10 * time.Second,
+
+		VolumeBytes:   st.VolumeBytes,
+		VolumeAge:     st.VolumeAge,
+		MaxOpenSealed: st.MaxOpenSealed,
+		GroupBytes:    st.GroupBytes,
+		QueueBytes:    st.QueueBytes,
+
+		TailBytes:             p.TailBytes,
+		InFlightBytes:         p.InFlightBytes,
+		ProducersPerPartition: p.ProducersPerPartition,
+		MaxTimestampAhead:     p.MaxTimestampAhead,
+		OpenedBytes:           p.Decoding.MaxBytes,
+		StreamRequests:        srv.StreamRequests,
+		Streams:               srv.Streams,
+	}
+}
+
+// Validate returns all faults of the configuration in one error.
+func (c Config) Validate() error {
+	var faults []error
+	check := func(ok bool, key string, got any, legal string) {
+		if !ok {
+			faults = append(faults, fmt.Errorf("storage: %s is %v, must be %s", key, got, legal))
+		}
+	}
+	check(c.DataDir != "", "DataDir", `""`, "a directory")
+	if err := checkReachable(c.address()); err != nil {
+		faults = append(faults, fmt.Errorf("storage: clients are told to come to %q: %w; set Advertise", c.address(), err))
+	}
+	if address := c.peerAddress(); address != "" {
+		if err := checkReachable(address); err != nil {
+			faults = append(faults, fmt.Errorf("storage: peers are told to come to %q: %w; set AdvertisePeer", address, err))
+		}
+	}
+	check(c.NodeID >= 0, "NodeID", c.NodeID, "1 or more, or 0 to have one allotted")
+	check(c.Grace >= 0, "Grace", c.Grace, "at least 0s")
+	check(c.VolumeBytes >= 64<<10, "VolumeBytes", c.VolumeBytes, "at least 65536")
+	check(c.VolumeAge >= time.Second, "VolumeAge", c.VolumeAge, "at least 1s")
+	check(c.MaxOpenSealed >= 1, "MaxOpenSealed", c.MaxOpenSealed, "at least 1")
+	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
+	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
+	check(c.TailBytes >= 0, "TailBytes", c.TailBytes, "at least 0")
+	check(c.InFlightBytes >= 1, "InFlightBytes", c.InFlightBytes, "at least 1")
+	check(c.ProducersPerPartition >= 1, "ProducersPerPartition", c.ProducersPerPartition, "at least 1")
+	check(c.MaxTimestampAhead >= 0, "MaxTimestampAhead", c.MaxTimestampAhead, "at least 0s")
+	check(c.OpenedBytes >= 1 && c.OpenedBytes <= 16<<20, "OpenedBytes", c.OpenedBytes, "1 to 16777216")
+	check(c.StreamRequests >= 1, "StreamRequests", c.StreamRequests, "at least 1")
+	check(c.Streams >= 2, "Streams", c.Streams, "at least 2")
+	return errors.Join(faults...)
+}
+
+// address is where clients reach the node.
+func (c Config) address() string {
+	if c.Advertise != "" {
+		return c.Advertise
+	}
+	return c.Listen
+}
+
+// peerAddress is where peers reach the node; empty where they do not.
+func (c Config) peerAddress() string {
+	if c.AdvertisePeer != "" {
+		return c.AdvertisePeer
+	}
+	return c.PeerListen
+}
+
+// checkReachable says why others cannot use an address.
+func checkReachable(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errors.New("it must look like host:port")
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		return errors.New("it names no host")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return errors.New("its port must be 1 to 65535")
+	}
+	return nil
+}
+
+func (c Config) storeConfig() store.Config {
+	return store.Config{
+		Dir:           filepath.Join(c.DataDir, "storage"),
+		VolumeBytes:   c.VolumeBytes,
+		VolumeAge:     c.VolumeAge,
+		MaxOpenSealed: c.MaxOpenSealed,
+		GroupBytes:    c.GroupBytes,
+		QueueBytes:    c.QueueBytes,
+	}
+}
+
+func (c Config) partitionConfig() partition.Config {
+	p := partition.DefaultConfig()
+	p.TailBytes = c.TailBytes
+	p.InFlightBytes = c.InFlightBytes
+	p.ProducersPerPartition = c.ProducersPerPartition
+	p.MaxTimestampAhead = c.MaxTimestampAhead
+	p.Decoding.MaxBytes = c.OpenedBytes
+	return p
+}
+
+func (c Config) serverConfig() server.Config {
+	return server.Config{StreamRequests: c.StreamRequests, Streams: c.Streams}
+}

@@ -1,0 +1,73 @@
+package partition
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are those of all partitions of a process.
+type metrics struct {
+	batches, bytes, records prometheus.Counter
+	duplicates              prometheus.Counter
+	forgottenProducers      prometheus.Counter
+	tailHits, tailMisses    prometheus.Counter
+	tailBytes               prometheus.Gauge
+	inFlight                prometheus.Gauge
+	budgetWaits             prometheus.Counter
+	leaders, followers      prometheus.Gauge
+}
+
+func newMetrics(registerer prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "runnel_storage_" + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "runnel_storage_" + name, Help: help})
+	}
+	m := &metrics{
+		batches:            counter("append_batches_total", "Record batches appended."),
+		bytes:              counter("append_bytes_total", "Bytes of record batches appended."),
+		records:            counter("append_records_total", "Records appended."),
+		duplicates:         counter("append_duplicates_total", "Batches of idempotent producers that had been appended before."),
+		forgottenProducers: counter("forgotten_producers_total", "Idempotent producers forgotten because a partition had too many."),
+		tailHits:           counter("tail_cache_hits_total", "Reads served from the tail cache."),
+		tailMisses:         counter("tail_cache_misses_total", "Reads served by the store."),
+		tailBytes:          gauge("tail_cache_bytes", "Bytes of the batches in the tail cache."),
+		inFlight:           gauge("append_in_flight_bytes", "Bytes of appends on their way into the store."),
+		budgetWaits:        counter("append_budget_waits_total", "Appends that waited for the budget of bytes in flight."),
+		leaders:            gauge("partitions_led", "Partitions that this node leads."),
+		followers:          gauge("partitions_followed", "Partitions that this node follows."),
+	}
+	if registerer != nil {
+		registerer.MustRegister(m.batches, m.bytes, m.records, m.duplicates, m.forgottenProducers, m.tailHits, m.tailMisses,
+			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers)
+	}
+	return m
+}
+
+func (m *metrics) appended(bytes, records int) {
+	m.batches.Inc()
+	m.bytes.Add(float64(bytes))
+	m.records.Add(float64(records))
+}
+
+// moved counts a change of role.
+func (m *metrics) moved(before, after Role) {
+	if before == after {
+		return
+	}
+	if gauge := m.ofRole(before); gauge != nil {
+		gauge.Dec()
+	}
+	if gauge := m.ofRole(after); gauge != nil {
+		gauge.Inc()
+	}
+}
+
+func (m *metrics) ofRole(r Role) prometheus.Gauge {
+	switch r {
+	case Leader:
+		return m.leaders
+	case Follower:
+		return m.followers
+	default:
+		return nil
+	}
+}

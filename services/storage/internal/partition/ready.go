@@ -1,0 +1,44 @@
+package partition
+
+import "sync"
+
+// Ready collects which of the partitions of a stream have news. A partition
+// tells it once after [Partition.Await], so that a stream that is busy sending is
+// told nothing more, and its channel gets one signal for any number of news.
+type Ready struct {
+	c chan struct{}
+
+	mu    sync.Mutex
+	slots []int
+}
+
+// NewReady returns an empty Ready.
+func NewReady() *Ready { return &Ready{c: make(chan struct{}, 1)} }
+
+// C has a signal when there may be something to take. It is never closed.
+func (r *Ready) C() <-chan struct{} { return r.c }
+
+// Take appends the slots with news to slots, each once per Await.
+func (r *Ready) Take(slots []int) []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slots = append(slots, r.slots...)
+	r.slots = r.slots[:0]
+	return slots
+}
+
+func (r *Ready) mark(slot int) {
+	r.mu.Lock()
+	r.slots = append(r.slots, slot)
+	r.mu.Unlock()
+	select {
+	case r.c <- struct{}{}:
+	default:
+	}
+}
+
+// armedReader is a stream that waits for news of a partition.
+type armedReader struct {
+	ready *Ready
+	slot  int
+}

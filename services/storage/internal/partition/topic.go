@@ -1,0 +1,40 @@
+package partition
+
+import (
+	"sync/atomic"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/storage/internal/store"
+)
+
+// Topic is what the partitions of a topic share.
+type Topic struct {
+	// ID and Name never change.
+	ID   cluster.TopicID
+	Name string
+
+	config atomic.Pointer[rules.TopicConfig]
+}
+
+// NewTopic returns a topic.
+func NewTopic(id cluster.TopicID, name string, config rules.TopicConfig) *Topic {
+	t := &Topic{ID: id, Name: name}
+	t.SetConfig(config)
+	return t
+}
+
+// Config returns the topic's present settings, which must not be changed.
+func (t *Topic) Config() *rules.TopicConfig { return t.config.Load() }
+
+// SetConfig replaces the settings. Appends that have begun keep the old ones, and
+// [Partition.Apply] makes the high watermark heed the new ones.
+func (t *Topic) SetConfig(config rules.TopicConfig) { t.config.Store(&config) }
+
+// set is where the store keeps what is written to the topic now.
+func (t *Topic) set() store.Set {
+	if t.Config().Synced() {
+		return store.SetSynced
+	}
+	return store.SetReplicated
+}

@@ -1,0 +1,144 @@
+// Package server is the public face of the storage service, LogService: it maps
+// requests to partitions and back, and knows nothing of how either works.
+package server
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
+	"github.com/runnel-mesh/runnel/services/internal/rpc"
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
+	"github.com/runnel-mesh/runnel/services/storage/internal/replica"
+)
+
+// Config bounds what clients may take.
+type Config struct {
+	// StreamRequests is how many requests of a Produce stream may be unanswered
+	// before the server stops reading it; 1 or more.
+	StreamRequests int
+	// Streams bounds the goroutines that serve streams, two for Produce and one for
+	// Consume; 2 or more.
+	Streams int
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config { return Config{StreamRequests: 1024, Streams: 20_000} }
+
+// Server is the handler of LogService.
+type Server struct {
+	config   Config
+	host     *partition.Host
+	replicas *replica.Replicas
+	ids      *ProducerIDs
+	drain    *rpc.Drain
+	logger   *slog.Logger
+	calls    calls
+
+	producing, consuming prometheus.Gauge
+}
+
+var _ storagev1connect.LogServiceHandler = (*Server)(nil)
+
+// New returns the handler. registerer may be nil.
+func New(config Config, host *partition.Host, replicas *replica.Replicas, ids *ProducerIDs, drain *rpc.Drain, logger *slog.Logger, registerer prometheus.Registerer) *Server {
+	s := &Server{
+		config:   config,
+		host:     host,
+		replicas: replicas,
+		ids:      ids,
+		drain:    drain,
+		logger:   logger,
+		calls:    calls{limit: config.Streams},
+		producing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "runnel_storage_produce_streams", Help: "Produce streams being served.",
+		}),
+		consuming: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "runnel_storage_consume_streams", Help: "Consume streams being served.",
+		}),
+	}
+	if registerer != nil {
+		registerer.MustRegister(s.producing, s.consuming)
+	}
+	return s
+}
+
+// Wait returns once no stream is being served, or with the error of ctx.
+func (s *Server) Wait(ctx context.Context) error { return s.calls.wait(ctx) }
+
+// failure turns an error into what is sent in a response, and logs it if nobody
+// foresaw it.
+func (s *Server) failure(ctx context.Context, err error) *errorsv1.Failure {
+	e := rpcerr.Classify(err)
+	if e.Incident != "" {
+		s.logger.LogAttrs(ctx, slog.LevelError, "request failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", err))
+	}
+	return e.Failure()
+}
+
+// calls counts streams and their children, bounds them, and lets one wait for
+// their end. The zero value but for limit is ready.
+type calls struct {
+	limit int
+
+	mu     sync.Mutex
+	active int
+	// idle is closed when active falls to 0; nil while nobody waits.
+	idle chan struct{}
+}
+
+// enter counts a stream, or refuses it.
+func (c *calls) enter() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.active >= c.limit {
+		return rpcerr.New(errorsv1.Reason_REASON_THROTTLED, "this node serves as many streams as it takes; close some, or try again later")
+	}
+	c.active++
+	return nil
+}
+
+// child runs part of a stream in a goroutine that wait waits for, too.
+func (c *calls) child(run func()) {
+	c.mu.Lock()
+	c.active++
+	c.mu.Unlock()
+	go func() {
+		defer c.leave()
+		run()
+	}()
+}
+
+func (c *calls) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.active--
+	if c.active == 0 && c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
+}
+
+func (c *calls) wait(ctx context.Context) error {
+	c.mu.Lock()
+	if c.active == 0 {
+		c.mu.Unlock()
+		return nil
+	}
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+	}
+	idle := c.idle
+	c.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

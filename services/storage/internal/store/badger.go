@@ -1,0 +1,190 @@
+package store
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+)
+
+// badgerOptions are those of every volume. What is switched off costs memory or
+// time and gives a log nothing: values are verified by their own checksums, and
+// one goroutine writes.
+func badgerOptions(dir string, cfg *Config) badger.Options {
+	o := badger.DefaultOptions(dir)
+	o.ValueThreshold = valueThreshold
+	o.ValueLogFileSize = cfg.valueLogBytes
+	o.MemTableSize = cfg.memTableBytes
+	o.NumMemtables = 3
+	o.NumLevelZeroTables = 4
+	o.NumLevelZeroTablesStall = 12
+	o.NumCompactors = 2
+	o.NumVersionsToKeep = 1
+	o.BloomFalsePositive = 0
+	o.Compression = options.None
+	o.BlockCacheSize = 0
+	o.IndexCacheSize = 0
+	o.DetectConflicts = false
+	o.MetricsEnabled = false
+	return o
+}
+
+// openWritable opens or creates the Badger directory of a volume for reading and
+// writing, and repairs what a crash has left.
+func openWritable(dir string, set Set, cfg *Config, logger badger.Logger) (*badger.DB, error) {
+	if err := removeEmptyLogs(dir); err != nil {
+		return nil, err
+	}
+	o := badgerOptions(dir, cfg)
+	o.SyncWrites = set == SetSynced
+	o.Logger = logger
+	db, err := badger.OpenManaged(o)
+	if err != nil {
+		return nil, err
+	}
+	// Without it managed mode keeps all versions for ever.
+	db.SetDiscardTs(math.MaxUint64)
+	return db, nil
+}
+
+// openReadOnly opens the Badger directory of a volume that was closed in good
+// order.
+func openReadOnly(dir string, cfg *Config, logger badger.Logger) (*badger.DB, error) {
+	o := badgerOptions(dir, cfg)
+	o.ReadOnly = true
+	o.Logger = logger
+	return badger.OpenManaged(o)
+}
+
+// removeEmptyLogs removes log files without a byte. Badger leaves one when the
+// process is killed after it created a log file and before it sized it, or after
+// it emptied one that it is about to remove; it then refuses to open the
+// directory ("Create a new file"). Nothing refers to such a file yet, or any
+// more.
+func removeEmptyLogs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if extension := filepath.Ext(e.Name()); extension != ".mem" && extension != ".vlog" {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if info.Size() > 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fatalFormats begin the formats of the lines in which Badger reports an error
+// of the disk that it does not return: it has acknowledged, or is about to wait
+// for ever. A test compares them with Badger's source.
+var fatalFormats = []string{
+	"Error while curlf sync:",
+	"error flushing memtable to disk:",
+}
+
+// badgerLog passes Badger's lines on and turns those above into a fatal error of
+// the store, before the commit that they are about returns.
+type badgerLog struct {
+	logger *slog.Logger
+	fail   func(error)
+}
+
+func (l *badgerLog) Errorf(format string, args ...any) {
+	line := strings.TrimSpace(fmt.Sprintf(format, args...))
+	l.logger.Error("badger: " + line)
+	for _, f := range fatalFormats {
+		if strings.HasPrefix(format, f) {
+			l.fail(fmt.Errorf("badger: %s", line))
+		}
+	}
+}
+
+func (l *badgerLog) Warningf(format string, args ...any) {
+	l.logger.Warn("badger: " + strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+// Infof drops the line: Badger tells each table that it opens.
+func (l *badgerLog) Infof(string, ...any) {}
+
+// Debugf drops the line.
+func (l *badgerLog) Debugf(string, ...any) {}
+
+// transactionLimits are what Badger accepts in one transaction.
+type transactionLimits struct {
+	entries int64
+	// size counts keys, and values that do not lie in the value log.
+	size int64
+	// values counts those that do. Badger has no limit here, but one that is
+	// reached while it writes makes it move the file's mapping under readers.
+	values int64
+}
+
+// cost is what entries take of a transaction. It is at least what Badger counts.
+type cost struct{ entries, size, values int64 }
+
+func (c *cost) add(o cost) {
+	c.entries += o.entries
+	c.size += o.size
+	c.values += o.values
+}
+
+func (c *cost) addEntry(keyBytes, valueBytes int) {
+	const (
+		// version is the version that Badger appends to a key.
+		version = 10
+		// pointer is what an entry takes whose value lies in the value log.
+		pointer = 14
+		// framing is what a value log entry has besides the value, but for the key.
+		framing = 22 + 8 + 4
+	)
+	c.entries++
+	if valueBytes < valueThreshold {
+		c.size += int64(keyBytes + version + valueBytes + 2)
+		return
+	}
+	c.size += int64(keyBytes + version + pointer)
+	c.values += int64(framing + keyBytes + valueBytes)
+}
+
+func (l transactionLimits) admit(c cost) bool {
+	return c.entries <= l.entries && c.size <= l.size && c.values <= l.values
+}
+
+func limitsOf(db *badger.DB, cfg *Config) transactionLimits {
+	// Badger refuses what reaches its limits, and adds an entry of its own.
+	return transactionLimits{
+		entries: db.MaxBatchCount() - 2,
+		size:    db.MaxBatchSize() - 64,
+		values:  cfg.valueLogBytes * 3 / 4,
+	}
+}
+
+// valueBytes returns the exact size of an item's value without reading it.
+// Badger's own ValueSize takes the header of a value log entry for 6 bytes; its
+// length field makes it 7 from 16 KiB on and 8 from 2 MiB on.
+func valueBytes(item *badger.Item) int {
+	n := item.ValueSize()
+	switch {
+	case n < 1<<14:
+		return int(n)
+	case n-1 < 1<<21:
+		return int(n - 1)
+	default:
+		return int(n - 2)
+	}
+}

@@ -1,0 +1,105 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// valueThreshold is the size in bytes from which on a value lies in Badger's
+	// value log. All of the store's own records are smaller as a rule, and all
+	// batches that matter for throughput larger.
+	valueThreshold = 1 << 10
+	// valueLogBytes is the size at which Badger begins a new value log file. The
+	// switch syncs what is dirty of the old one while appends wait.
+	valueLogBytes = 128 << 20
+	// memTableBytes bounds the keys that Badger holds in memory, per open volume
+	// and table; it also bounds a transaction, see transactionLimits.
+	memTableBytes = 16 << 20
+	// maxProducers bounds the producers that one append changes: unlike batches
+	// they have to fit into one transaction.
+	maxProducers = 4096
+)
+
+// Config says where a store lies and how much it may use. Start from
+// [DefaultConfig].
+type Config struct {
+	// Dir is the store's directory. Open creates it where it is missing.
+	Dir string
+	// VolumeBytes is how many bytes of batches a volume takes before it is
+	// sealed; at least 64 KiB. A volume becomes somewhat larger.
+	VolumeBytes int64
+	// VolumeAge is how long after its first append a volume is sealed; at least a
+	// second.
+	VolumeAge time.Duration
+	// MaxOpenSealed bounds the sealed volumes that are open for reading; at least
+	// 1. A read of another one waits for a place.
+	MaxOpenSealed int
+	// GroupBytes bounds the batches that one commit takes together; at least 1.
+	// A larger append is committed alone.
+	GroupBytes int
+	// QueueBytes bounds the batches that wait in each set; at least GroupBytes.
+	// Append waits while more would be there.
+	QueueBytes int
+	// BootID names the kernel's boot; it is recorded when the store is closed.
+	BootID string
+	// Logger may be nil.
+	Logger *slog.Logger
+	// Registerer takes the store's metrics; it may be nil.
+	Registerer prometheus.Registerer
+	// OnFatal is called once, when the store can no longer be trusted, such as
+	// after an error of the disk: the process must stop. All appends fail from
+	// then on. It must not block, nor call the store. It may be nil.
+	OnFatal func(error)
+
+	// Tests use less than the constants of the same names; 0 stands for these.
+	valueLogBytes, memTableBytes int64
+}
+
+// DefaultConfig returns the defaults; Dir is to be set.
+func DefaultConfig() Config {
+	return Config{
+		VolumeBytes:   1 << 30,
+		VolumeAge:     24 * time.Hour,
+		MaxOpenSealed: 8,
+		GroupBytes:    4 << 20,
+		QueueBytes:    64 << 20,
+	}
+}
+
+// Validate returns all faults of the configuration in one error.
+func (c Config) Validate() error {
+	var faults []error
+	check := func(ok bool, key string, got any, legal string) {
+		if !ok {
+			faults = append(faults, fmt.Errorf("store: %s is %v, must be %s", key, got, legal))
+		}
+	}
+	check(c.Dir != "", "Dir", `""`, "a directory")
+	check(c.VolumeBytes >= 64<<10, "VolumeBytes", c.VolumeBytes, "at least 65536")
+	check(c.VolumeAge >= time.Second, "VolumeAge", c.VolumeAge, "at least 1s")
+	check(c.MaxOpenSealed >= 1, "MaxOpenSealed", c.MaxOpenSealed, "at least 1")
+	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
+	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
+	return errors.Join(faults...)
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.OnFatal == nil {
+		c.OnFatal = func(error) {}
+	}
+	if c.valueLogBytes == 0 {
+		c.valueLogBytes = valueLogBytes
+	}
+	if c.memTableBytes == 0 {
+		c.memTableBytes = memTableBytes
+	}
+	return c
+}

@@ -1,0 +1,313 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+)
+
+// Batch is one record batch as it lies on disk. Its fields say what its header
+// does.
+type Batch struct {
+	Bytes      []byte
+	BaseOffset int64
+	LastOffset int64
+	// MaxTimestamp is the greatest of its records, in milliseconds since the Unix
+	// epoch.
+	MaxTimestamp int64
+}
+
+// Append is what a partition adds to its log in one step: all of it is there
+// after a crash, or nothing.
+type Append struct {
+	// Set takes the batches. When it changes, Append waits for the appends to the
+	// set before.
+	Set Set
+	// Batches follow each other and the log's end. Their bytes must not change any
+	// more. Without batches only state is written.
+	Batches []Batch
+	// State is as it is after these batches.
+	State State
+	// Producers are those whose state changes, at most 4096 with RemovedProducers.
+	Producers []Producer
+	// RemovedProducers are the ids of producers to forget.
+	RemovedProducers []int64
+}
+
+// Log is the log of one partition. Append and Truncate must not be called
+// concurrently, all other methods may.
+type Log struct {
+	store *Store
+	id    PartitionID
+
+	// mu guards the fields below. The commit goroutine of the set that has appends
+	// pending changes the committed ones; there is one such set at a time.
+	mu sync.Mutex
+	// settled tells that nothing is pending any more.
+	settled sync.Cond
+	// fault is why the log cannot be used; nil otherwise.
+	fault error
+	// loaded and producers are what Loaded returns.
+	loaded    State
+	producers []Producer
+
+	// set takes the appends; empty before the first of this process.
+	set Set
+	// pending counts the operations that wait for their outcome.
+	pending int
+	// next is the log's end after all that is queued.
+	next int64
+
+	// durable is the state after the latest group that was put together.
+	durable durable
+	// known says that a state record of the partition was written.
+	known bool
+	// stateVolume holds the state record of stateGeneration, which progress
+	// records may continue; 0 where there is none.
+	stateVolume     uint64
+	stateGeneration uint64
+	// rewrite says that spans or epochs have changed since that record.
+	rewrite bool
+	// unindexed counts the bytes of batches since the latest entry of the time
+	// index.
+	unindexed int64
+	// readable is the offset after the last batch that is committed.
+	readable int64
+	// cuts counts truncations, for readers to notice one that they raced with.
+	cuts uint64
+	// grouped says that the group at hand has operations of this log; it is the
+	// commit goroutine's.
+	grouped bool
+}
+
+func newLog(s *Store, id PartitionID) *Log {
+	l := &Log{store: s, id: id}
+	l.settled.L = &l.mu
+	return l
+}
+
+// ID returns the partition that the log belongs to.
+func (l *Log) ID() PartitionID { return l.id }
+
+// Err returns why the log cannot be used: an [*ErrCorrupt] if what was found on
+// disk contradicts itself, else nil. Appends and reads of such a log fail with
+// the same error.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fault
+}
+
+// Loaded returns the state and the producers as found when the store was opened;
+// without producers after the first append. The slices are the caller's to read,
+// not to change.
+func (l *Log) Loaded() (State, []Producer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.loaded, l.producers
+}
+
+// Append queues an append and returns. done is called once, from a goroutine of
+// the store and in the order of the calls, when the append is as durable as its
+// set says or has failed; it must not block, nor call Append or Truncate, nor
+// wait for somebody who does. An error that wraps [ErrInvalidAppend] concerns
+// this append only; after any other the store takes no more.
+//
+// Append blocks while the set's queue is full, and while appends to another set
+// are pending.
+func (l *Log) Append(a Append, done func(error)) {
+	op := &operation{kind: appendBatches, log: l, append: a, done: done}
+	if !a.Set.valid() {
+		// Some set has to call done in its turn.
+		op.err = fmt.Errorf("%w: unknown set %q", ErrInvalidAppend, a.Set)
+		op.append.Set = SetSynced
+	}
+	l.mu.Lock()
+	l.producers = nil
+	for l.set != op.append.Set && l.pending > 0 {
+		l.settled.Wait()
+	}
+	l.set = op.append.Set
+	l.pending++
+	if op.err == nil {
+		op.err = l.admitLocked(&a)
+	}
+	if op.err == nil {
+		l.next = a.State.LogEnd
+		op.measure(len(l.durable.spans))
+	}
+	l.mu.Unlock()
+	l.store.sets[op.append.Set].push(op)
+}
+
+// admitLocked says why an append must not be written.
+func (l *Log) admitLocked(a *Append) error {
+	if l.fault != nil {
+		return l.fault
+	}
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %v: %s", ErrInvalidAppend, l.id, fmt.Sprintf(format, args...))
+	}
+	if n := len(a.Producers) + len(a.RemovedProducers); n > maxProducers {
+		return invalid("%d producers change; at most %d may", n, maxProducers)
+	}
+	if s := a.State; s.LogStart < 0 || s.LogStart > s.LogEnd {
+		return invalid("log start %d does not lie between 0 and the log end %d", s.LogStart, s.LogEnd)
+	}
+	if len(a.Batches) == 0 {
+		// A replica that has fallen behind the log's start begins anew, empty.
+		if s := a.State; s.LogEnd != l.next && (s.LogEnd < l.next || s.LogStart != s.LogEnd) {
+			return invalid("log end %d without batches, expected %d", s.LogEnd, l.next)
+		}
+		return nil
+	}
+	next := l.next
+	for i := range a.Batches {
+		b := &a.Batches[i]
+		if b.BaseOffset != next || b.LastOffset < b.BaseOffset || b.LastOffset == math.MaxInt64 {
+			return invalid("a batch has the offsets %d to %d, expected %d", b.BaseOffset, b.LastOffset, next)
+		}
+		if limit := int(l.store.cfg.valueLogBytes / 2); len(b.Bytes) == 0 || len(b.Bytes) > limit {
+			return invalid("the batch at %d has %d bytes, must be 1 to %d", b.BaseOffset, len(b.Bytes), limit)
+		}
+		next = b.LastOffset + 1
+	}
+	if a.State.LogEnd != next {
+		return invalid("log end is %d, but the batches end at %d", a.State.LogEnd, next)
+	}
+	return nil
+}
+
+// complete tells that an operation has its outcome.
+func (l *Log) complete() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pending--
+	if l.pending == 0 {
+		l.settled.Broadcast()
+	}
+}
+
+// Truncate cuts off what is at or above offset, which must be where a batch
+// begins, and returns once that is as durable as the set of the latest append
+// says. state is as it is afterwards; its log end is offset. What producers did
+// at or above offset is forgotten, as [Log.Loaded] shows after a restart.
+//
+// Readers lose sight of what is cut at once. When ctx ends early, the log may or
+// may not be truncated later.
+func (l *Log) Truncate(ctx context.Context, offset int64, state State) error {
+	l.mu.Lock()
+	l.producers = nil
+	for l.pending > 0 {
+		l.settled.Wait()
+	}
+	if err := l.admitTruncateLocked(offset, state); err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	if l.set == "" {
+		l.set = l.store.setOf(l.durable.spans)
+	}
+	own := l.set
+	// One transaction cannot delete in two volumes. Where a cut reaches into the
+	// active volume of another set, that one is sealed: nothing will be appended
+	// behind what then stays there.
+	var others []Set
+	for _, s := range l.durable.spans {
+		if s.end <= offset {
+			continue
+		}
+		if set, active := l.store.activeSet(s.volume); active && set != own && !slices.Contains(others, set) {
+			others = append(others, set)
+		}
+	}
+	l.pending++
+	l.mu.Unlock()
+
+	for _, set := range others {
+		if err := l.store.sets[set].roll(ctx); err != nil {
+			l.mu.Lock()
+			l.next = l.durable.LogEnd
+			l.mu.Unlock()
+			l.complete()
+			return err
+		}
+	}
+	outcome := make(chan error, 1)
+	l.store.sets[own].push(&operation{
+		kind: truncateLog, log: l, append: Append{Set: own, State: state}, offset: offset,
+		done: func(err error) { outcome <- err },
+	})
+	select {
+	case err := <-outcome:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *Log) admitTruncateLocked(offset int64, state State) error {
+	if l.fault != nil {
+		return l.fault
+	}
+	if offset < 0 || offset > l.next || state.LogEnd != offset || state.LogStart < 0 || state.LogStart > offset {
+		return fmt.Errorf("%w: %v: truncate at %d with log start %d and log end %d; the log ends at %d",
+			ErrInvalidAppend, l.id, offset, state.LogStart, state.LogEnd, l.next)
+	}
+	l.next = offset
+	return nil
+}
+
+// extendLocked returns the span that a batch goes to: the last one if it ends
+// there in the same volume, else a new one.
+func (l *Log) extendLocked(v *volume, b *Batch) *span {
+	spans := l.durable.spans
+	if n := len(spans); n > 0 && spans[n-1].volume == v.number && spans[n-1].end == b.BaseOffset {
+		return &spans[n-1]
+	}
+	l.durable.spans = append(spans, span{volume: v.number, first: b.BaseOffset, end: b.BaseOffset, maxTimestamp: b.MaxTimestamp})
+	l.rewrite = true
+	l.unindexed = 0
+	return &l.durable.spans[len(spans)]
+}
+
+// setStateLocked takes over the state of an append, and drops the spans below
+// its log start.
+func (l *Log) setStateLocked(s State) {
+	if s.Deleted != l.durable.Deleted || !sameEpochs(s.Epochs, l.durable.Epochs) {
+		l.rewrite = true
+	}
+	l.durable.State = s
+	dead := 0
+	for dead < len(l.durable.spans) && (s.Deleted || l.durable.spans[dead].end <= s.LogStart) {
+		dead++
+	}
+	if dead > 0 {
+		l.durable.spans = slices.Delete(l.durable.spans, 0, dead)
+		l.rewrite = true
+	}
+}
+
+// sameEpochs compares tables that are never changed, only replaced.
+func sameEpochs(a, b []EpochStart) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// cutLocked shortens and drops spans.
+func (l *Log) cutLocked(offset int64) {
+	spans := l.durable.spans
+	n := len(spans)
+	for n > 0 && spans[n-1].first >= offset {
+		n--
+	}
+	l.durable.spans = spans[:n]
+	if n > 0 && spans[n-1].end > offset {
+		spans[n-1].end = offset
+	}
+	l.readable = min(l.readable, offset)
+	l.cuts++
+	l.rewrite = true
+	l.unindexed = 0
+}

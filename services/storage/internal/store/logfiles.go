@@ -1,0 +1,176 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	// reserveStep is how far ahead of the writer disk space is reserved.
+	reserveStep = 16 << 20
+	// flushStep is how much is sent to the disk at a time, unless it came faster
+	// than within flushInterval: then sending it slows the writer down by more than
+	// it spares.
+	flushStep     = 8 << 20
+	flushInterval = 125 * time.Millisecond
+	// valueLogHeader is where the first entry of a value log file begins.
+	valueLogHeader = 20
+	// clockTick is the coarsest step of a directory's modification time.
+	clockTick = 20 * time.Millisecond
+)
+
+// logFiles looks after what Badger leaves open about the files of a volume that
+// is written. It belongs to the commit goroutine.
+//
+//   - A log file that Badger has created is durable only with its name, which
+//     Badger does not sync: in a synced set that happens before appends are
+//     acknowledged.
+//   - Badger writes through a mapping of a sparse file. Where the disk is full
+//     that kills the process; space reserved ahead makes it an error instead,
+//     and page faults cheaper.
+//   - Without syncs a whole value log file can become dirty, which Badger syncs,
+//     with all appends waiting, when it begins the next one. At rates where that
+//     pause would stand out, what is written is sent to the disk a little at a
+//     time.
+type logFiles struct {
+	dir *os.File
+	// synced says that names must be durable.
+	synced bool
+	// limit is the size at which Badger begins the next value log file.
+	limit int64
+	// changed is the directory's modification time at the last look.
+	changed time.Time
+
+	// log is the value log file that is written; it has name.
+	log  *os.File
+	name string
+	// used is at least how far it is written, including what is being committed.
+	used int64
+	// reserved and flushed are how far space is reserved, and how far it was sent
+	// to the disk.
+	reserved, flushed int64
+	// flushing is when flushed was reached.
+	flushing time.Time
+	// unreservable says that the file system cannot reserve.
+	unreservable bool
+}
+
+func watchLogFiles(path string, synced bool, limit int64) (*logFiles, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &logFiles{dir: dir, synced: synced, limit: limit}
+	if _, err := f.committed(); err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *logFiles) close() {
+	// Both were only looked at; nothing is lost by an error.
+	_ = f.dir.Close()
+	if f.log != nil {
+		_ = f.log.Close()
+	}
+}
+
+// reserve prepares for a transaction that adds bytes to the value log.
+func (f *logFiles) reserve(bytes int64) error {
+	if f.log == nil || bytes == 0 {
+		return nil
+	}
+	f.used += bytes
+	if f.unreservable || f.used <= f.reserved {
+		return nil
+	}
+	end := max(f.used, min(f.reserved+reserveStep, f.limit))
+	switch err := reserveSpace(f.log, f.reserved, end-f.reserved); {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("the disk is full: make room on the disk of %s and start again: %w", f.dir.Name(), err)
+	case err != nil:
+		f.unreservable = true
+	default:
+		f.reserved = end
+	}
+	return nil
+}
+
+// committed follows up a transaction. It returns what to send to the disk.
+func (f *logFiles) committed() (writeback, error) {
+	if err := f.look(); err != nil {
+		return writeback{}, err
+	}
+	if f.synced || f.used-f.flushed < flushStep {
+		return writeback{}, nil
+	}
+	now := time.Now()
+	w := writeback{file: f.log, offset: f.flushed, bytes: f.used - f.flushed}
+	if now.Sub(f.flushing) < flushInterval {
+		w = writeback{}
+	}
+	f.flushed, f.flushing = f.used, now
+	return w, nil
+}
+
+// look notices files that have come or gone.
+func (f *logFiles) look() error {
+	info, err := f.dir.Stat()
+	if err != nil {
+		return err
+	}
+	// A time that is only just past may stand for another change too.
+	if changed := info.ModTime(); changed != f.changed || time.Since(changed) < clockTick {
+		f.changed = changed
+	} else {
+		return nil
+	}
+	if f.synced {
+		if err := f.dir.Sync(); err != nil {
+			return err
+		}
+	}
+	logs, err := filepath.Glob(filepath.Join(f.dir.Name(), "*.vlog"))
+	if err != nil || len(logs) == 0 {
+		return err
+	}
+	// Their names have leading zeros.
+	latest := logs[len(logs)-1]
+	if latest == f.name {
+		return nil
+	}
+	file, err := os.OpenFile(latest, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if f.log != nil {
+		_ = f.log.Close()
+	}
+	f.log, f.name = file, latest
+	f.used, f.reserved, f.flushed = valueLogHeader, 0, valueLogHeader
+	return nil
+}
+
+// writeback is a part of a file to send to the disk without waiting for it. The
+// file may be closed meanwhile.
+type writeback struct {
+	file          *os.File
+	offset, bytes int64
+}
+
+func (w writeback) start() {
+	if w.bytes == 0 {
+		return
+	}
+	connection, err := w.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	// This only spares a later sync some work; that one reports errors.
+	_ = connection.Control(func(fd uintptr) { startWriteback(fd, w.offset, w.bytes) })
+}

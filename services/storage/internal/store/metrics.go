@@ -1,0 +1,76 @@
+package store
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are a store's; they live as long as it is open.
+type metrics struct {
+	groupBytes   *prometheus.HistogramVec
+	groupAppends *prometheus.HistogramVec
+	commit       *prometheus.HistogramVec
+	queue        *prometheus.GaugeVec
+	rolls        *prometheus.CounterVec
+	opened       prometheus.Histogram
+	open         prometheus.Gauge
+	readBytes    prometheus.Counter
+	corrupt      prometheus.Counter
+
+	registerer prometheus.Registerer
+}
+
+func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
+	const namespace, subsystem = "runnel", "storage"
+	sets := []string{"set"}
+	histogram := func(name, help string, buckets []float64) prometheus.HistogramOpts {
+		return prometheus.HistogramOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help, Buckets: buckets}
+	}
+	seconds := prometheus.ExponentialBuckets(50e-6, 2.5, 14)
+	m := &metrics{
+		groupBytes: prometheus.NewHistogramVec(
+			histogram("commit_group_bytes", "Bytes of batches in a commit.", prometheus.ExponentialBuckets(1<<10, 4, 9)), sets),
+		groupAppends: prometheus.NewHistogramVec(
+			histogram("commit_group_appends", "Appends in a commit.", prometheus.ExponentialBuckets(1, 4, 7)), sets),
+		commit: prometheus.NewHistogramVec(
+			histogram("commit_seconds", "Time that a commit took.", seconds), sets),
+		queue: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "append_queue_bytes", Help: "Bytes of batches that wait for their commit."}, sets),
+		rolls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "volumes_sealed_total", Help: "Volumes that were replaced by a fresh one."}, sets),
+		opened: prometheus.NewHistogram(
+			histogram("volume_open_seconds", "Time that it took to open a sealed volume.", seconds)),
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "volumes_open", Help: "Sealed volumes that are open for reading."}),
+		readBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "store_read_bytes_total", Help: "Bytes of batches read from disk."}),
+		corrupt: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "corruptions_total", Help: "Reads and partitions that failed because bytes on disk are damaged or missing."}),
+		registerer: registerer,
+	}
+	if registerer == nil {
+		return m, nil
+	}
+	for i, c := range m.collectors() {
+		if err := registerer.Register(c); err != nil {
+			for _, registered := range m.collectors()[:i] {
+				registerer.Unregister(registered)
+			}
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt}
+}
+
+// unregister makes room for the metrics of the store that is opened next.
+func (m *metrics) unregister() {
+	if m.registerer == nil {
+		return
+	}
+	for _, c := range m.collectors() {
+		m.registerer.Unregister(c)
+	}
+}

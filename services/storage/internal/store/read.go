@@ -1,0 +1,338 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+)
+
+// view is what a reader needs of one span.
+type view struct {
+	span
+	// end is the offset after the last batch of the span that is readable.
+	end    int64
+	epochs []EpochStart
+	// cuts tells whether the log has been truncated since.
+	cuts uint64
+}
+
+// viewAt returns the span that holds an offset; false at the end of the log.
+func (l *Log) viewAt(offset int64) (view, bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fault != nil {
+		return view{}, false, l.fault
+	}
+	spans := l.durable.spans
+	i := sort.Search(len(spans), func(i int) bool { return spans[i].end > offset })
+	v := view{epochs: l.durable.Epochs, cuts: l.cuts}
+	if offset >= l.readable || i == len(spans) {
+		if offset < l.durable.LogStart {
+			return v, false, l.outOfRangeLocked(offset)
+		}
+		return v, false, nil
+	}
+	if spans[i].first > offset {
+		return v, false, l.outOfRangeLocked(offset)
+	}
+	v.span, v.end = spans[i], min(spans[i].end, l.readable)
+	return v, true, nil
+}
+
+func (l *Log) outOfRangeLocked(offset int64) error {
+	return fmt.Errorf("%w: offset %d of %v, which has %d to %d", ErrOffsetOutOfRange, offset, l.id, l.durable.LogStart, l.readable)
+}
+
+// truncatedSince says whether the log was truncated after a view was taken; what
+// was read then may belong to neither the log before nor the one after.
+func (l *Log) truncatedSince(cuts uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cuts != cuts
+}
+
+// Read returns the batch that holds offset and those that follow, as far as they
+// begin below endOffset and together have at most maxBytes; at least one batch
+// if there is any. None is returned where offset is the log's end. The bytes are
+// the caller's own. Each batch has been verified: against its checksum, its key
+// and the leader epochs of the log.
+//
+// The errors are [ErrOffsetOutOfRange], [*ErrCorrupt], [ErrClosed] and those of
+// ctx. Batches before a damaged one are returned without it.
+func (l *Log) Read(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
+	for {
+		batches, cuts, err := l.read(ctx, offset, endOffset, maxBytes)
+		if l.truncatedSince(cuts) {
+			continue
+		}
+		l.store.noteCorruption(err)
+		return batches, err
+	}
+}
+
+func (l *Log) read(ctx context.Context, offset, endOffset int64, maxBytes int) (batches []Batch, cuts uint64, err error) {
+	first, ok, err := l.viewAt(offset)
+	for v := first; ok && err == nil && offset < min(v.end, endOffset); v, ok, err = l.viewAt(offset) {
+		if v.cuts != first.cuts {
+			break
+		}
+		var full bool
+		batches, full, err = l.store.readSpan(ctx, l.id, v, batches, offset, endOffset, &maxBytes)
+		if full || err != nil {
+			break
+		}
+		offset = v.end
+	}
+	if len(batches) > 0 {
+		// What was read is good; the reader will meet the error when it goes on.
+		err = nil
+	}
+	return batches, first.cuts, err
+}
+
+// readSpan appends the batches of one span to a list. It reports full when there
+// is no room for the next one.
+func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []Batch, offset, endOffset int64, room *int) (_ []Batch, full bool, err error) {
+	volume, err := s.volumes.acquire(ctx, v.volume)
+	if err != nil {
+		return batches, false, err
+	}
+	defer s.volumes.release(volume)
+	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, id)})
+	defer it.Close()
+
+	limit := min(v.end, endOffset)
+	it.Seek(appendOffsetKey(nil, kindBatch, id, offset))
+	for next := offset; next < limit; it.Next() {
+		if err := ctx.Err(); err != nil {
+			return batches, false, err
+		}
+		corrupt := func(cause error, format string, args ...any) error {
+			return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: next, Reason: fmt.Sprintf(format, args...), Cause: cause}
+		}
+		if !it.Valid() {
+			return batches, false, corrupt(nil, "the span ends at %d, but there is no batch", v.end)
+		}
+		item := it.Item()
+		if n := valueBytes(item); n > *room && len(batches) > 0 {
+			return batches, true, nil
+		}
+		_, _, last, err := parseKey(item.Key())
+		if err != nil {
+			return batches, false, corrupt(err, "the key of a batch is damaged")
+		}
+		var raw []byte
+		// Badger's lock on the file is held meanwhile: copy, and nothing else.
+		if err := item.Value(func(value []byte) error { raw = bytes.Clone(value); return nil }); err != nil {
+			return batches, false, corrupt(err, "a batch cannot be read")
+		}
+		header, err := recordbatch.Verify(raw)
+		switch {
+		case err != nil:
+			return batches, false, corrupt(err, "a batch is damaged")
+		case header.LastOffset() != last:
+			return batches, false, corrupt(nil, "the batch that ends at %d says it ends at %d", last, header.LastOffset())
+		case header.BaseOffset > next || header.BaseOffset < next && len(batches) > 0:
+			return batches, false, corrupt(nil, "the next batch begins at %d", header.BaseOffset)
+		case header.BaseOffset < v.first || last >= v.end:
+			return batches, false, corrupt(nil, "the batch from %d to %d reaches out of its span from %d to %d", header.BaseOffset, last, v.first, v.end)
+		}
+		if epoch, ok := epochAt(v.epochs, last); ok && epoch != header.LeaderEpoch {
+			return batches, false, corrupt(nil, "the batch names leader epoch %d, the epoch table %d", header.LeaderEpoch, epoch)
+		}
+		batches = append(batches, Batch{Bytes: raw, BaseOffset: header.BaseOffset, LastOffset: last, MaxTimestamp: header.MaxTimestamp})
+		*room -= len(raw)
+		s.metrics.readBytes.Add(float64(len(raw)))
+		next = last + 1
+	}
+	return batches, false, nil
+}
+
+// epochAt returns the leader epoch of the batch with a last offset. A batch may
+// begin before the table does, when the log start lies within it; a log whose
+// owner keeps no table has none.
+func epochAt(epochs []EpochStart, last int64) (int32, bool) {
+	i := sort.Search(len(epochs), func(i int) bool { return epochs[i].StartOffset > last })
+	if i == 0 {
+		return 0, false
+	}
+	return int32(epochs[i-1].Epoch), true
+}
+
+// OffsetForTime returns the first batch below endOffset and not below the log
+// start whose greatest timestamp is at or after one in milliseconds since the
+// Unix epoch, or nil if there is none. It is verified as in [Log.Read], with the
+// same errors. Which record it is, and whether there is one at all, the records
+// tell.
+func (l *Log) OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*Batch, error) {
+	for {
+		offset, cuts, err := l.findTime(ctx, timestamp, endOffset)
+		if l.truncatedSince(cuts) {
+			continue
+		}
+		l.store.noteCorruption(err)
+		if err != nil || offset < 0 {
+			return nil, err
+		}
+		batches, err := l.Read(ctx, offset, endOffset, 1)
+		if err != nil || len(batches) == 0 {
+			return nil, err
+		}
+		return &batches[0], nil
+	}
+}
+
+// findTime returns an offset in the batch to return, or -1.
+func (l *Log) findTime(ctx context.Context, timestamp, endOffset int64) (offset int64, cuts uint64, err error) {
+	l.mu.Lock()
+	if err := l.fault; err != nil {
+		cuts := l.cuts
+		l.mu.Unlock()
+		return -1, cuts, err
+	}
+	start, cuts := l.durable.LogStart, l.cuts
+	end := min(l.readable, endOffset)
+	spans := slices.Clone(l.durable.spans)
+	l.mu.Unlock()
+	for _, s := range spans {
+		if s.end <= start || s.maxTimestamp < timestamp {
+			continue
+		}
+		if s.first >= end {
+			break
+		}
+		found, err := l.store.findTimeInSpan(ctx, l.id, s, timestamp, start, end)
+		if err != nil || found >= 0 {
+			return found, cuts, err
+		}
+	}
+	return -1, cuts, nil
+}
+
+// findTimeInSpan looks for the batch with the help of the time index: an entry
+// says what the greatest timestamp of the span is before the batch that it names.
+func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, timestamp, start, end int64) (int64, error) {
+	volume, err := s.volumes.acquire(ctx, in.volume)
+	if err != nil {
+		return -1, err
+	}
+	defer s.volumes.release(volume)
+	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+
+	from, err := indexedBefore(txn, id, in, timestamp)
+	if err != nil {
+		return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: in.first, Reason: "the time index is damaged", Cause: err}
+	}
+	from = max(from, start)
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, id)})
+	defer it.Close()
+	for it.Seek(appendOffsetKey(nil, kindBatch, id, from)); it.Valid(); it.Next() {
+		if err := ctx.Err(); err != nil {
+			return -1, err
+		}
+		_, _, last, err := parseKey(it.Item().Key())
+		if err != nil {
+			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Reason: "the key of a batch is damaged", Cause: err}
+		}
+		if last >= in.end {
+			return -1, nil
+		}
+		var header recordbatch.Header
+		if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
+			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Reason: "a batch is damaged", Cause: err}
+		}
+		if header.BaseOffset >= end {
+			return -1, nil
+		}
+		if header.MaxTimestamp >= timestamp {
+			return last, nil
+		}
+		from = last + 1
+	}
+	return -1, nil
+}
+
+// indexedBefore returns an offset before which all batches of the span are
+// older than a timestamp.
+func indexedBefore(txn *badger.Txn, id PartitionID, in span, timestamp int64) (int64, error) {
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindTime, id)})
+	defer it.Close()
+	from := in.first
+	for it.Seek(appendOffsetKey(nil, kindTime, id, in.first)); it.Valid(); it.Next() {
+		_, _, offset, err := parseKey(it.Item().Key())
+		if err != nil {
+			return 0, err
+		}
+		var before int64
+		key := it.Item().Key()
+		if err := it.Item().Value(func(value []byte) (err error) { before, err = parseTimestamp(key, value); return err }); err != nil {
+			return 0, err
+		}
+		if offset >= in.end || before >= timestamp {
+			break
+		}
+		from = offset
+	}
+	return from, nil
+}
+
+// measureCut returns how many bytes of batches a truncation cuts off the span
+// that holds its offset. It fails where no batch begins there.
+func (s *Store) measureCut(l *Log, offset int64) (int64, error) {
+	v, ok, err := l.viewAt(offset)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, fmt.Errorf("%w: %v has nothing at %d", ErrInvalidAppend, l.id, offset)
+	}
+	volume, err := s.volumes.acquire(context.Background(), v.volume)
+	if err != nil {
+		return 0, err
+	}
+	defer s.volumes.release(volume)
+	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, l.id)})
+	defer it.Close()
+	var total int64
+	it.Seek(appendOffsetKey(nil, kindBatch, l.id, offset))
+	for first := true; it.Valid(); it.Next() {
+		_, _, last, err := parseKey(it.Item().Key())
+		if err != nil {
+			return 0, &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: "the key of a batch is damaged", Cause: err}
+		}
+		if last >= v.end {
+			break
+		}
+		if first {
+			first = false
+			var header recordbatch.Header
+			if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
+				return 0, &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: "a batch is damaged", Cause: err}
+			}
+			if header.BaseOffset != offset {
+				return 0, fmt.Errorf("%w: %v cannot be truncated at %d, within the batch from %d to %d", ErrInvalidAppend, l.id, offset, header.BaseOffset, last)
+			}
+		}
+		total += int64(valueBytes(it.Item()))
+	}
+	return total, nil
+}
+
+// noteCorruption counts errors that mean damage.
+func (s *Store) noteCorruption(err error) {
+	if isCorrupt(err) {
+		s.metrics.corrupt.Inc()
+	}
+}

@@ -1,0 +1,360 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
+	"google.golang.org/protobuf/proto"
+
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+)
+
+// recovery collects what the volumes know of the partitions.
+type recovery struct {
+	partitions map[PartitionID]*recoveredPartition
+}
+
+// recoveredPartition is the newest of what was found of a partition.
+type recoveredPartition struct {
+	durable *durable
+	// stateVolume and stateGeneration say which state record it is from.
+	stateVolume, stateGeneration uint64
+	// fault is set where the newest record is damaged: an older one must not hold
+	// in its place.
+	fault     error
+	producers map[int64]*diskv1.ProducerState
+}
+
+func (r *recovery) partition(id PartitionID) *recoveredPartition {
+	p := r.partitions[id]
+	if p == nil {
+		p = &recoveredPartition{producers: make(map[int64]*diskv1.ProducerState)}
+		r.partitions[id] = p
+	}
+	return p
+}
+
+// recover finds the volumes, repairs those that were not closed in good order,
+// and reads what they know of the partitions.
+func (s *Store) recover() error {
+	if err := s.volumes.scan(); err != nil {
+		return err
+	}
+	s.clean = s.directory.readClean(s.volumes.numbers())
+	if !s.clean {
+		// A marker that is about other volumes must not come true later.
+		if err := s.beginWriting(); err != nil {
+			return err
+		}
+	}
+	r := &recovery{partitions: make(map[PartitionID]*recoveredPartition)}
+	for _, set := range allSets {
+		list := s.volumes.ofSet(set)
+		for _, v := range list {
+			if v.sealed || s.clean {
+				continue
+			}
+			if err := s.volumes.activate(v); err != nil {
+				return err
+			}
+			s.recovered[v.number] = true
+		}
+		if err := s.readSet(r, list); err != nil {
+			return err
+		}
+	}
+	s.restore(r)
+	return s.finishRecovery()
+}
+
+// readSet reads the records of a set's volumes, of which the newest comes first.
+// Since one goroutine wrote them in turn, a partition's record in one is newer
+// than those in all that follow, which are therefore not even read.
+func (s *Store) readSet(r *recovery, list []*volume) error {
+	type producer struct {
+		PartitionID
+		id int64
+	}
+	states := make(map[PartitionID]bool)
+	producers := make(map[producer]bool)
+	for _, v := range list {
+		opened, err := s.volumes.acquire(context.Background(), v.number)
+		if err != nil {
+			return err
+		}
+		err = func() error {
+			defer s.volumes.release(opened)
+			txn := opened.db.NewTransactionAt(math.MaxUint64, false)
+			defer txn.Discard()
+			found := make(map[PartitionID]*recoveredPartition)
+			err := eachRecord(txn, kindState, func(id PartitionID, _ int64, item *badger.Item) {
+				if states[id] {
+					return
+				}
+				var m diskv1.PartitionState
+				p := &recoveredPartition{stateVolume: v.number}
+				found[id] = p
+				if err := readRecord(item, &m); err != nil {
+					p.fault = fmt.Errorf("its state record is damaged: %w", err)
+					return
+				}
+				p.durable, p.stateGeneration = parseState(&m), m.GetGeneration()
+			})
+			if err != nil {
+				return err
+			}
+			err = eachRecord(txn, kindProgress, func(id PartitionID, _ int64, item *badger.Item) {
+				p := found[id]
+				if p == nil || p.fault != nil {
+					return
+				}
+				var m diskv1.PartitionProgress
+				if err := readRecord(item, &m); err != nil {
+					p.fault = fmt.Errorf("its progress record is damaged: %w", err)
+				} else if m.GetStateGeneration() == p.stateGeneration {
+					p.durable.advance(&m)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			for id, p := range found {
+				states[id] = true
+				r.partition(id).take(p)
+			}
+			return eachRecord(txn, kindProducer, func(id PartitionID, producerID int64, item *badger.Item) {
+				key := producer{id, producerID}
+				if producers[key] {
+					return
+				}
+				producers[key] = true
+				m := new(diskv1.ProducerState)
+				p := r.partition(id)
+				if err := readRecord(item, m); err != nil {
+					p.fault = fmt.Errorf("the record of producer %d is damaged: %w", producerID, err)
+					p.stateVolume = cmp.Or(p.stateVolume, v.number)
+				} else if old := p.producers[producerID]; old == nil || old.GetGeneration() < m.GetGeneration() {
+					p.producers[producerID] = m
+				}
+			})
+		}()
+		if err != nil {
+			return fmt.Errorf("read volume %d: %w", v.number, err)
+		}
+	}
+	return nil
+}
+
+// take keeps the newer of two states of a partition.
+func (p *recoveredPartition) take(o *recoveredPartition) {
+	switch {
+	case p.fault != nil:
+	case o.fault != nil:
+		p.fault, p.stateVolume = o.fault, o.stateVolume
+	case p.durable == nil || p.durable.generation < o.durable.generation:
+		p.durable, p.stateVolume, p.stateGeneration = o.durable, o.stateVolume, o.stateGeneration
+	}
+}
+
+// eachRecord calls f for the records of a kind.
+func eachRecord(txn *badger.Txn, k kind, f func(PartitionID, int64, *badger.Item)) error {
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{byte(k)}})
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		_, id, offset, err := parseKey(it.Item().Key())
+		if err != nil {
+			return err
+		}
+		f(id, offset, it.Item())
+	}
+	return nil
+}
+
+func readRecord(item *badger.Item, m proto.Message) error {
+	return item.Value(func(value []byte) error { return parseMessage(item.Key(), value, m) })
+}
+
+// restore makes the logs from what was found.
+func (s *Store) restore(r *recovery) {
+	for id, p := range r.partitions {
+		l := newLog(s, id)
+		l.known = true
+		s.logs[id] = l
+		if p.fault == nil && p.durable == nil {
+			p.fault = errors.New("there are producers, but no state record")
+		}
+		if p.fault == nil {
+			if err := p.durable.check(); err != nil {
+				p.fault = fmt.Errorf("its state record contradicts itself: %w", err)
+			}
+		}
+		if p.fault != nil {
+			s.condemn(l, p.stateVolume, 0, p.fault)
+			continue
+		}
+		l.durable = *p.durable
+		l.stateVolume, l.stateGeneration = p.stateVolume, p.stateGeneration
+		l.loaded = l.durable.State
+		l.next, l.readable = l.durable.LogEnd, l.durable.LogEnd
+		for _, sp := range l.durable.spans {
+			s.liveBytes[sp.volume] += sp.bytes
+			if !s.volumes.has(sp.volume) {
+				s.condemn(l, sp.volume, sp.first, errors.New("the volume is missing"))
+				break
+			}
+		}
+		if l.durable.Deleted {
+			continue
+		}
+		for producerID, m := range p.producers {
+			if m.GetRemoved() {
+				continue
+			}
+			producer := parseProducer(producerID, m, validBelow(l.durable.truncations, m.GetGeneration()))
+			if len(producer.Batches) > 0 {
+				l.producers = append(l.producers, producer)
+			}
+		}
+		slices.SortFunc(l.producers, func(a, b Producer) int { return cmp.Compare(a.ID, b.ID) })
+	}
+}
+
+// condemn makes a log unusable.
+func (s *Store) condemn(l *Log, volume uint64, offset int64, cause error) {
+	err := &ErrCorrupt{Partition: l.id, Volume: volume, Offset: offset, Reason: "what the disk holds of the partition contradicts itself", Cause: cause}
+	l.fault = err
+	s.metrics.corrupt.Inc()
+	s.cfg.Logger.Error("a partition is damaged", "partition", l.id.String(), "error", err)
+}
+
+// finishRecovery checks the volumes that were being written, and seals all but
+// the newest of each set.
+func (s *Store) finishRecovery() error {
+	for _, set := range allSets {
+		for i, v := range s.volumes.ofSet(set) {
+			if v.sealed {
+				continue
+			}
+			if s.recovered[v.number] {
+				s.checkTails(v)
+			}
+			switch {
+			case i > 0 && s.recovered[v.number]:
+				if err := s.volumes.seal(v, s.liveBytes[v.number]); err != nil {
+					return err
+				}
+				delete(s.recovered, v.number)
+			case i > 0:
+				if err := s.volumes.markSealed(v, s.liveBytes[v.number]); err != nil {
+					return err
+				}
+			case s.recovered[v.number]:
+				if err := s.removeStaged(v); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkTails compares the log ends with what a volume holds that was being
+// written when the process died. State and batches were one transaction: where
+// they differ, the disk has lost something.
+func (s *Store) checkTails(v *volume) {
+	txn := v.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{byte(kindBatch)}})
+	defer it.Close()
+	for _, id := range slices.SortedFunc(maps.Keys(s.logs), comparePartitions) {
+		l := s.logs[id]
+		n := len(l.durable.spans)
+		if l.fault != nil || n == 0 || l.durable.spans[n-1].volume != v.number {
+			continue
+		}
+		last := l.durable.LogEnd - 1
+		key := appendOffsetKey(nil, kindBatch, id, last)
+		it.Seek(key)
+		if !it.Valid() || !slices.Equal(it.Item().Key(), key) {
+			s.condemn(l, v.number, last, fmt.Errorf("the log ends at %d, but no batch does", l.durable.LogEnd))
+			continue
+		}
+		err := it.Item().Value(func(value []byte) error {
+			header, err := recordbatch.ParseHeader(value)
+			if err == nil && (header.Size() != len(value) || header.LastOffset() != last) {
+				err = fmt.Errorf("it says that it has %d bytes and ends at %d", header.Size(), header.LastOffset())
+			}
+			return err
+		})
+		if err != nil {
+			s.condemn(l, v.number, last, fmt.Errorf("the last batch is damaged: %w", err))
+		}
+	}
+}
+
+// removeStaged deletes batches beyond the log ends from a volume that goes on to
+// be written: of an append that was staged, and never became part of its log.
+func (s *Store) removeStaged(v *volume) error {
+	for {
+		keys, err := s.stagedKeys(v, maxDeletes)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		txn := v.db.NewTransactionAt(math.MaxUint64, true)
+		for _, key := range keys {
+			if err := txn.Delete(key); err != nil {
+				txn.Discard()
+				return fmt.Errorf("remove staged batches: %w", err)
+			}
+		}
+		if err := txn.CommitAt(v.db.MaxVersion()+1, nil); err != nil {
+			return fmt.Errorf("remove staged batches: %w", err)
+		}
+		s.cfg.Logger.Info("removed batches of appends that were never finished", "volume", v.number, "batches", len(keys))
+	}
+}
+
+// stagedKeys returns keys of batches beyond the log ends.
+func (s *Store) stagedKeys(v *volume, limit int) ([][]byte, error) {
+	txn := v.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{byte(kindBatch)}})
+	defer it.Close()
+	var keys [][]byte
+	it.Rewind()
+	for it.Valid() && len(keys) < limit {
+		_, id, last, err := parseKey(it.Item().Key())
+		if err != nil {
+			return nil, err
+		}
+		end := int64(0)
+		if l := s.logs[id]; l != nil {
+			end = l.durable.LogEnd
+			if l.fault != nil {
+				// Its log end is not known.
+				end = math.MaxInt64
+			}
+		}
+		switch {
+		case last >= end:
+			keys = append(keys, it.Item().KeyCopy(nil))
+			it.Next()
+		case end == math.MaxInt64:
+			it.Seek(append(appendOffsetKey(nil, kindBatch, id, end), 0))
+		default:
+			it.Seek(appendOffsetKey(nil, kindBatch, id, end))
+		}
+	}
+	return keys, nil
+}
+
+func comparePartitions(a, b PartitionID) int {
+	return cmp.Or(slices.Compare(a.Topic[:], b.Topic[:]), cmp.Compare(a.Index, b.Index))
+}

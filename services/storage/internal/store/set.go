@@ -1,0 +1,332 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+func (s Set) valid() bool { return slices.Contains(allSets, s) }
+
+// operationKind says what the commit goroutine has to do.
+type operationKind uint8
+
+const (
+	appendBatches operationKind = iota
+	truncateLog
+	rollVolume
+)
+
+// operation is what waits in a set's queue.
+type operation struct {
+	kind operationKind
+	// log is nil for rollVolume.
+	log    *Log
+	append Append
+	// offset is where truncateLog cuts.
+	offset int64
+	// force makes rollVolume replace a volume that is not due.
+	force bool
+	done  func(error)
+	// err is why the operation was refused; nothing of it is written.
+	err error
+	// bytes are those that count against the queue and the group.
+	bytes int
+	// cost is without that of the batches, which batches has.
+	cost, batches cost
+}
+
+// measure says what an operation takes of a transaction; its log has that many
+// spans.
+func (o *operation) measure(spans int) {
+	const (
+		record    = sumBytes + 128
+		perSpan   = 64
+		perEpoch  = 24
+		perBatch  = 64
+		timestamp = sumBytes + 8
+	)
+	for i := range o.append.Batches {
+		n := len(o.append.Batches[i].Bytes)
+		o.bytes += n
+		o.batches.addEntry(offsetKeyBytes, n)
+	}
+	for range o.bytes>>timeIndexShift + 1 {
+		o.cost.addEntry(offsetKeyBytes, timestamp)
+	}
+	state := record + perSpan*(spans+1) + perEpoch*(len(o.append.State.Epochs)+maxTruncations)
+	// It counts against both limits, as its size may end on either side.
+	o.cost.addEntry(partitionKeyBytes, min(state, valueThreshold-1))
+	o.cost.values += int64(state)
+	o.bytes += record
+	for i := range o.append.Producers {
+		n := record + perBatch*len(o.append.Producers[i].Batches)
+		o.cost.addEntry(offsetKeyBytes, n)
+		o.bytes += n
+	}
+	for range o.append.RemovedProducers {
+		o.cost.addEntry(offsetKeyBytes, record)
+		o.bytes += record
+	}
+}
+
+// set is a sequence of volumes with its queue and two goroutines: one commits,
+// the other opens the next volume before it is needed and seals what is full.
+type set struct {
+	store *Store
+	name  Set
+
+	mu sync.Mutex
+	// arrived tells the commit goroutine of operations and of closing.
+	arrived sync.Cond
+	// room tells those who wait to append that the queue has become shorter.
+	room  sync.Cond
+	queue []*operation
+	// queued are the bytes of the queue and of the group being committed.
+	queued int
+	// started says that the goroutines run.
+	started bool
+	closing bool
+
+	// active is the number of the volume that takes appends; 0 for none.
+	active uint64
+	// since is when the first append came to it; zero while it is empty.
+	since time.Time
+	// wanted asks for a standby, the volume that takes over when active is full.
+	wanted  bool
+	standby *volume
+	// retired are to be sealed.
+	retired []retired
+	// written is what has to be sent to the disk.
+	written writeback
+
+	// wake tells the second goroutine that there is something to do; close closes
+	// it.
+	wake chan struct{}
+
+	commits, upkeep sync.WaitGroup
+	writer          writer
+}
+
+// retired is a volume that has taken its last append.
+type retired struct {
+	volume *volume
+	bytes  int64
+}
+
+func newSet(s *Store, name Set) *set {
+	q := &set{store: s, name: name, wake: make(chan struct{}, 1)}
+	q.arrived.L, q.room.L = &q.mu, &q.mu
+	q.writer = newWriter(q)
+	return q
+}
+
+// push queues an operation once there is room.
+func (s *set) push(o *operation) {
+	s.mu.Lock()
+	for s.queued > 0 && s.queued+o.bytes > s.store.cfg.QueueBytes && !s.closing {
+		s.room.Wait()
+	}
+	if s.closing {
+		s.mu.Unlock()
+		// Callers may hold what done wants, so it must not be called from here.
+		s.store.late.Go(func() { o.finish(ErrClosed) })
+		return
+	}
+	if !s.started {
+		s.started = true
+		s.commits.Go(s.run)
+		s.upkeep.Go(s.maintain)
+	}
+	s.queue = append(s.queue, o)
+	s.queued += o.bytes
+	s.store.metrics.queue.WithLabelValues(string(s.name)).Set(float64(s.queued))
+	if len(s.queue) == 1 {
+		s.arrived.Signal()
+	}
+	s.mu.Unlock()
+}
+
+// roll seals the active volume and returns once another one takes appends.
+func (s *set) roll(ctx context.Context) error {
+	outcome := make(chan error, 1)
+	s.push(&operation{kind: rollVolume, force: true, done: func(err error) { outcome <- err }})
+	select {
+	case err := <-outcome:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// finish tells an operation's outcome.
+func (o *operation) finish(err error) {
+	if o.err != nil {
+		err = o.err
+	}
+	o.done(err)
+	if o.log != nil {
+		o.log.complete()
+	}
+}
+
+// close waits until everything that is queued is committed and everything that
+// is retired is sealed. Nothing is taken from then on.
+func (s *set) close() {
+	s.mu.Lock()
+	s.closing = true
+	s.arrived.Broadcast()
+	s.room.Broadcast()
+	s.mu.Unlock()
+	s.commits.Wait()
+	close(s.wake)
+	s.upkeep.Wait()
+}
+
+// await waits for operations; false says that there will be none any more.
+func (s *set) await() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queue) == 0 && !s.closing {
+		s.arrived.Wait()
+	}
+	return len(s.queue) > 0
+}
+
+// take moves a group from the queue to buf: appends as far as one transaction
+// takes them, at least one, or one operation of another kind.
+func (s *set) take(buf []*operation, limits transactionLimits) []*operation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var total cost
+	bytes, n := 0, 0
+	for _, o := range s.queue {
+		alone := o.kind != appendBatches
+		if n > 0 && alone {
+			break
+		}
+		total.add(o.cost)
+		total.add(o.batches)
+		bytes += o.bytes
+		if n > 0 && (bytes > s.store.cfg.GroupBytes || !limits.admit(total)) {
+			break
+		}
+		n++
+		if alone {
+			break
+		}
+	}
+	buf = append(buf, s.queue[:n]...)
+	clear(s.queue[:n])
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil
+	}
+	return buf
+}
+
+// run is the commit goroutine. What arrives while it commits a group becomes the
+// next one.
+func (s *set) run() {
+	defer s.writer.close()
+	var group []*operation
+	for s.await() {
+		err := s.writer.ready()
+		group = s.take(group[:0], s.writer.limits)
+		if err == nil {
+			err = s.writer.execute(group)
+		}
+		bytes := 0
+		for _, o := range group {
+			o.finish(err)
+			bytes += o.bytes
+		}
+		clear(group)
+		s.mu.Lock()
+		s.queued -= bytes
+		s.store.metrics.queue.WithLabelValues(string(s.name)).Set(float64(s.queued))
+		s.room.Broadcast()
+		s.mu.Unlock()
+	}
+}
+
+// poke tells the second goroutine that there is something to do.
+func (s *set) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// maintain is the second goroutine.
+func (s *set) maintain() {
+	// Nobody cares whether a volume is sealed a little later than configured.
+	age := time.NewTicker(max(s.store.cfg.VolumeAge/16, time.Second))
+	defer age.Stop()
+	for {
+		select {
+		case _, open := <-s.wake:
+			if !open {
+				s.sealRetired()
+				return
+			}
+		case <-age.C:
+		}
+		s.flush()
+		if err := s.prepare(); err != nil {
+			s.store.fail(err)
+			continue
+		}
+		s.sealRetired()
+	}
+}
+
+// prepare opens a standby if one is wanted, and has a volume replaced that is
+// old enough though nobody appends.
+func (s *set) prepare() error {
+	s.mu.Lock()
+	old := s.oldLocked()
+	create := (s.wanted || old) && s.standby == nil && !s.closing && s.store.failure() == nil
+	s.mu.Unlock()
+	if create {
+		v, err := s.store.volumes.create(s.name)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.standby, s.wanted = v, false
+		s.mu.Unlock()
+	}
+	if old {
+		s.push(&operation{kind: rollVolume, done: func(error) {}})
+	}
+	return nil
+}
+
+// oldLocked says whether the active volume has had its time.
+func (s *set) oldLocked() bool {
+	return !s.since.IsZero() && time.Since(s.since) >= s.store.cfg.VolumeAge
+}
+
+// sealRetired seals what has taken its last append.
+func (s *set) sealRetired() {
+	s.mu.Lock()
+	list := s.retired
+	s.retired = nil
+	s.mu.Unlock()
+	for _, r := range list {
+		if err := s.store.volumes.seal(r.volume, r.bytes); err != nil {
+			s.store.fail(err)
+			return
+		}
+	}
+}
+
+// flush sends to the disk what the commit goroutine has written since.
+func (s *set) flush() {
+	s.mu.Lock()
+	w := s.written
+	s.written = writeback{}
+	s.mu.Unlock()
+	w.start()
+}

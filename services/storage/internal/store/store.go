@@ -1,0 +1,253 @@
+// Package store keeps the batches and the state of all partitions of a storage
+// node on one disk. It hides Badger: a batch is one entry in its value log.
+//
+// Records lie in volumes, see [volumes], of a few sets, see [Set]. A partition's
+// [Log] is a list of spans in them. Each set has one goroutine that commits what
+// all logs have queued, in groups, each one transaction: see [set] and [writer].
+// What stands where on disk is described in services/storage/FORMAT.md.
+//
+// Locks, in the order in which they are taken: Store.mu, Log.mu, set.mu,
+// volumes.mu. None is held during I/O, but for node.json and for the short look
+// at a directory when a volume is replaced.
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// Store is the storage of one node. Its methods may be called concurrently.
+type Store struct {
+	cfg       Config
+	directory *directory
+	volumes   *volumes
+	metrics   *metrics
+	sets      map[Set]*set
+	clean     bool
+
+	// recovered has the volumes that are open for writing since Open, because the
+	// process before did not close them. liveBytes has the bytes of the batches
+	// that spans name in each volume at Open. Both are never changed after it.
+	recovered map[uint64]bool
+	liveBytes map[uint64]int64
+
+	// broken is why the store can no longer be trusted.
+	broken atomic.Pointer[error]
+	// late are completions of appends that came after Close.
+	late sync.WaitGroup
+
+	// begin guards writing, which says that the clean marker is gone.
+	begin   sync.Mutex
+	writing bool
+
+	// mu guards logs, closed and the directory's identity.
+	mu     sync.Mutex
+	logs   map[PartitionID]*Log
+	closed bool
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Open opens the store in a directory, which it creates where it is missing.
+// After an unclean stop it first repairs what was being written. It refuses with
+// [ErrLocked], [ErrReadOnly] and [ErrNewerFormat]; partitions that are damaged do
+// not keep it from opening, see [Log.Err].
+func Open(cfg Config) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	metrics, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("register the store's metrics: %w", err)
+	}
+	directory, err := openDirectory(cfg.Dir)
+	if err != nil {
+		metrics.unregister()
+		return nil, err
+	}
+	s := &Store{
+		cfg:       cfg,
+		directory: directory,
+		metrics:   metrics,
+		sets:      make(map[Set]*set),
+		recovered: make(map[uint64]bool),
+		liveBytes: make(map[uint64]int64),
+		logs:      make(map[PartitionID]*Log),
+	}
+	s.volumes = newVolumes(directory.join(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
+	for _, name := range allSets {
+		s.sets[name] = newSet(s, name)
+	}
+	if err := s.recover(); err != nil {
+		err = errors.Join(err, s.volumes.close(), directory.close())
+		metrics.unregister()
+		return nil, fmt.Errorf("open the store in %s: %w", directory.path, err)
+	}
+	return s, nil
+}
+
+// Identity returns whose the directory is.
+func (s *Store) Identity() Identity {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.directory.identity
+}
+
+// SetIdentity records durably whose the directory is from now on. It refuses
+// with [ErrOtherNode] where another cluster or node is recorded.
+func (s *Store) SetIdentity(clusterID [16]byte, nodeID cluster.NodeID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	identity := s.directory.identity
+	if clusterID == ([16]byte{}) || nodeID <= 0 {
+		return fmt.Errorf("record the node's identity: cluster %x and node %d name nobody", clusterID, nodeID)
+	}
+	other := identity.ClusterID != ([16]byte{}) && identity.ClusterID != clusterID
+	if other || identity.NodeID != 0 && identity.NodeID != nodeID {
+		return fmt.Errorf("%w: %s holds the data of node %d of cluster %x, not of node %d of cluster %x; give the node its own directory",
+			ErrOtherNode, s.directory.path, identity.NodeID, identity.ClusterID, nodeID, clusterID)
+	}
+	if identity.ClusterID == clusterID && identity.NodeID == nodeID {
+		return nil
+	}
+	identity.ClusterID, identity.NodeID = clusterID, nodeID
+	return s.directory.writeIdentity(identity)
+}
+
+// Clean says whether the process before this one stopped in good order, with
+// everything on the disk.
+func (s *Store) Clean() bool { return s.clean }
+
+// Partitions returns those that have a state record, in no certain order, also
+// deleted and damaged ones.
+func (s *Store) Partitions() []PartitionID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []PartitionID
+	for id, l := range s.logs {
+		l.mu.Lock()
+		if l.known {
+			out = append(out, id)
+		}
+		l.mu.Unlock()
+	}
+	return out
+}
+
+// Log returns the log of a partition, always the same one. A new one is empty
+// and costs memory only.
+func (s *Store) Log(id PartitionID) *Log {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.logs[id]
+	if l == nil {
+		l = newLog(s, id)
+		s.logs[id] = l
+	}
+	return l
+}
+
+// Close commits what is queued, closes all volumes and, if all of that went
+// well, records durably that the process stopped in good order. nodeEpoch is
+// that of the process; 0 where it has none. Appends fail with [ErrClosed] from
+// then on, and so do reads. A second call returns the outcome of the first.
+func (s *Store) Close(nodeEpoch int64) error {
+	s.closing.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		if err := s.shutDown(nodeEpoch); err != nil {
+			s.closeErr = fmt.Errorf("close the store in %s: %w", s.directory.path, err)
+		}
+	})
+	return s.closeErr
+}
+
+func (s *Store) shutDown(nodeEpoch int64) error {
+	for _, name := range allSets {
+		s.sets[name].close()
+	}
+	err := s.volumes.close()
+	if err == nil {
+		err = s.failure()
+	}
+	if err == nil {
+		err = syncDirectory(s.volumes.path)
+	}
+	if err == nil {
+		err = s.directory.writeClean(nodeEpoch, s.cfg.BootID, s.volumes.numbers())
+	}
+	err = errors.Join(err, s.directory.close())
+	s.metrics.unregister()
+	s.late.Wait()
+	return err
+}
+
+// beginWriting removes the clean marker before the first volume is written.
+func (s *Store) beginWriting() error {
+	s.begin.Lock()
+	defer s.begin.Unlock()
+	if s.writing {
+		return nil
+	}
+	if err := s.directory.removeClean(); err != nil {
+		return err
+	}
+	s.writing = true
+	return nil
+}
+
+// fail records the first reason why the store can no longer be trusted, tells
+// it, and returns it.
+func (s *Store) fail(err error) error {
+	err = fmt.Errorf("the store in %s has failed: %w", s.directory.path, err)
+	if s.broken.CompareAndSwap(nil, &err) {
+		s.cfg.Logger.Error("the store has failed", "error", err)
+		s.cfg.OnFatal(err)
+	}
+	return s.failure()
+}
+
+// failure returns why the store can no longer be trusted, or nil.
+func (s *Store) failure() error {
+	if err := s.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// activeSet returns the set in which a volume takes appends at present.
+func (s *Store) activeSet(volume uint64) (Set, bool) {
+	for _, name := range allSets {
+		q := s.sets[name]
+		q.mu.Lock()
+		active := q.active
+		q.mu.Unlock()
+		if active == volume {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// setOf returns the set that the last of some spans lies in.
+func (s *Store) setOf(spans []span) Set {
+	if len(spans) == 0 {
+		return SetSynced
+	}
+	s.volumes.mu.Lock()
+	defer s.volumes.mu.Unlock()
+	if v := s.volumes.byNumber[spans[len(spans)-1].volume]; v != nil {
+		return v.set
+	}
+	return SetSynced
+}

@@ -1,0 +1,125 @@
+package store
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+)
+
+// Set names a sequence of volumes; a partition's batches go to the set of its
+// durability class.
+type Set string
+
+const (
+	// SetSynced acknowledges what has been synced to the disk.
+	SetSynced Set = "synced"
+	// SetReplicated acknowledges what the kernel has: it survives the process, but
+	// not the machine.
+	SetReplicated Set = "replicated"
+)
+
+var allSets = []Set{SetSynced, SetReplicated}
+
+// mode is what may be done with a volume.
+type mode uint8
+
+const (
+	// closed: nobody has its files open.
+	closed mode = iota
+	// changing: somebody opens or closes it; all others wait.
+	changing
+	// readOnly: open for readers.
+	readOnly
+	// writable: open for readers and for the commit goroutine of its set.
+	writable
+)
+
+// volume is one Badger directory. [volumes] owns and guards it.
+type volume struct {
+	// Immutable.
+	number  uint64
+	set     Set
+	path    string
+	created time.Time
+
+	// Guarded by volumes.mu.
+	mode mode
+	// db is there while the mode is readOnly or writable.
+	db *badger.DB
+	// readers holds off closing.
+	readers int
+	// idle is the place among the read-only volumes without readers.
+	idle *list.Element
+	// sealed says that nothing is written to it any more.
+	sealed bool
+}
+
+func volumeName(set Set, number uint64) string { return fmt.Sprintf("%s-%06d", set, number) }
+
+// describe writes volume.json; sealed is zero while the volume is active.
+func (v *volume) describe(sealed time.Time, bytes int64) error {
+	m := &diskv1.VolumeDescription{
+		FormatVersion: formatVersion,
+		Volume:        v.number,
+		Set:           string(v.set),
+		CreatedMs:     v.created.UnixMilli(),
+	}
+	if !sealed.IsZero() {
+		m.SealedMs, m.Bytes = sealed.UnixMilli(), bytes
+	}
+	if err := writeMessage(filepath.Join(v.path, volumeFile), m); err != nil {
+		return fmt.Errorf("describe volume %d: %w", v.number, err)
+	}
+	return nil
+}
+
+// readVolume reads the description of the volume in a folder. It returns nil for
+// a folder in which the process died before it could describe the volume; there
+// is nothing in it, and it is removed.
+func readVolume(path string) (*volume, error) {
+	var m diskv1.VolumeDescription
+	err := readMessage(filepath.Join(path, volumeFile), &m)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, removeUndescribed(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", path, err)
+	}
+	if m.GetFormatVersion() > formatVersion {
+		return nil, fmt.Errorf("%w: volume %s has version %d, this release knows up to %d; start a newer release there, or choose another data directory",
+			ErrNewerFormat, path, m.GetFormatVersion(), formatVersion)
+	}
+	v := &volume{
+		number:  m.GetVolume(),
+		set:     Set(m.GetSet()),
+		path:    path,
+		created: time.UnixMilli(m.GetCreatedMs()),
+		sealed:  m.GetSealedMs() != 0,
+	}
+	if want := volumeName(v.set, v.number); want != filepath.Base(path) || v.number == 0 {
+		return nil, fmt.Errorf("volume %s: its %s is that of %s", path, volumeFile, want)
+	}
+	return v, nil
+}
+
+func removeUndescribed(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), temporaryFiles) {
+			return fmt.Errorf("volume %s has no %s; restore the file from a backup", path, volumeFile)
+		}
+	}
+	return os.RemoveAll(path)
+}

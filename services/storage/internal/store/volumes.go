@@ -1,0 +1,337 @@
+package store
+
+import (
+	"cmp"
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// volumes owns all volumes of a store. It opens what readers need and closes
+// what they have not used for longest, never a volume that somebody reads: its
+// files are mapped into memory, and reading them unmapped kills the process.
+//
+// A reader holds one volume at a time, else readers that wait for a place could
+// wait for each other.
+type volumes struct {
+	path    string
+	cfg     *Config
+	logger  badger.Logger
+	metrics *metrics
+
+	mu       sync.Mutex
+	byNumber map[uint64]*volume
+	// next is the number of the next volume.
+	next uint64
+	// open counts the volumes that are open, or being opened, for readers only.
+	open int
+	// idle holds those of them without readers, the least recently used first.
+	idle list.List
+	// changed is closed and replaced whenever a volume changes its mode or loses
+	// its last reader.
+	changed chan struct{}
+	// stopped is set when the store closes: nobody may acquire a volume any more.
+	stopped bool
+}
+
+func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *volumes {
+	return &volumes{
+		path: path, cfg: cfg, logger: logger, metrics: m,
+		byNumber: make(map[uint64]*volume), next: 1, changed: make(chan struct{}),
+	}
+}
+
+// scan finds the volumes on disk.
+func (r *volumes) scan() error {
+	entries, err := os.ReadDir(r.path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		v, err := readVolume(filepath.Join(r.path, e.Name()))
+		if err != nil {
+			return err
+		}
+		if v == nil {
+			continue
+		}
+		if other := r.byNumber[v.number]; other != nil {
+			return fmt.Errorf("volumes %s and %s have the same number", other.path, v.path)
+		}
+		r.byNumber[v.number] = v
+		r.next = max(r.next, v.number+1)
+	}
+	return nil
+}
+
+// numbers returns those of all volumes in ascending order.
+func (r *volumes) numbers() []uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.byNumber))
+}
+
+// ofSet returns the volumes of a set, the newest first.
+func (r *volumes) ofSet(set Set) []*volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*volume
+	for _, v := range r.byNumber {
+		if v.set == set {
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b *volume) int { return cmp.Compare(b.number, a.number) })
+	return out
+}
+
+func (r *volumes) has(number uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byNumber[number] != nil
+}
+
+// broadcast wakes all who wait for a change; mu is held.
+func (r *volumes) broadcast() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// await waits for a change, without mu meanwhile.
+func (r *volumes) await(ctx context.Context) error {
+	changed := r.changed
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	select {
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wait is await for what nobody can call off: changes take as long as the disk.
+func (r *volumes) wait() {
+	changed := r.changed
+	r.mu.Unlock()
+	<-changed
+	r.mu.Lock()
+}
+
+// acquire opens a volume for a reader, who must release it.
+func (r *volumes) acquire(ctx context.Context, number uint64) (*volume, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		v := r.byNumber[number]
+		switch {
+		case r.stopped:
+			return nil, ErrClosed
+		case v == nil:
+			return nil, fmt.Errorf("volume %d does not exist", number)
+		case v.mode == readOnly || v.mode == writable:
+			if v.idle != nil {
+				r.idle.Remove(v.idle)
+				v.idle = nil
+			}
+			v.readers++
+			return v, nil
+		case v.mode == closed && r.open < r.cfg.MaxOpenSealed:
+			if err := r.openForReading(v); err != nil {
+				return nil, err
+			}
+		case v.mode == closed && r.idle.Len() > 0:
+			r.closeReadOnly(r.idle.Front().Value.(*volume))
+		default:
+			if err := r.await(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+func (r *volumes) release(v *volume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.readers--
+	if v.readers > 0 {
+		return
+	}
+	if v.mode == readOnly {
+		v.idle = r.idle.PushBack(v)
+	}
+	r.broadcast()
+}
+
+// change moves a volume from one mode to another with work that takes a while;
+// mu is held, but not during the work.
+func (r *volumes) change(v *volume, to mode, work func() (*badger.DB, error)) error {
+	v.mode = changing
+	v.db = nil
+	r.mu.Unlock()
+	db, err := work()
+	r.mu.Lock()
+	v.mode, v.db = to, db
+	if err != nil {
+		v.mode, v.db = closed, nil
+	}
+	r.broadcast()
+	return err
+}
+
+func (r *volumes) openForReading(v *volume) error {
+	r.open++
+	started := time.Now()
+	err := r.change(v, readOnly, func() (*badger.DB, error) { return openReadOnly(v.path, r.cfg, r.logger) })
+	if err != nil {
+		r.open--
+		return fmt.Errorf("open volume %d for reading: %w", v.number, err)
+	}
+	v.idle = r.idle.PushBack(v)
+	r.metrics.opened.Observe(time.Since(started).Seconds())
+	r.metrics.open.Set(float64(r.open))
+	return nil
+}
+
+// shut closes a drained read-only volume. Its files are only read, so an error
+// of closing them loses nothing.
+func (r *volumes) shut(v *volume) {
+	db := v.db
+	if err := r.change(v, closed, func() (*badger.DB, error) { return nil, db.Close() }); err != nil {
+		r.cfg.Logger.Warn("closing a volume", "volume", v.number, "error", err)
+	}
+	r.open--
+	r.metrics.open.Set(float64(r.open))
+}
+
+// drain keeps new readers away from an open volume and waits for those it has;
+// mu is held.
+func (r *volumes) drain(v *volume) {
+	v.mode = changing
+	for v.readers > 0 {
+		r.wait()
+	}
+}
+
+// create makes the next volume of a set and opens it for writing.
+func (r *volumes) create(set Set) (*volume, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	number := r.next
+	r.next++
+	v := &volume{number: number, set: set, path: filepath.Join(r.path, volumeName(set, number)), created: time.Now()}
+	r.byNumber[number] = v
+	err := r.change(v, writable, func() (*badger.DB, error) {
+		if err := os.Mkdir(v.path, 0o750); err != nil {
+			return nil, err
+		}
+		if err := v.describe(time.Time{}, 0); err != nil {
+			return nil, err
+		}
+		if err := syncDirectory(r.path); err != nil {
+			return nil, err
+		}
+		return openWritable(v.path, set, r.cfg, r.logger)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create volume %d: %w", number, err)
+	}
+	return v, nil
+}
+
+// activate opens an existing volume for writing once nobody reads it.
+func (r *volumes) activate(v *volume) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for v.mode == changing {
+		r.wait()
+	}
+	if v.mode == readOnly {
+		r.closeReadOnly(v)
+	}
+	err := r.change(v, writable, func() (*badger.DB, error) { return openWritable(v.path, v.set, r.cfg, r.logger) })
+	if err != nil {
+		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
+	}
+	return nil
+}
+
+// seal closes a volume that is no longer written to, as soon as nobody reads it,
+// and records that. Readers that come meanwhile wait, and open it anew.
+func (r *volumes) seal(v *volume, bytes int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.closeWritable(v, func() error { return v.describe(time.Now(), bytes) }); err != nil {
+		return fmt.Errorf("seal volume %d: %w", v.number, err)
+	}
+	v.sealed = true
+	return nil
+}
+
+// closeReadOnly closes a volume that is open for readers; mu is held.
+func (r *volumes) closeReadOnly(v *volume) {
+	if v.idle != nil {
+		r.idle.Remove(v.idle)
+		v.idle = nil
+	}
+	r.drain(v)
+	r.shut(v)
+}
+
+// closeWritable closes a volume that is open for writing, and then takes another
+// step before others may open it; mu is held.
+func (r *volumes) closeWritable(v *volume, then func() error) error {
+	r.drain(v)
+	db := v.db
+	return r.change(v, closed, func() (*badger.DB, error) {
+		if err := db.Close(); err != nil {
+			return nil, err
+		}
+		return nil, then()
+	})
+}
+
+// markSealed records that a volume which nobody has open is sealed.
+func (r *volumes) markSealed(v *volume, bytes int64) error {
+	if err := v.describe(time.Now(), bytes); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.sealed = true
+	return nil
+}
+
+// close closes all volumes once nobody reads them. No volume may be created or
+// sealed any more.
+func (r *volumes) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	r.broadcast()
+	var faults []error
+	for _, number := range slices.Sorted(maps.Keys(r.byNumber)) {
+		v := r.byNumber[number]
+		for v.mode == changing {
+			r.wait()
+		}
+		switch v.mode {
+		case readOnly:
+			r.closeReadOnly(v)
+		case writable:
+			if err := r.closeWritable(v, func() error { return nil }); err != nil {
+				faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
+			}
+		}
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,534 @@
+package store
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+)
+
+// timeIndexShift makes the distance of entries in the time index of a partition:
+// 1 MiB of batches.
+const timeIndexShift = 20
+
+// maxDeletes bounds the keys that a truncation deletes in one transaction; where
+// there are more, the volume is sealed, which takes no longer and deletes none.
+const maxDeletes = 8192
+
+// writer writes the groups of a set. It belongs to the set's commit goroutine.
+type writer struct {
+	set   *set
+	store *Store
+
+	// volume takes the groups; nil before the first.
+	volume *volume
+	// bytes are those of the batches in it.
+	bytes int64
+	files *logFiles
+	// version is that of the latest transaction in the volume.
+	version uint64
+	limits  transactionLimits
+
+	// What one group needs, kept for the next.
+	txn      *badger.Txn
+	entries  []badger.Entry
+	keys     []byte
+	values   []byte
+	touched  []*Log
+	progress diskv1.PartitionProgress
+	// logged are the bytes that the transaction at hand adds to the value log.
+	logged int64
+}
+
+func newWriter(s *set) writer { return writer{set: s, store: s.store} }
+
+// close gives the volume up to whoever closes all volumes.
+func (w *writer) close() {
+	if w.files != nil {
+		w.files.close()
+	}
+}
+
+// ready sees to it that a volume takes the next group: the latest of the set, a
+// new one, or the standby where the latest is full. It does not wait for a
+// standby: a volume may become larger than configured.
+func (w *writer) ready() error {
+	if err := w.store.failure(); err != nil {
+		return err
+	}
+	if w.volume == nil {
+		if err := w.open(); err != nil {
+			return w.store.fail(err)
+		}
+	}
+	limit := w.store.cfg.VolumeBytes
+	s := w.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.bytes >= limit || s.oldLocked() {
+		w.replaceLocked()
+	}
+	if w.bytes >= limit-limit/4 && s.standby == nil && !s.wanted {
+		s.wanted = true
+		s.poke()
+	}
+	return nil
+}
+
+// open takes on the latest volume of the set if it is not sealed, or creates one.
+func (w *writer) open() error {
+	if err := w.store.beginWriting(); err != nil {
+		return err
+	}
+	if list := w.store.volumes.ofSet(w.set.name); len(list) > 0 && !list[0].sealed {
+		v := list[0]
+		if !w.store.recovered[v.number] {
+			if err := w.store.volumes.activate(v); err != nil {
+				return err
+			}
+		}
+		return w.adopt(v, w.store.liveBytes[v.number])
+	}
+	v, err := w.store.volumes.create(w.set.name)
+	if err != nil {
+		return err
+	}
+	return w.adopt(v, 0)
+}
+
+// adopt makes a volume that is open for writing the active one.
+func (w *writer) adopt(v *volume, bytes int64) error {
+	files, err := watchLogFiles(v.path, v.set == SetSynced, w.store.cfg.valueLogBytes)
+	if err != nil {
+		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
+	}
+	w.volume, w.bytes, w.files = v, bytes, files
+	w.version = v.db.MaxVersion()
+	w.limits = limitsOf(v.db, &w.store.cfg)
+	w.set.mu.Lock()
+	defer w.set.mu.Unlock()
+	w.activeLocked()
+	return nil
+}
+
+func (w *writer) activeLocked() {
+	w.set.active = w.volume.number
+	w.set.since = time.Time{}
+	if w.bytes > 0 {
+		w.set.since = w.volume.created
+	}
+}
+
+// replaceLocked makes the standby the active volume, if there is one, and hands
+// the full one over to be sealed. The set's mu is held.
+func (w *writer) replaceLocked() {
+	s := w.set
+	if s.standby == nil {
+		return
+	}
+	next := s.standby
+	files, err := watchLogFiles(next.path, next.set == SetSynced, w.store.cfg.valueLogBytes)
+	if err != nil {
+		// The volume at hand does as well, and the disk will say what it has.
+		w.store.cfg.Logger.Warn("replacing a volume", "volume", next.number, "error", err)
+		return
+	}
+	w.files.close()
+	s.retired = append(s.retired, retired{volume: w.volume, bytes: w.bytes})
+	s.standby = nil
+	s.written = writeback{}
+	w.volume, w.bytes, w.files = next, 0, files
+	w.version = next.db.MaxVersion()
+	w.activeLocked()
+	w.store.metrics.rolls.WithLabelValues(string(s.name)).Inc()
+	s.poke()
+}
+
+// execute does what a group asks for. Its error is fatal.
+func (w *writer) execute(group []*operation) error {
+	var err error
+	switch first := group[0]; first.kind {
+	case truncateLog:
+		err = w.truncate(first)
+	case rollVolume:
+		err = w.roll(first.force)
+	default:
+		err = w.append(group)
+	}
+	if err != nil {
+		return w.store.fail(err)
+	}
+	return nil
+}
+
+// roll replaces the active volume if it is due, or by force: then without a
+// standby if need be. An empty volume stays.
+func (w *writer) roll(force bool) error {
+	s := w.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.bytes == 0 || !force && !s.oldLocked() {
+		return nil
+	}
+	if s.standby == nil && force {
+		s.mu.Unlock()
+		v, err := w.store.volumes.create(s.name)
+		s.mu.Lock()
+		if err != nil {
+			return err
+		}
+		if s.standby == nil {
+			s.standby = v
+		} else {
+			// The other goroutine was faster. An empty volume is as good as sealed.
+			s.retired = append(s.retired, retired{volume: v})
+		}
+	}
+	before := w.volume
+	w.replaceLocked()
+	if force && w.volume == before {
+		return fmt.Errorf("replace volume %d: its successor cannot be used", before.number)
+	}
+	return nil
+}
+
+// append writes appends in one transaction, with one state record for each log.
+func (w *writer) append(group []*operation) error {
+	bytes := 0
+	if len(group) == 1 && !w.limits.admit(sumOf(group)) {
+		if err := w.stage(group[0]); err != nil {
+			return err
+		}
+	}
+	w.begin(sumOf(group).entries)
+	defer w.end()
+	for _, o := range group {
+		if o.err != nil {
+			continue
+		}
+		if err := w.apply(o); err != nil {
+			return err
+		}
+		for i := range o.append.Batches {
+			bytes += len(o.append.Batches[i].Bytes)
+		}
+	}
+	for _, l := range w.touched {
+		if err := w.writeState(l); err != nil {
+			return err
+		}
+	}
+	if err := w.commit(); err != nil {
+		return err
+	}
+	w.publish(int64(bytes))
+	w.store.metrics.groupBytes.WithLabelValues(string(w.set.name)).Observe(float64(bytes))
+	w.store.metrics.groupAppends.WithLabelValues(string(w.set.name)).Observe(float64(len(group)))
+	return nil
+}
+
+func sumOf(group []*operation) cost {
+	var total cost
+	for _, o := range group {
+		total.add(o.cost)
+		total.add(o.batches)
+	}
+	return total
+}
+
+// stage writes all batches of an append that no transaction can take, in several
+// ones and without state: they are there, but in no span. The append's own
+// transaction then makes them part of the log, all at once. Where the process
+// dies before, they are removed when the store is opened.
+func (w *writer) stage(o *operation) error {
+	if o.err != nil {
+		return nil
+	}
+	var total cost
+	w.begin(int64(len(o.append.Batches)))
+	defer w.end()
+	for i := range o.append.Batches {
+		b := &o.append.Batches[i]
+		var c cost
+		c.addEntry(offsetKeyBytes, len(b.Bytes))
+		total.add(c)
+		if !w.limits.admit(total) {
+			if err := w.commit(); err != nil {
+				return err
+			}
+			w.end()
+			w.begin(int64(len(o.append.Batches) - i))
+			total = c
+		}
+		if err := w.putBatch(o.log.id, b); err != nil {
+			return err
+		}
+	}
+	o.batches = cost{}
+	return w.commit()
+}
+
+// begin starts a transaction of at most that many entries.
+func (w *writer) begin(entries int64) {
+	if int64(cap(w.entries)) < entries {
+		w.entries = make([]badger.Entry, 0, entries)
+	}
+	w.txn = w.volume.db.NewTransactionAt(math.MaxUint64, true)
+}
+
+// end gives back what the transaction needed. Badger keeps none of it.
+func (w *writer) end() {
+	w.txn.Discard()
+	w.txn = nil
+	clear(w.entries)
+	w.entries = w.entries[:0]
+	w.keys, w.values = w.keys[:0], w.values[:0]
+	for i, l := range w.touched {
+		l.grouped = false
+		w.touched[i] = nil
+	}
+	w.touched = w.touched[:0]
+	w.logged = 0
+}
+
+// key adds a key to the buffer of the transaction, which stays where it is when
+// the buffer grows.
+func (w *writer) key(k kind, id PartitionID, offset int64) []byte {
+	start := len(w.keys)
+	if k == kindState || k == kindProgress {
+		w.keys = appendPartitionKey(w.keys, k, id)
+	} else {
+		w.keys = appendOffsetKey(w.keys, k, id, offset)
+	}
+	return w.keys[start:len(w.keys):len(w.keys)]
+}
+
+func (w *writer) put(key, value []byte) error {
+	// The transaction keeps the pointer, so the slice must not move.
+	w.entries = append(w.entries, badger.Entry{Key: key, Value: value})
+	if len(value) >= valueThreshold {
+		var c cost
+		c.addEntry(len(key), len(value))
+		w.logged += c.values
+	}
+	if err := w.txn.SetEntry(&w.entries[len(w.entries)-1]); err != nil {
+		return fmt.Errorf("put together a transaction: %w", err)
+	}
+	return nil
+}
+
+func (w *writer) putBatch(id PartitionID, b *Batch) error {
+	return w.put(w.key(kindBatch, id, b.LastOffset), b.Bytes)
+}
+
+// apply adds an append to the transaction and to its log.
+func (w *writer) apply(o *operation) error {
+	l := o.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	batches := o.append.Batches
+	if len(batches) > 0 && batches[0].BaseOffset != l.durable.LogEnd {
+		// The caller went on although a truncation was refused.
+		o.err = fmt.Errorf("%w: %v: a batch begins at %d, the log ends at %d", ErrInvalidAppend, l.id, batches[0].BaseOffset, l.durable.LogEnd)
+		return nil
+	}
+	staged := o.batches == cost{}
+	for i := range batches {
+		b := &batches[i]
+		s := l.extendLocked(w.volume, b)
+		if l.unindexed >= 1<<timeIndexShift {
+			key := w.key(kindTime, l.id, b.BaseOffset)
+			var value []byte
+			w.values, value = appendTimestamp(w.values, key, s.maxTimestamp)
+			if err := w.put(key, value); err != nil {
+				return err
+			}
+			l.unindexed = 0
+		}
+		s.end = b.LastOffset + 1
+		s.maxTimestamp = max(s.maxTimestamp, b.MaxTimestamp)
+		s.bytes += int64(len(b.Bytes))
+		l.unindexed += int64(len(b.Bytes))
+		if staged {
+			continue
+		}
+		if err := w.putBatch(l.id, b); err != nil {
+			return err
+		}
+	}
+	l.setStateLocked(o.append.State)
+	if !l.grouped {
+		l.grouped = true
+		w.touched = append(w.touched, l)
+		l.durable.generation++
+	}
+	for i := range o.append.Producers {
+		p := &o.append.Producers[i]
+		if err := w.putProducer(l, p.ID, producerMessage(p, l.durable.generation)); err != nil {
+			return err
+		}
+	}
+	for _, id := range o.append.RemovedProducers {
+		if err := w.putProducer(l, id, &diskv1.ProducerState{Generation: l.durable.generation, Removed: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putProducer writes a producer. If the group has written it before, the
+// transaction keeps the later record.
+func (w *writer) putProducer(l *Log, id int64, m *diskv1.ProducerState) error {
+	key := w.key(kindProducer, l.id, id)
+	var value []byte
+	w.values, value = appendMessage(w.values, key, m)
+	return w.put(key, value)
+}
+
+// writeState adds the state record of a log to the transaction: a whole one if
+// the volume has none to carry on, else its progress.
+func (w *writer) writeState(l *Log) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := &l.durable
+	var key, value []byte
+	if l.rewrite || l.stateVolume != w.volume.number {
+		key = w.key(kindState, l.id, 0)
+		w.values, value = appendMessage(w.values, key, d.message())
+		l.rewrite, l.stateVolume, l.stateGeneration = false, w.volume.number, d.generation
+	} else {
+		d.progress(&w.progress, l.stateGeneration)
+		key = w.key(kindProgress, l.id, 0)
+		w.values, value = appendMessage(w.values, key, &w.progress)
+	}
+	return w.put(key, value)
+}
+
+// commit writes the transaction, as durable as the set says.
+func (w *writer) commit() error {
+	if len(w.entries) == 0 {
+		return nil
+	}
+	if err := w.files.reserve(w.logged); err != nil {
+		return err
+	}
+	w.version++
+	started := time.Now()
+	if err := w.txn.CommitAt(w.version, nil); err != nil {
+		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
+	}
+	// Badger may have reported an error on the way that it does not return.
+	if err := w.store.failure(); err != nil {
+		return err
+	}
+	written, err := w.files.committed()
+	if err != nil {
+		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
+	}
+	w.store.metrics.commit.WithLabelValues(string(w.set.name)).Observe(time.Since(started).Seconds())
+	if written.bytes > 0 {
+		w.set.mu.Lock()
+		w.set.written = written
+		w.set.mu.Unlock()
+		w.set.poke()
+	}
+	return nil
+}
+
+// publish lets readers see what was committed.
+func (w *writer) publish(bytes int64) {
+	for _, l := range w.touched {
+		l.mu.Lock()
+		l.readable = l.durable.LogEnd
+		l.known = true
+		l.mu.Unlock()
+	}
+	if bytes > 0 && w.bytes == 0 {
+		w.set.mu.Lock()
+		w.set.since = time.Now()
+		w.set.mu.Unlock()
+	}
+	w.bytes += bytes
+}
+
+// truncate cuts the end off a log. In the active volume it deletes keys, so that
+// what is appended later stands alone there; sealed ones are never written, and
+// what a span does not cover in them is nobody's.
+func (w *writer) truncate(o *operation) error {
+	l := o.log
+	var here, cut bool
+	l.mu.Lock()
+	for _, s := range l.durable.spans {
+		cut = cut || s.first < o.offset && s.end > o.offset
+		here = here || s.volume == w.volume.number && s.end > o.offset
+	}
+	l.mu.Unlock()
+	var freed int64
+	if cut {
+		bytes, err := w.store.measureCut(l, o.offset)
+		if err != nil {
+			// Nothing has changed yet.
+			o.err = err
+			l.mu.Lock()
+			l.next = l.durable.LogEnd
+			l.mu.Unlock()
+			return nil
+		}
+		freed = bytes
+	}
+	var doomed [][]byte
+	if here {
+		keys, fits := keysFrom(w.volume.db, l.id, o.offset, maxDeletes)
+		if doomed = keys; !fits {
+			doomed = nil
+			if err := w.roll(true); err != nil {
+				return err
+			}
+		}
+	}
+
+	w.begin(int64(len(doomed)) + 1)
+	defer w.end()
+	for _, key := range doomed {
+		if err := w.txn.Delete(key); err != nil {
+			return fmt.Errorf("put together a truncation: %w", err)
+		}
+	}
+	l.mu.Lock()
+	l.cutLocked(o.offset)
+	if n := len(l.durable.spans); n > 0 {
+		l.durable.spans[n-1].bytes -= freed
+	}
+	l.setStateLocked(o.append.State)
+	l.durable.generation++
+	l.durable.truncations = addTruncation(l.durable.truncations, truncation{generation: l.durable.generation, offset: o.offset})
+	l.grouped = true
+	w.touched = append(w.touched, l)
+	l.mu.Unlock()
+	if err := w.writeState(l); err != nil {
+		return err
+	}
+	if err := w.commit(); err != nil {
+		return err
+	}
+	w.publish(0)
+	return nil
+}
+
+// keysFrom returns the keys of a partition's batches and time index at or above
+// an offset, unless there are more than a limit.
+func keysFrom(db *badger.DB, id PartitionID, offset int64, limit int) (keys [][]byte, fits bool) {
+	txn := db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	for _, k := range []kind{kindBatch, kindTime} {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
+		for it.Seek(appendOffsetKey(nil, k, id, offset)); it.Valid() && len(keys) <= limit; it.Next() {
+			keys = append(keys, it.Item().KeyCopy(nil))
+		}
+		it.Close()
+	}
+	return keys, len(keys) <= limit
+}

@@ -1,0 +1,223 @@
+// Package storage is the storage service: it keeps partitions, leads those that
+// the metadata service gives it, and serves producers and consumers.
+//
+// A [Service] lives through [New], [Service.Register], [Service.Run]. It starts
+// in this order: open the store, register the node, record who the node is,
+// follow the cluster until the registration is in it, lead. It stops in the
+// reverse order: end the streams, deregister, close the store, which leaves the
+// clean marker last.
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1/peerv1connect"
+	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
+	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/clusterview"
+	"github.com/runnel-mesh/runnel/services/internal/rpc"
+	"github.com/runnel-mesh/runnel/services/internal/telemetry"
+	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
+	"github.com/runnel-mesh/runnel/services/storage/internal/replica"
+	"github.com/runnel-mesh/runnel/services/storage/internal/server"
+	"github.com/runnel-mesh/runnel/services/storage/internal/store"
+)
+
+// Deps is what a service is given.
+type Deps struct {
+	// Metadata reaches ClusterService and the services for peers of the metadata
+	// service. Required.
+	Metadata connect.Transport
+	// Logger may be nil.
+	Logger *slog.Logger
+	// Telemetry may be nil.
+	Telemetry *telemetry.Telemetry
+}
+
+// Service is one storage node.
+type Service struct {
+	// Immutable.
+	config   Config
+	logger   *slog.Logger
+	tel      *telemetry.Telemetry
+	view     *clusterview.View
+	drain    *rpc.Drain
+	host     *partition.Host
+	replicas *replica.Replicas
+	ids      *server.ProducerIDs
+	log      *server.Server
+	nodes    peerv1connect.NodeServiceClient
+	clusters metadatav1connect.ClusterServiceClient
+	// leading is closed once the node leads what it is given, and stopped when Run
+	// returns; each by Run.
+	leading, stopped chan struct{}
+
+	mu sync.Mutex
+	// phase says what the service is doing until it leads.
+	phase string
+	err   error
+}
+
+// New returns a service. It does no I/O and starts nothing; the configuration
+// must be valid.
+func New(config Config, deps Deps) *Service {
+	logger := deps.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	tel := deps.Telemetry
+	if tel == nil {
+		tel = telemetry.Discard()
+	}
+	client := rpc.NewClient(deps.Metadata, tel)
+	view := clusterview.New(logger)
+	tel.Registry.MustRegister(view.Collectors("storage")...)
+	host := partition.NewHost(config.partitionConfig(), func(id cluster.NodeID) string { return replica.Address(view, id) }, tel.Registry)
+	s := &Service{
+		config:   config,
+		logger:   logger,
+		tel:      tel,
+		view:     view,
+		drain:    rpc.NewDrain(),
+		host:     host,
+		replicas: replica.New(host, view, logger),
+		ids:      server.NewProducerIDs(),
+		nodes:    peerv1connect.NewNodeServiceClient(client),
+		clusters: metadatav1connect.NewClusterServiceClient(client),
+		leading:  make(chan struct{}),
+		stopped:  make(chan struct{}),
+		phase:    "it has not been started",
+	}
+	s.log = server.New(config.serverConfig(), host, s.replicas, s.ids, s.drain, logger, tel.Registry)
+	return s
+}
+
+// Register registers LogService on public, and ClusterService unless another
+// service of the process has registered it there. There is nothing for peers yet.
+func (s *Service) Register(public, _ *connect.Server) {
+	storagev1connect.RegisterLogServiceHandler(public, s.log)
+	for spec := range public.Specs() {
+		if spec.Procedure == metadatav1connect.ClusterServiceGetClusterProcedure {
+			return
+		}
+	}
+	metadatav1connect.RegisterClusterServiceHandler(public, clusterview.NewHandler(s.view, s.drain))
+}
+
+// Run opens the store, registers the node and leads partitions until ctx ends; it
+// returns nil then, once the store is closed. It returns an error if the store
+// fails, if the node is not who it claims to be, or if another process has taken
+// its place. While the metadata service cannot be reached it waits, and leads on
+// what it leads already. Run is called once.
+func (s *Service) Run(ctx context.Context) error {
+	defer close(s.stopped)
+	err := s.run(ctx)
+	s.setPhase("it has stopped", err)
+	return err
+}
+
+func (s *Service) run(ctx context.Context) error {
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	s.setPhase("it opens the store", nil)
+	boot := bootID()
+	config := s.config.storeConfig()
+	config.BootID = boot
+	config.Logger = s.logger
+	config.Registerer = s.tel.Registry
+	config.OnFatal = func(err error) { fail(fmt.Errorf("store: %w", err)) }
+	st, err := store.Open(config)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+
+	// Workers outlive ctx: they are stopped after the streams.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	var workers sync.WaitGroup
+	start := func(worker func(context.Context) error) {
+		workers.Go(func() {
+			if err := worker(work); err != nil {
+				fail(err)
+			}
+		})
+	}
+	start(func(ctx context.Context) error { return s.view.Follow(ctx, s.clusters) })
+	start(s.host.Run)
+
+	n, err := s.register(running, st, boot)
+	if err == nil {
+		start(n.heartbeat)
+		start(func(ctx context.Context) error { return s.ids.Run(ctx, n.allocate) })
+		start(func(ctx context.Context) error { return s.replicas.Run(ctx, st, n.version) })
+		s.setPhase("it waits for the cluster to know of it", nil)
+		err = s.replicas.WaitApplied(running, n.version)
+	}
+	if err == nil {
+		s.setPhase("", nil)
+		close(s.leading)
+		s.logger.Info("storage node leads", "node_id", n.id, "node_epoch", n.epoch, "address", s.config.address(), "directory", config.Dir)
+		<-running.Done()
+	}
+	// An error of the steps above is that of running, if that has ended.
+	if running.Err() != nil {
+		err = context.Cause(running)
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			err = nil
+		}
+	}
+
+	s.setPhase("it is stopping", nil)
+	s.drain.Begin()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Grace)
+	if s.log.Wait(grace) != nil {
+		s.logger.Warn("streams that did not end in time are left to the transport", "grace", s.config.Grace)
+	}
+	cancel()
+	if n != nil {
+		n.deregister(context.WithoutCancel(ctx))
+	}
+	stopWork()
+	workers.Wait()
+	s.replicas.Close()
+	if closed := st.Close(n.epochOrZero()); closed != nil {
+		err = errors.Join(err, fmt.Errorf("close store: %w", closed))
+	}
+	return err
+}
+
+// Ready returns nil once the node leads what it is given, and an error that says
+// what it is doing when ctx ends before, or when the service has stopped.
+func (s *Service) Ready(ctx context.Context) error {
+	select {
+	case <-s.stopped:
+	case <-s.leading:
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.err != nil:
+		return fmt.Errorf("storage service has stopped: %w", s.err)
+	case s.phase != "":
+		return fmt.Errorf("storage service is not ready: %s", s.phase)
+	}
+	return nil
+}
+
+// Drain makes all streams end, so that clients go on elsewhere. It returns at
+// once and may be called more than once.
+func (s *Service) Drain() { s.drain.Begin() }
+
+func (s *Service) setPhase(phase string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.phase, s.err = phase, err
+}
