@@ -189,7 +189,7 @@ func TestDecodeRandomFields(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(7, 11))
 	accepted := 0
-	for range 30_000 {
+	for range 8_000 {
 		data := randomFields(r, 3)
 		if r.IntN(3) == 0 && len(data) > 0 {
 			data[r.IntN(len(data))] = byte(r.Uint32())
@@ -200,7 +200,7 @@ func TestDecodeRandomFields(t *testing.T) {
 			}
 		}
 	}
-	if accepted < 10_000 {
+	if accepted < 3_000 {
 		t.Errorf("only %d inputs were valid: the test says little", accepted)
 	}
 }

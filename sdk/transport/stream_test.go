@@ -53,21 +53,19 @@ func (pumps) Append(_ context.Context, request *storagev1.AppendRequest) (*stora
 }
 
 // serve runs a server with the settings that ours have and returns its address.
-func serve(tb testing.TB, config *http.HTTP2Config, wrap func(http.Handler) http.Handler) string {
+func serve(tb testing.TB) string { return serveHandler(tb, pumps{}) }
+
+func serveHandler(tb testing.TB, service storagev1connect.LogServiceHandler) string {
 	tb.Helper()
 	server := connect.NewServer()
-	storagev1connect.RegisterLogServiceHandler(server, pumps{})
+	storagev1connect.RegisterLogServiceHandler(server, service)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server, connecthttp.WithCodecs(Codec()), connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(MaxMessageBytes))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	var handler http.Handler = mux
-	if wrap != nil {
-		handler = wrap(mux)
-	}
-	srv := &http.Server{Handler: handler, HTTP2: config, Protocols: new(http.Protocols), ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: mux, HTTP2: ServerHTTP2(), Protocols: new(http.Protocols), ReadHeaderTimeout: 5 * time.Second}
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	done := make(chan struct{})
 	go func() {
@@ -154,7 +152,7 @@ func BenchmarkStream(b *testing.B) {
 	for _, size := range []int{1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20} {
 		for name, pump := range map[string]func(*testing.B, storagev1connect.LogServiceClient, int){"up": pumpUp, "down": pumpDown} {
 			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
-				address := serve(b, ServerHTTP2(), nil)
+				address := serve(b)
 				pool := NewPool(Options{})
 				b.Cleanup(pool.Close)
 				class := Produce

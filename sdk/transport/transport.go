@@ -174,9 +174,7 @@ func (p *Pool) dial(ctx context.Context, network, address string) (net.Conn, err
 	conn, err := p.options.Dial(timed, network, address)
 	if err != nil {
 		if ctx.Err() == nil {
-			// Without the chain: a timeout of the dial is not one of the call, and would
-			// get the code deadline_exceeded.
-			return nil, errors.New(err.Error())
+			return nil, &DialError{Cause: err}
 		}
 		return nil, err
 	}
@@ -196,6 +194,17 @@ func (p *Pool) isClosed() bool {
 	defer p.mu.Unlock()
 	return p.closed
 }
+
+// DialError says that no connection could be made: nothing of the call has
+// reached the server. Errors of calls have it in their chain.
+type DialError struct {
+	// Cause is not part of the chain: a timeout of the dial is not one of the
+	// call, and would get the code deadline_exceeded.
+	Cause error
+}
+
+// Error returns the message of the cause.
+func (e *DialError) Error() string { return e.Cause.Error() }
 
 var errPoolClosed = errors.New("the client is closed")
 

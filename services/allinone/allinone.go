@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -202,8 +201,9 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 		Metadata: rpc.InProcess(peer), Logger: c.logger.With("service", "storage"), Telemetry: tel,
 	})
 	store.Register(public, peer)
-	services := append(serviceNames(public), "")
+	services := append(rpc.ServiceNames(public), "")
 	health := rpc.NewHealth(services...)
+	drain := rpc.NewDrain()
 	open := make(chan struct{}) // Closed by the doors.
 
 	return []app.Component{
@@ -222,7 +222,7 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 				return nil
 			}
 			return rpc.Serve(ctx, rpc.ServeOptions{
-				Listener: listener, Server: public, Health: health, Reflection: true,
+				Listener: listener, Server: public, Drain: drain, Health: health, Reflection: true,
 				Handlers:       map[string]http.Handler{"/metrics": tel.MetricsHandler()},
 				Grace:          c.config.Grace,
 				MaxConnections: c.config.MaxConnections,
@@ -236,6 +236,8 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 			close(open)
 			<-ctx.Done()
 			setServing(health, services, false)
+			// Before the services drain, which would wait for clients that do not read.
+			drain.Begin()
 			return nil
 		}},
 	}
@@ -245,20 +247,6 @@ func setServing(health *rpc.Health, services []string, serving bool) {
 	for _, name := range services {
 		health.SetServing(name, serving)
 	}
-}
-
-// serviceNames returns the names of the services that a server has.
-func serviceNames(server *connect.Server) []string {
-	seen := map[string]bool{}
-	var names []string
-	for spec := range server.Specs() {
-		name, _, _ := strings.Cut(strings.TrimPrefix(spec.Procedure, "/"), "/")
-		if !seen[name] {
-			seen[name] = true
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // runGroup runs the services and tells when they are ready.

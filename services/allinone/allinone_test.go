@@ -176,6 +176,97 @@ func TestServesAndKeepsDataOverRestarts(t *testing.T) {
 	}
 }
 
+func TestStopReleasesStreams(t *testing.T) {
+	c, stop := startCluster(t, testConfig(t))
+	client := connectTo(t, c.Address())
+	client.createTopic(t, "t")
+	if _, err := client.append(t.Context(), "t", "x"); err != nil {
+		t.Fatal(err)
+	}
+	consume, err := client.log.Consume(t.Context(), &storagev1.ConsumeRequest{
+		Partitions: []*storagev1.PartitionStart{{Topic: "t", Start: &logv1.StartPosition{Position: &logv1.StartPosition_Earliest{Earliest: &logv1.Earliest{}}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := client.cluster.WatchCluster(t.Context(), &metadatav1.WatchClusterRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	produce, err := client.log.Produce(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := produce.Send(&storagev1.ProduceRequest{Topic: "t", Records: []*logv1.Record{{Value: []byte("y")}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := produce.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	for _, receive := range []func() error{
+		func() error { _, err := consume.Receive(); return err },
+		func() error { _, err := watch.Receive(); return err },
+	} {
+		if err := receive(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	begin := time.Now()
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	for name, receive := range map[string]func() error{
+		"consume": func() error { _, err := consume.Receive(); return err },
+		"watch":   func() error { _, err := watch.Receive(); return err },
+		"produce": func() error { _, err := produce.Receive(); return err },
+	} {
+		err := receive()
+		for err == nil {
+			err = receive()
+		}
+		if connect.CodeOf(err) != connect.CodeUnavailable || !strings.Contains(err.Error(), "draining") {
+			t.Errorf("%s ended with %v", name, err)
+		}
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+}
+
+// A consumer that does not read keeps the stop waiting for no longer than it
+// takes to give it up.
+func TestStalledConsumerDoesNotHoldUpTheStop(t *testing.T) {
+	c, stop := startCluster(t, testConfig(t))
+	client := connectTo(t, c.Address())
+	client.createTopic(t, "t")
+	value := strings.Repeat("x", 500_000)
+	for range 20 {
+		if _, err := client.append(t.Context(), "t", value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream, err := client.log.Consume(t.Context(), &storagev1.ConsumeRequest{
+		Partitions: []*storagev1.PartitionStart{{Topic: "t", Start: &logv1.StartPosition{Position: &logv1.StartPosition_Earliest{Earliest: &logv1.Earliest{}}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if _, err := stream.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 4*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+}
+
 func TestSurvivesKill(t *testing.T) {
 	dir := t.TempDir()
 	var want []string

@@ -191,7 +191,7 @@ func TestBadArguments(t *testing.T) {
 		says string
 	}{
 		{[]string{"topics", "create", "good"}, 1, "good"},
-		{[]string{"topics", "create", "bad name"}, 1, "a-zA-Z0-9._-"},
+		{[]string{"topics", "create", "bad name"}, 1, "underscore and hyphen"},
 		{[]string{"topics", "create", "."}, 1, "."},
 		{[]string{"topics", "create", ".."}, 1, ".."},
 		{[]string{"topics", "create", strings.Repeat("x", 250)}, 1, "249"},

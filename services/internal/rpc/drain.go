@@ -11,17 +11,32 @@ import (
 // does not end streams, and a stream that waits in Receive cannot be woken: so
 // the goroutine of every streaming handler selects on [Drain.C] while a child
 // receives, and returns [Drain.Err] once C is closed. The child's Receive fails
-// as soon as the handler has returned.
+// as soon as the handler has returned. A handler that waits in Send, because its
+// client does not read, is woken by [Serve] if it got the same Drain.
 type Drain struct {
-	once sync.Once
-	c    chan struct{}
+	c chan struct{}
+
+	mu    sync.Mutex
+	begun bool
+	hooks map[*func()]struct{}
 }
 
 // NewDrain returns a Drain that has not begun.
-func NewDrain() *Drain { return &Drain{c: make(chan struct{})} }
+func NewDrain() *Drain { return &Drain{c: make(chan struct{}), hooks: map[*func()]struct{}{}} }
 
 // Begin closes C. It may be called more than once and from any goroutine.
-func (d *Drain) Begin() { d.once.Do(func() { close(d.c) }) }
+func (d *Drain) Begin() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.begun {
+		return
+	}
+	d.begun = true
+	close(d.c)
+	for hook := range d.hooks {
+		(*hook)()
+	}
+}
 
 // C is closed by the first Begin and never sends.
 func (d *Drain) C() <-chan struct{} { return d.c }
@@ -30,4 +45,21 @@ func (d *Drain) C() <-chan struct{} { return d.c }
 // goes on at another node or tries again.
 func (d *Drain) Err() error {
 	return rpcerr.New(errorsv1.Reason_REASON_DRAINING, "draining: this node is shutting down; reconnect")
+}
+
+// onBegin calls hook, which must not block, when the drain begins, or at once if
+// it has. Remove undoes it.
+func (d *Drain) onBegin(hook func()) (remove func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.begun {
+		hook()
+		return func() {}
+	}
+	d.hooks[&hook] = struct{}{}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.hooks, &hook)
+	}
 }

@@ -23,7 +23,7 @@ func registerReflection(server *connect.Server, drain *Drain) {
 	// real one.
 	inner := connect.NewServer()
 	grpcreflect.Register(inner,
-		grpcreflect.WithNamer(grpcreflect.NamerFunc(func() []string { return serviceNames(server) })),
+		grpcreflect.WithNamer(grpcreflect.NamerFunc(func() []string { return ServiceNames(server) })),
 		grpcreflect.WithDescriptorResolver(files),
 		grpcreflect.WithExtensionResolver(new(protoregistry.Types)),
 	)

@@ -46,7 +46,8 @@ type ServeOptions struct {
 	Server *connect.Server
 	// Handlers are served beside the RPCs, by pattern of http.ServeMux.
 	Handlers map[string]http.Handler
-	// Drain is begun when ctx ends, if not before; nil makes one.
+	// Drain is begun when ctx ends, if not before; nil makes one. Streams whose
+	// client does not read are ended soon after it has begun.
 	Drain *Drain
 	// Grace is how long streams and calls may take to end after the drain has
 	// begun; 0 means DefaultGrace. What is left is cut off.
@@ -67,7 +68,8 @@ type ServeOptions struct {
 // Serve serves HTTP/1.1 and HTTP/2 without TLS (h2c, prior knowledge) on one
 // port: the Connect, gRPC and gRPC-Web protocols with protobuf and JSON, never
 // compressed. It returns nil once ctx has ended and the connections are closed,
-// and an error if the listener fails. Nothing runs on after it.
+// and an error if the listener fails. Handlers that were cut off after Grace may
+// be on their way out still.
 func Serve(ctx context.Context, o ServeOptions) error {
 	if o.Listener == nil || o.Server == nil {
 		return errors.New("serve RPCs: a listener and a server are needed")
@@ -88,6 +90,8 @@ func Serve(ctx context.Context, o ServeOptions) error {
 		HTTP2:             transport.ServerHTTP2(),
 		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 	}
+	busy := &busyConns{conns: map[net.Conn]struct{}{}}
+	srv.ConnState = busy.track
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 
@@ -105,11 +109,8 @@ func Serve(ctx context.Context, o ServeOptions) error {
 		o.Health.stop()
 	}
 	o.Drain.Begin()
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Grace)
-	defer cancel()
-	if err := srv.Shutdown(grace); err != nil {
+	if !shutdown(context.WithoutCancel(ctx), srv, busy, o.Grace) {
 		o.Logger.Warn("calls that did not end in time are cut off", "address", listener.Addr().String(), "grace", o.Grace)
-		_ = srv.Close()
 	}
 	<-served
 	return nil
@@ -146,7 +147,7 @@ func routes(o ServeOptions) *http.ServeMux {
 	for spec := range o.Server.Specs() {
 		kinds[spec.Procedure] = spec.StreamType
 	}
-	guard := &guardedMux{mux: mux, kinds: kinds, errors: connecthttp.NewErrorWriter(options...)}
+	guard := &guardedMux{mux: mux, kinds: kinds, drain: o.Drain, errors: connecthttp.NewErrorWriter(options...)}
 	connecthttp.Mount(guard, o.Server, options...)
 	for pattern, handler := range o.Handlers {
 		mux.Handle(pattern, handler)
@@ -166,8 +167,9 @@ func routes(o ServeOptions) *http.ServeMux {
 	return mux
 }
 
-// serviceNames returns the services of a server in ascending order.
-func serviceNames(server *connect.Server) []string {
+// ServiceNames returns the full names of the services that a server has, in
+// ascending order.
+func ServiceNames(server *connect.Server) []string {
 	var names []string
 	for spec := range server.Specs() {
 		service, _, ok := strings.Cut(strings.TrimPrefix(spec.Procedure, "/"), "/")
@@ -183,6 +185,7 @@ func serviceNames(server *connect.Server) []string {
 type guardedMux struct {
 	mux    *http.ServeMux
 	kinds  map[string]connect.StreamType
+	drain  *Drain
 	errors *connecthttp.ErrorWriter
 }
 
@@ -191,7 +194,7 @@ func (m *guardedMux) Handle(pattern string, handler http.Handler) {
 	kind, known := m.kinds[pattern]
 	switch {
 	case known && kind == connect.StreamTypeBidi:
-		handler = m.needHTTP2(pattern, joinEnvelopes(handler))
+		handler = m.needHTTP2(pattern, unblock(m.drain, joinEnvelopes(handler)))
 	case known && kind == connect.StreamTypeClient:
 		// Many messages, each of which has its own limit.
 	default:
@@ -199,7 +202,7 @@ func (m *guardedMux) Handle(pattern string, handler http.Handler) {
 		// library would read on in order to answer in good form.
 		handler = http.MaxBytesHandler(handler, transport.MaxMessageBytes+envelopeSlack)
 		if known && kind == connect.StreamTypeServer {
-			handler = joinEnvelopes(handler)
+			handler = unblock(m.drain, joinEnvelopes(handler))
 		}
 	}
 	m.mux.Handle(pattern, handler)
