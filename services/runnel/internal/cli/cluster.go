@@ -1,0 +1,101 @@
+package cli
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/runnel-mesh/runnel/sdk/runnel"
+)
+
+const clusterDescribeHelp = `Describe the nodes of the cluster.
+
+A live node renews its lease; a fenced one has not been heard for a while, and
+leads no partition until it is. EPOCH grows with each start of a node. The
+controller is the metadata node that elects leaders.
+
+With -o json the cluster is an object with the fields id, version, controller
+(null while there is none) and nodes (id, role, address, epoch, state, since).`
+
+func (p *program) clusterCommand() *cobra.Command {
+	return commandGroup("cluster", "Look at the nodes of the cluster", `Look at the nodes of the cluster.`,
+		`  runnel cluster describe`, p.clusterDescribeCommand())
+}
+
+func (p *program) clusterDescribeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "describe",
+		Short: "Describe the nodes of the cluster",
+		Long:  clusterDescribeHelp,
+		Example: `  runnel cluster describe
+  runnel cluster describe -o json --bootstrap log-1:7070 | jq '.nodes[] | select(.state == "fenced")'`,
+		Args:              arguments(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := p.connect(c)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			var description runnel.ClusterDescription
+			err = p.persist(c.Context(), func(ctx context.Context) (err error) {
+				description, err = client.Admin().DescribeCluster(ctx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			header, nodes := clusterTables(description)
+			return p.print(newClusterObject(description), header, nodes)
+		},
+	}
+}
+
+// clusterObject is the cluster as -o json prints it.
+type clusterObject struct {
+	ID         string       `json:"id"`
+	Version    int64        `json:"version"`
+	Controller *int32       `json:"controller"`
+	Nodes      []nodeObject `json:"nodes"`
+}
+
+type nodeObject struct {
+	ID      int32  `json:"id"`
+	Role    string `json:"role"`
+	Address string `json:"address"`
+	Epoch   int64  `json:"epoch"`
+	State   string `json:"state"`
+	Since   string `json:"since"`
+}
+
+func newClusterObject(d runnel.ClusterDescription) clusterObject {
+	o := clusterObject{ID: d.ID, Version: d.Version, Controller: known(d.Controller), Nodes: make([]nodeObject, len(d.Nodes))}
+	for i, n := range d.Nodes {
+		o.Nodes[i] = nodeObject{ID: n.ID, Role: n.Role, Address: n.Address, Epoch: n.Epoch, State: nodeState(n), Since: since(n)}
+	}
+	return o
+}
+
+func clusterTables(d runnel.ClusterDescription) (header, nodes *table) {
+	header = newTable()
+	header.row("Cluster:", d.ID)
+	header.row("Controller:", numberOr(d.Controller, "none"))
+	nodes = newTable("NODE", "ROLE", "ADDRESS", "EPOCH", "STATE", "SINCE")
+	for _, n := range d.Nodes {
+		nodes.row(n.ID, n.Role, n.Address, n.Epoch, nodeState(n), since(n))
+	}
+	return header, nodes
+}
+
+func nodeState(n runnel.Node) string {
+	if n.Fenced {
+		return "fenced"
+	}
+	return "live"
+}
+
+func since(n runnel.Node) string { return n.Since.UTC().Truncate(time.Second).Format(time.RFC3339) }
+
+func plainNumber[T int32 | int64](n T) string { return strconv.FormatInt(int64(n), 10) }

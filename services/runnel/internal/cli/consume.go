@@ -1,0 +1,224 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/runnel"
+)
+
+const consumeHelp = `Print the records of a topic, each value exactly as it was produced and a line
+feed.
+
+Without a flag about the position it begins at the end of the topic and prints
+what comes in from then on. --offset says where to begin in single partitions;
+the others begin at the end. Records of one partition come in order, those of
+several as they come.
+
+It ends with Ctrl-C, after --max-records, when no record has come for --timeout,
+or with --exit-at-end at what was the end of the topic when it began.
+
+The --print flags put more in front of the value, always in this order:
+timestamp, partition, offset, headers, key. They look as in Kafka's console
+consumer: CreateTime:1700000000000, Partition:0, Offset:42, name:value,name:value
+or NO_HEADERS, and the key. --key-separator stands behind each. A null key or
+value is printed as null.
+
+With -o json each record is an object on a line of its own, with the fields topic,
+partition, offset, timestamp (RFC 3339, UTC; null if there is none), timestamp_ms,
+headers (an array of key and value, in order), key and value. A key or value is a
+string, or null; if it is not valid UTF-8 it is in base64, and key_encoding or
+value_encoding (also in a header) is "base64".`
+
+const consumeExample = `  runnel consume orders
+  runnel consume orders --from-beginning --exit-at-end > orders.txt
+  runnel consume orders --from-beginning --print-key --key-separator : --max-records 10
+  runnel consume orders --offset 0:1500 --partition 0 --print-offset
+  runnel consume orders --from-time 2026-11-23T08:00:00Z --timeout 5s -o json | jq .value`
+
+// outputBufferBytes is how much is written to the standard output at once while
+// records come faster than that.
+const outputBufferBytes = 256 << 10
+
+// defaultPrintSeparator stands behind what the --print flags print.
+const defaultPrintSeparator = "\t"
+
+// consumeOptions are the flags of consume.
+type consumeOptions struct {
+	fromBeginning bool
+	offsets       *parsedList[partitionOffset]
+	fromTime      *parsed[time.Time]
+	partitions    *parsedList[int64]
+	maxRecords    *parsed[int64]
+	timeout       *parsed[time.Duration]
+	exitAtEnd     bool
+
+	printKey, printHeaders, printPartition, printOffset, printTimestamp bool
+
+	separator string
+}
+
+func (p *program) consumeCommand() *cobra.Command {
+	o, command := newConsumeCommand(p)
+	command.RunE = func(c *cobra.Command, args []string) error {
+		if err := o.check(); err != nil {
+			return err
+		}
+		return p.consume(c, args[0], o)
+	}
+	return command
+}
+
+func newConsumeCommand(p *program) (*consumeOptions, *cobra.Command) {
+	o := &consumeOptions{}
+	command := &cobra.Command{
+		Use:               "consume TOPIC",
+		Short:             "Print the records of a topic",
+		Long:              consumeHelp,
+		Example:           consumeExample,
+		GroupID:           groupUse,
+		Args:              arguments("TOPIC"),
+		ValidArgsFunction: p.completeTopic,
+	}
+	flags := command.Flags()
+	flags.SortFlags = false
+	flags.BoolVar(&o.fromBeginning, "from-beginning", false, "begin with the first record that there is")
+	o.offsets = newListFlag(flags, "offset", "P:OFFSET", "begin in partition P at OFFSET; may be repeated", parsePartitionOffset)
+	o.fromTime = newFlag(flags, "from-time", "", "RFC3339", "", "begin with the first record of this time or later, such as 2026-11-23T08:00:00Z", parseTime)
+	o.partitions = newListFlag(flags, "partition", "P", "read only this partition; may be repeated", integerBetween(0, maxPartition))
+	o.maxRecords = newFlag(flags, "max-records", "", "N", "", "end after N records", integerBetween(1, math.MaxInt64))
+	o.timeout = newFlag(flags, "timeout", "", "D", "", "end, with success, when no record has come for so long, such as 10s", durationBetween(time.Millisecond, maxConsumeTimeout))
+	flags.BoolVar(&o.exitAtEnd, "exit-at-end", false, "end at what was the end of the topic when the command began")
+	flags.BoolVar(&o.printKey, "print-key", false, "print the key")
+	flags.StringVar(&o.separator, "key-separator", defaultPrintSeparator, "print this behind the key and the other printed parts (`SEP`)")
+	flags.Lookup("key-separator").DefValue = "a tab"
+	flags.BoolVar(&o.printHeaders, "print-headers", false, "print the headers")
+	flags.BoolVar(&o.printPartition, "print-partition", false, "print the partition")
+	flags.BoolVar(&o.printOffset, "print-offset", false, "print the offset")
+	flags.BoolVar(&o.printTimestamp, "print-timestamp", false, "print the timestamp, in milliseconds since 1970")
+	return o, command
+}
+
+// maxConsumeTimeout keeps the arithmetic of time from overflowing.
+const maxConsumeTimeout = 365 * 24 * time.Hour
+
+func (p *program) consume(command *cobra.Command, name string, o *consumeOptions) error {
+	ctx := command.Context()
+	client, err := p.connect(command)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	topic, err := p.describeTopic(ctx, client, name)
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+		return noTopic(name, "create it with \"runnel topics create %[1]s\", or by sending a record with \"runnel produce %[1]s\"", shellWord(name))
+	}
+	if err != nil {
+		return err
+	}
+	assignments, err := o.assignments(topic)
+	if err != nil {
+		return err
+	}
+	consumer, err := client.NewConsumer(runnel.WithReset(runnel.ResetNone))
+	if err != nil {
+		return err
+	}
+	if err := assign(ctx, consumer, assignments); err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(p.Stdout, outputBufferBytes)
+	var records recordWriter = o.textRecords(out, topic)
+	if p.output.value == outputJSON {
+		records = newJSONRecords(out)
+	}
+	err = o.copy(ctx, consumer, records, out.Flush)
+	switch {
+	case !errors.Is(err, context.Canceled):
+		return err
+	case o.exitAtEnd || o.maxRecords.text != "":
+		// A script must not take a part of the output for the whole.
+		return failf("interrupted before the end: records that were asked for are missing")
+	}
+	// An interrupt is how one stops following a topic.
+	return nil
+}
+
+// assignPatience bounds how long a partition may take to say where it begins or
+// ends: longer than an election.
+const assignPatience = 30 * time.Second
+
+// assign makes the consumer read, from positions that are fixed when it
+// returns.
+func assign(ctx context.Context, consumer *runnel.Consumer, assignments []runnel.Assignment) error {
+	limited, cancel := context.WithTimeout(ctx, assignPatience)
+	defer cancel()
+	return consumer.Assign(limited, assignments...)
+}
+
+// textRecords returns the writer that the --print flags ask for.
+func (o *consumeOptions) textRecords(out *bufio.Writer, topic *topicFacts) *textRecords {
+	t := &textRecords{
+		out:       out,
+		separator: []byte(o.separator),
+		partition: o.printPartition,
+		offset:    o.printOffset,
+		headers:   o.printHeaders,
+		key:       o.printKey,
+	}
+	if o.printTimestamp {
+		t.timestamp = topic.setting("message.timestamp.type")
+		if t.timestamp == "" {
+			t.timestamp = "CreateTime"
+		}
+	}
+	return t
+}
+
+// errIdle ends a poll that has waited for --timeout.
+var errIdle = errors.New("no record for a while")
+
+// copy writes records until one of the bounds is reached, which is no error.
+func (o *consumeOptions) copy(ctx context.Context, consumer *runnel.Consumer, records recordWriter, flush func() error) error {
+	left := int64(math.MaxInt64)
+	if o.maxRecords.text != "" {
+		left = o.maxRecords.value
+	}
+	for left > 0 {
+		polled, err := o.poll(ctx, consumer)
+		switch {
+		case errors.Is(err, runnel.ErrEnd), errors.Is(err, errIdle):
+			return nil
+		case err != nil:
+			return err
+		}
+		for r := range polled.All() {
+			if left == 0 {
+				break
+			}
+			left--
+			if err := records.write(&r); err != nil {
+				return outputError(err)
+			}
+		}
+		if err := flush(); err != nil {
+			return outputError(err)
+		}
+	}
+	return nil
+}
+
+func (o *consumeOptions) poll(ctx context.Context, consumer *runnel.Consumer) (runnel.Records, error) {
+	if o.timeout.text == "" {
+		return consumer.Poll(ctx)
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, o.timeout.value, errIdle)
+	defer cancel()
+	return consumer.Poll(limited)
+}

@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+
+	"connectrpc.com/connect/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/sdk/transport"
+	"github.com/runnel-mesh/runnel/services/internal/rpc"
+	"github.com/runnel-mesh/runnel/services/internal/telemetry"
+	"github.com/runnel-mesh/runnel/services/storage"
+)
+
+const storageHelp = `Start a storage node: it keeps the records, and serves producers and consumers.
+
+It knows the metadata nodes only, by their peer addresses, and never talks to
+etcd. It registers with them and then leads the partitions that they give it.`
+
+func (p *program) storageCommand() *cobra.Command {
+	command := &cobra.Command{
+		Use:   "storage",
+		Short: "Start a storage node",
+		Long:  storageHelp,
+		Example: `  runnel storage --metadata 127.0.0.1:7071
+  runnel storage --metadata meta-1:7071,meta-2:7071 --data-dir /var/lib/runnel \
+      --listen :7080 --advertise log-1:7080 --peer-listen :7081 --advertise-peer log-1:7081`,
+		GroupID:           groupServe,
+		Args:              arguments(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := command.Flags()
+	flags.SortFlags = false
+	defaults := storage.DefaultConfig()
+	metadata := newFlag(flags, "metadata", "", "ADDR[,ADDR]", "", "peer addresses of metadata nodes; required", parseAddresses)
+	o := p.newNodeOptions(command, "storage", defaults.Listen, defaults.PeerListen)
+	command.RunE = func(c *cobra.Command, _ []string) error {
+		if metadata.text == "" {
+			return usagef("--metadata is needed, such as --metadata 127.0.0.1:7071")
+		}
+		if err := o.check(); err != nil {
+			return err
+		}
+		return p.storage(c.Context(), o, metadata.value)
+	}
+	return command
+}
+
+func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string) error {
+	config := storage.DefaultConfig()
+	config.DataDir = *o.dataDir
+	config.Listen, config.Advertise = o.listen.value, o.advertise.value
+	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
+	config.NodeID = cluster.NodeID(o.nodeID.value)
+	if err := config.Validate(); err != nil {
+		return err
+	}
+	pool := transport.NewPool(transport.Options{})
+	defer pool.Close()
+	var targets []connect.Transport
+	for _, address := range metadata {
+		targets = append(targets, pool.Transport(address, transport.Control))
+	}
+	return p.serveNode(ctx, "storage", o, func(logger *slog.Logger, tel *telemetry.Telemetry) (service, error) {
+		return storage.New(config, storage.Deps{Metadata: rpc.Failover(targets...), Logger: logger, Telemetry: tel}), nil
+	})
+}

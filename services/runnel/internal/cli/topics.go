@@ -1,0 +1,233 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/runnel"
+)
+
+const topicsHelp = `Create, list, describe and delete topics.`
+
+const topicsCreateHelp = `Create a topic.
+
+Records with the same key go to the same partition and keep their order there;
+partitions are what lets producers and consumers work side by side. Settings
+that are not given with --config have their defaults, which "runnel topics
+describe" shows.
+
+With -o json the topic is printed as an object with the fields name, id,
+partition_count and config (the settings that differ from their defaults).`
+
+const topicsListHelp = `List all topics.
+
+With -o json the topics are an array of objects with the fields name, id,
+partition_count and config (the settings that differ from their defaults).`
+
+const topicsDeleteHelp = `Delete a topic and all its records. There is no way back.
+
+With -o json an object with the field deleted, the name of the topic, is printed.`
+
+const topicsDescribeHelp = `Describe a topic: its partitions with their leaders and offsets, and its settings.
+
+EARLIEST is the first offset that the partition holds, LATEST the one after the
+last that can be read. LEADER is a node; "none" means that the partition cannot be
+read or written at the moment.
+
+With -o json the topic is an object with the fields name, id, partition_count,
+config (the settings that differ from their defaults), replication_factor,
+partitions (partition, leader, leader_epoch, replicas, isr, earliest, latest; null
+where there is no leader or no answer) and settings (all of them: name, value,
+default, documentation).`
+
+func (p *program) topicsCommand() *cobra.Command {
+	return commandGroup("topics", "Create, list, describe and delete topics", topicsHelp,
+		`  runnel topics create orders --partitions 3
+  runnel topics list
+  runnel topics describe orders`,
+		p.topicsCreateCommand(), p.topicsListCommand(), p.topicsDescribeCommand(), p.topicsDeleteCommand())
+}
+
+func (p *program) topicsCreateCommand() *cobra.Command {
+	command := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a topic",
+		Long:  topicsCreateHelp,
+		Example: `  runnel topics create orders
+  runnel topics create orders --partitions 6 --config retention.ms=86400000
+  runnel topics create metrics --config durability=replicated --config max.message.bytes=4194304`,
+		Args:              arguments("NAME"),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := command.Flags()
+	flags.SortFlags = false
+	partitions := newFlag(flags, "partitions", "", "N", "", "how many partitions (default: the cluster's)", integerBetween(1, maxPartition))
+	replicas := newFlag(flags, "replication-factor", "", "R", "", "on how many nodes each partition lies (default: the cluster's)", integerBetween(1, maxPartition))
+	config := newListFlag(flags, "config", "key=value", "setting of the topic; may be repeated", parsePair)
+	completeWords(command, "config", topicSettings, "=")
+	command.RunE = func(c *cobra.Command, args []string) error {
+		settings, err := settingsMap(config.values)
+		if err != nil {
+			return err
+		}
+		client, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return p.topicsCreate(c.Context(), client, runnel.TopicSpec{
+			Name: args[0], Partitions: int32(partitions.value), ReplicationFactor: int32(replicas.value), Config: settings,
+		})
+	}
+	return command
+}
+
+// topicSettings are offered by the shell; the cluster judges them.
+var topicSettings = []string{
+	"cleanup.policy", "compression.type", "durability", "max.message.bytes", "message.timestamp.type",
+	"min.insync.replicas", "retention.bytes", "retention.ms",
+}
+
+func settingsMap(pairs []pair) (map[string]string, error) {
+	settings := make(map[string]string, len(pairs))
+	for _, s := range pairs {
+		if _, twice := settings[s.key]; twice {
+			return nil, usagef("--config gives %s twice", s.key)
+		}
+		settings[s.key] = s.value
+	}
+	return settings, nil
+}
+
+// topicObject is a topic as -o json prints it.
+type topicObject struct {
+	Name           string            `json:"name"`
+	ID             string            `json:"id"`
+	PartitionCount int               `json:"partition_count"`
+	Config         map[string]string `json:"config"`
+}
+
+func newTopicObject(t runnel.Topic) topicObject {
+	o := topicObject{Name: t.Name, ID: t.ID, PartitionCount: t.Partitions, Config: t.Config}
+	if o.Config == nil {
+		o.Config = map[string]string{}
+	}
+	return o
+}
+
+func (p *program) topicsCreate(ctx context.Context, client *runnel.Client, spec runnel.TopicSpec) error {
+	var topic runnel.Topic
+	err := p.persistIf(ctx, passesWithoutEffect, func(ctx context.Context) (err error) {
+		topic, err = client.Admin().CreateTopic(ctx, spec)
+		return err
+	})
+	if err != nil {
+		return unknownOutcome(err, fmt.Sprintf("whether topic %q was created; look with \"runnel topics describe %s\"", spec.Name, spec.Name))
+	}
+	t := newTable()
+	t.row(fmt.Sprintf("created topic %q with %s", topic.Name, plural(int64(topic.Partitions), "partition")))
+	return p.print(newTopicObject(topic), t)
+}
+
+func (p *program) topicsListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List all topics",
+		Long:  topicsListHelp,
+		Example: `  runnel topics list
+  runnel topics list -o json | jq -r '.[].name'`,
+		Args:              arguments(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := p.connect(c)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			var topics []runnel.Topic
+			err = p.persist(c.Context(), func(ctx context.Context) (err error) {
+				topics, err = client.Admin().ListTopics(ctx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			objects := make([]topicObject, len(topics))
+			t := newTable("NAME", "PARTITIONS", "ID", "CONFIG")
+			for i, topic := range topics {
+				objects[i] = newTopicObject(topic)
+				t.row(topic.Name, topic.Partitions, topic.ID, configText(topic.Config))
+			}
+			return p.print(objects, t)
+		},
+	}
+}
+
+// configText lists settings in one cell.
+func configText(config map[string]string) string {
+	var settings []string
+	for _, name := range slices.Sorted(maps.Keys(config)) {
+		settings = append(settings, name+"="+config[name])
+	}
+	if len(settings) == 0 {
+		return "-"
+	}
+	return strings.Join(settings, " ")
+}
+
+func (p *program) topicsDeleteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "delete NAME",
+		Short:             "Delete a topic and its records",
+		Long:              topicsDeleteHelp,
+		Example:           `  runnel topics delete orders`,
+		Args:              arguments("NAME"),
+		ValidArgsFunction: p.completeTopic,
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := p.connect(c)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			return p.topicsDelete(c.Context(), client, args[0])
+		},
+	}
+}
+
+func (p *program) topicsDelete(ctx context.Context, client *runnel.Client, name string) error {
+	err := p.persistIf(ctx, passesWithoutEffect, func(ctx context.Context) error {
+		return client.Admin().DeleteTopic(ctx, name)
+	})
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+		return noTopic(name, seeTopics)
+	}
+	if err != nil {
+		return unknownOutcome(err, fmt.Sprintf("whether topic %q was deleted; look with \"runnel topics list\"", name))
+	}
+	t := newTable()
+	t.row(fmt.Sprintf("deleted topic %q", name))
+	return p.print(map[string]string{"deleted": name}, t)
+}
+
+// passesWithoutEffect is passes for calls that must not be repeated if they may
+// have taken effect.
+func passesWithoutEffect(err error) bool {
+	e, ok := errors.AsType[*runnel.Error](err)
+	return passes(err) && !(ok && e.OutcomeUnknown())
+}
+
+// unknownOutcome adds what is not known to an error that leaves it open.
+func unknownOutcome(err error, what string) error {
+	e, ok := errors.AsType[*runnel.Error](err)
+	if !ok || !e.OutcomeUnknown() {
+		return err
+	}
+	return &failure{message: fmt.Sprintf("%s: it is not known %s", sentence(err), what), cause: err}
+}

@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/runnel"
+)
+
+func (p *program) topicsDescribeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "describe NAME",
+		Short: "Describe a topic with its partitions and settings",
+		Long:  topicsDescribeHelp,
+		Example: `  runnel topics describe orders
+  runnel topics describe orders -o json | jq '.partitions[].latest'`,
+		Args:              arguments("NAME"),
+		ValidArgsFunction: p.completeTopic,
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := p.connect(c)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			topic, err := p.describeTopic(c.Context(), client, args[0])
+			if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+				return noTopic(args[0], seeTopics)
+			}
+			if err != nil {
+				return err
+			}
+			header, partitions, settings := topic.tables()
+			return p.print(topic.object(), header, partitions, settings)
+		},
+	}
+}
+
+// topicDetails is a described topic as -o json prints it.
+type topicDetails struct {
+	topicObject
+	ReplicationFactor int                `json:"replication_factor"`
+	Partitions        []partitionDetails `json:"partitions"`
+	Settings          []settingDetails   `json:"settings"`
+}
+
+type partitionDetails struct {
+	Partition   int32   `json:"partition"`
+	Leader      *int32  `json:"leader"`
+	LeaderEpoch int32   `json:"leader_epoch"`
+	Replicas    []int32 `json:"replicas"`
+	ISR         []int32 `json:"isr"`
+	Earliest    *int64  `json:"earliest"`
+	Latest      *int64  `json:"latest"`
+}
+
+type settingDetails struct {
+	Name          string `json:"name"`
+	Value         string `json:"value"`
+	Default       bool   `json:"default"`
+	Documentation string `json:"documentation"`
+}
+
+func (t *topicFacts) object() topicDetails {
+	d := topicDetails{
+		topicObject:       newTopicObject(t.Topic),
+		ReplicationFactor: t.replicationFactor(),
+		Partitions:        make([]partitionDetails, len(t.Replicas)),
+		Settings:          make([]settingDetails, len(t.Settings)),
+	}
+	for i, r := range t.Replicas {
+		d.Partitions[i] = partitionDetails{
+			Partition:   r.Partition,
+			Leader:      known(r.Leader),
+			LeaderEpoch: r.LeaderEpoch,
+			Replicas:    append([]int32{}, r.Replicas...),
+			ISR:         append([]int32{}, r.InSync...),
+			Earliest:    known(r.Earliest),
+			Latest:      known(r.Latest),
+		}
+	}
+	for i, s := range t.Settings {
+		d.Settings[i] = settingDetails(s)
+	}
+	return d
+}
+
+func (t *topicFacts) replicationFactor() int {
+	factor := 0
+	for _, r := range t.Replicas {
+		factor = max(factor, len(r.Replicas))
+	}
+	return factor
+}
+
+// known returns nil for a number below 0, which stands for none.
+func known[T int32 | int64](n T) *T {
+	if n < 0 {
+		return nil
+	}
+	return &n
+}
+
+// numberOr returns a number as text, or a word if there is none.
+func numberOr[T int32 | int64](n T, none string) string {
+	if n < 0 {
+		return none
+	}
+	return plainNumber(n)
+}
+
+func (t *topicFacts) tables() (header, partitions, settings *table) {
+	header = newTable()
+	header.row("Name:", t.Name)
+	header.row("Id:", t.ID)
+	header.row("Partitions:", t.Partitions)
+	header.row("Replication factor:", t.replicationFactor())
+
+	partitions = newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST")
+	for _, r := range t.Replicas {
+		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, nodeList(r.Replicas), nodeList(r.InSync),
+			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"))
+	}
+
+	settings = newTable("CONFIG", "VALUE", "SET BY")
+	for _, s := range t.Settings {
+		origin := "topic"
+		if s.Default {
+			origin = "default"
+		}
+		settings.row(s.Name, s.Value, origin)
+	}
+	return header, partitions, settings
+}
+
+func nodeList(ids []int32) string {
+	if len(ids) == 0 {
+		return "none"
+	}
+	var list []string
+	for _, id := range ids {
+		list = append(list, plainNumber(id))
+	}
+	return strings.Join(list, ",")
+}

@@ -1,0 +1,23 @@
+// Command runnel is a distributed commit log: it starts the services of a
+// cluster, and it is the command line client to one.
+package main
+
+import (
+	"os"
+
+	"github.com/runnel-mesh/runnel/services/runnel/internal/cli"
+)
+
+func main() {
+	ctx, stop := cli.UntilInterrupted()
+	code := cli.Run(ctx, cli.Environment{
+		Program: os.Args[0],
+		Args:    os.Args[1:],
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+		Getenv:  os.Getenv,
+	})
+	stop()
+	os.Exit(code)
+}
