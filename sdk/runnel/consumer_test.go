@@ -654,8 +654,9 @@ func TestConsumerHealsAfterDisconnects(t *testing.T) {
 			case 1:
 				node := c.node(int32(2 + random.IntN(2)))
 				node.setDown(true)
+				outage := time.Duration(random.IntN(100)) * time.Millisecond
 				go func() {
-					time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
+					time.Sleep(outage)
 					node.setDown(false)
 				}()
 				time.Sleep(200 * time.Millisecond)
@@ -800,4 +801,74 @@ func TestConsumerOptionsAreChecked(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "reset policy") || !strings.Contains(err.Error(), "buffer") {
 		t.Errorf("error = %v", err)
 	}
+}
+
+// TestLateResponseIsVoid: what a stream had under way when the consumer was
+// sent elsewhere must not count.
+func TestLateResponseIsVoid(t *testing.T) {
+	changes := map[string]func(*Consumer) error{
+		"seek":   func(c *Consumer) error { return c.Seek(t0, Offset(0)) },
+		"pause":  func(c *Consumer) error { return c.Pause(t0) },
+		"remove": func(c *Consumer) error { c.Remove(t0); return nil },
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				topic := c.createTopic("t", 1)
+				c.fill(t, "t", 0, recordbatch.None, "0")
+				consumer := c.consumer(t)
+				if err := consumer.Assign(t.Context(), At("t", 0, Earliest())); err != nil {
+					t.Fatal(err)
+				}
+				want(t, poll(t, consumer, 1), "0:0=0")
+				consumer.mu.Lock()
+				r := consumer.partitions[t0]
+				under := &session{reading: r, number: r.session, from: r.ahead, until: noBound}
+				consumer.mu.Unlock()
+				if err := change(consumer); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				consumer.mu.Lock()
+				before := r.next
+				consumer.mu.Unlock()
+				c.fill(t, "t", 0, recordbatch.None, "1", "2")
+				c.mu.Lock()
+				late := topic.partitions[0].batches[1]
+				c.mu.Unlock()
+				consumer.take(under, &storagev1.ConsumeResponse{Topic: "t", Batches: [][]byte{late}, NextOffset: 3, HighWatermark: 3})
+				consumer.mu.Lock()
+				if r.next != before || name != "seek" && len(r.chunks) > 0 {
+					t.Errorf("the response counted: position %+v, was %+v", r.next, before)
+				}
+				consumer.mu.Unlock()
+				if name == "seek" {
+					want(t, poll(t, consumer, 3), "0:0=0", "0:1=1", "0:2=2")
+				}
+			})
+		})
+	}
+}
+
+// TestBoundEndsTheStream: what lies behind the bounds is not sent for nothing.
+func TestBoundEndsTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0", "1")
+		consumer := c.consumer(t)
+		if err := consumer.Assign(t.Context(), At("t", 0, Earliest()).UntilEnd()); err != nil {
+			t.Fatal(err)
+		}
+		want(t, poll(t, consumer, 2), "0:0=0", "0:1=1")
+		synctest.Wait()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for call := range c.node(2).calls {
+			if call.stream {
+				t.Error("a stream is still open")
+			}
+		}
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/transport"
 )
 
 var (
@@ -183,12 +184,15 @@ func callError(ctx context.Context, address string, err error) error {
 // neverSent reports whether err shows that no byte of a call reached the other
 // side.
 func neverSent(err error) bool {
-	dial, ok := errors.AsType[*net.OpError](err)
-	return ok && dial.Op == "dial"
+	_, ok := errors.AsType[*transport.DialError](err)
+	return ok
 }
 
 // connectionFault says in a few words why a node cannot be talked to.
 func connectionFault(err error) string {
+	if dial, ok := errors.AsType[*transport.DialError](err); ok {
+		err = dial.Cause
+	}
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno.Error()
 	}

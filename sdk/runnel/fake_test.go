@@ -290,12 +290,31 @@ func (c *fakeCluster) Transport(address string, _ transport.Class) connect.Trans
 
 type nowhere struct{ address string }
 
-func (n nowhere) NewClientStream(context.Context, connect.Spec) (connect.ClientStream, error) {
-	return nil, refusedConnection(n.address)
+func (n nowhere) NewClientStream(_ context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	return &unreachable{address: n.address, bidi: spec.StreamType&connect.StreamTypeClient != 0}, nil
+}
+
+// unreachable is a call to where nobody listens. As over HTTP, that shows when
+// the answer is received.
+type unreachable struct {
+	address string
+	bidi    bool
+}
+
+func (u *unreachable) SendHeaders() error { return nil }
+func (u *unreachable) CloseSend() error   { return nil }
+func (u *unreachable) Close() error       { return nil }
+func (u *unreachable) Receive(any) error  { return refusedConnection(u.address) }
+
+func (u *unreachable) Send(any) error {
+	if u.bidi {
+		return io.EOF
+	}
+	return nil
 }
 
 func refusedConnection(address string) error {
-	dial := &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, syscall.ECONNREFUSED)}
+	dial := &transport.DialError{Cause: &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, syscall.ECONNREFUSED)}}
 	return connect.NewError(connect.CodeUnavailable, dial.Error()).WithCause(dial).WithRemote()
 }
 
@@ -304,7 +323,7 @@ func (n *fakeNode) NewClientStream(ctx context.Context, spec connect.Spec) (conn
 	n.cluster.mu.Lock()
 	defer n.cluster.mu.Unlock()
 	if n.down {
-		return nil, refusedConnection(n.address)
+		return nowhere{n.address}.NewClientStream(ctx, spec)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	inner, err := connectinprocess.New(n.server).NewClientStream(ctx, spec)
@@ -312,7 +331,7 @@ func (n *fakeNode) NewClientStream(ctx context.Context, spec connect.Spec) (conn
 		cancel()
 		return nil, err
 	}
-	s := &fakeStream{ClientStream: inner, node: n, cancel: cancel, broken: make(chan struct{})}
+	s := &fakeStream{ClientStream: inner, node: n, stream: spec.StreamType != connect.StreamTypeUnary, cancel: cancel, broken: make(chan struct{})}
 	n.calls[s] = struct{}{}
 	context.AfterFunc(ctx, func() {
 		n.cluster.mu.Lock()
@@ -326,6 +345,7 @@ func (n *fakeNode) NewClientStream(ctx context.Context, spec connect.Spec) (conn
 type fakeStream struct {
 	connect.ClientStream
 	node   *fakeNode
+	stream bool
 	cancel context.CancelFunc
 	once   sync.Once
 	broken chan struct{}

@@ -1,21 +1,70 @@
-package runnel
+package runnel_test
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/services/allinone"
 )
 
-func TestMain(m *testing.M) {
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
 	if err := warmCodecs(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return fail(err)
 	}
-	goleak.VerifyTestMain(m)
+	code := m.Run()
+	if shared.stop != nil {
+		if err := shared.stop(); err != nil {
+			return fail(err)
+		}
+	}
+	if err := os.RemoveAll(shared.dir); err != nil {
+		return fail(err)
+	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		return fail(err)
+	}
+	return code
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// shared is a whole cluster in this process, for those tests that want one.
+var shared struct {
+	once    sync.Once
+	dir     string
+	address string
+	stop    func() error
+}
+
+// bootstrap returns the address of the real cluster, which it starts at its
+// first call.
+func bootstrap() string {
+	shared.once.Do(func() {
+		dir, err := os.MkdirTemp("", "runnel-sdk-")
+		if err != nil {
+			panic(err)
+		}
+		shared.dir = dir
+		config := allinone.DefaultConfig()
+		config.DataDir, config.Listen = dir, "127.0.0.1:0"
+		cluster, stop, err := allinone.Start(context.Background(), config)
+		if err != nil {
+			panic(err)
+		}
+		shared.address, shared.stop = cluster.Address(), stop
+	})
+	return shared.address
 }
 
 // warmCodecs makes the codecs build their shared state, which has channels, here

@@ -116,7 +116,8 @@ func (c *Client) NewProducer(options ...ProducerOption) (*Producer, error) {
 // Send waits for the first word from the cluster about a topic, and while the
 // memory for records is full (see [WithBufferBytes]). An error says that the
 // record was not taken: the cause of ctx when that ended first, [ErrClosed], or
-// an [*Error]. Then done is not called; else it is called exactly once.
+// an [*Error], such as for a record of more than 16 MiB. Then done is not called;
+// else it is called exactly once.
 //
 // All callbacks of a producer run one after another in a goroutine of their own,
 // those of one partition in the order of their records. They may call Send, but
@@ -128,6 +129,9 @@ func (p *Producer) Send(ctx context.Context, r Record, done func(Ack, error)) er
 		ms = r.Timestamp.UnixMilli()
 	}
 	size := recordbatch.MaxRecordSize(r.Key, r.Value, r.Headers)
+	if size > maxBatchBytes-recordbatch.HeaderSize {
+		return newError(errorsv1.Reason_REASON_RECORD_TOO_LARGE, "record of %d bytes is over the limit of %d", size, maxBatchBytes)
+	}
 	if int64(size+recordbatch.HeaderSize+callbackSize) > p.config.bufferBytes {
 		return newError(errorsv1.Reason_REASON_RECORD_TOO_LARGE,
 			"record of %d bytes does not fit into the producer's buffer of %d bytes: raise WithBufferBytes", size, p.config.bufferBytes)

@@ -86,7 +86,8 @@ const (
 	// that would say what is under way.
 	patienceUnacked = time.Millisecond
 
-	// maxBatchBytes stays below what a message may be on the wire (32 MiB).
+	// maxBatchBytes is the most that max.message.bytes of a topic can be, and stays
+	// below what a message may be on the wire (32 MiB).
 	maxBatchBytes = 16 << 20
 	// maxInFlight is how many batches of a partition a server remembers per
 	// producer: with more under way it could no longer tell a repeated one.

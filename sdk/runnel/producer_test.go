@@ -510,6 +510,9 @@ func TestBufferBound(t *testing.T) {
 		if err := p.Send(t.Context(), Record{Topic: "t", Value: make([]byte, limit)}, nil); ReasonOf(err) != errorsv1.Reason_REASON_RECORD_TOO_LARGE {
 			t.Errorf("record larger than the buffer: %v", err)
 		}
+		if err := p.Send(t.Context(), Record{Topic: "t", Value: make([]byte, maxBatchBytes)}, nil); ReasonOf(err) != errorsv1.Reason_REASON_RECORD_TOO_LARGE {
+			t.Errorf("record larger than any batch: %v", err)
+		}
 		// Room is made as answers come, in the order of those who wait.
 		var order []int
 		var mu sync.Mutex
@@ -716,6 +719,24 @@ func TestDeliveryTimeout(t *testing.T) {
 	})
 }
 
+// TestWhatWasNeverSentIsNotInDoubt: without idempotence nothing may be sent
+// twice, but what never left can be sent when its node is back.
+func TestWhatWasNeverSentIsNotInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		c.createTopic("t", 1)
+		c.node(2).setDown(true)
+		p := c.producer(t, WithIdempotence(false))
+		go func() {
+			time.Sleep(time.Second)
+			c.node(2).setDown(false)
+		}()
+		if ack, err := p.SendSync(t.Context(), Record{Topic: "t"}); err != nil || ack.Offset != 0 {
+			t.Errorf("ack = %+v, %v", ack, err)
+		}
+	})
+}
+
 func TestDoubtfulExpiryLeavesAGap(t *testing.T) {
 	for _, appended := range []bool{false, true} {
 		t.Run(fmt.Sprint("appended ", appended), func(t *testing.T) {
@@ -837,6 +858,62 @@ func TestVanishedRecords(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestGapThatWasNone: a batch that was given up in doubt turns out to have been
+// appended. From then on a missing sequence is a loss like any other.
+func TestGapThatWasNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		topic := c.createTopic("t", 1)
+		var broken atomic.Bool
+		requests := 0
+		c.onProduce = func(*fakeNode, *storagev1.ProduceRequest) fault {
+			if broken.Load() {
+				f := fault{failure: failureOf(errorsv1.Reason_REASON_TIMED_OUT), appended: true}
+				if requests++; requests == 1 {
+					f.delay = 4 * time.Second
+				}
+				return f
+			}
+			return fault{}
+		}
+		p := c.producer(t, WithDeliveryTimeout(10*time.Second), WithLinger(0), WithBatchBytes(1))
+		if _, err := p.SendSync(t.Context(), Record{Topic: "t"}); err != nil {
+			t.Fatal(err)
+		}
+		broken.Store(true)
+		errs := make([]error, 2)
+		for i := range errs {
+			if err := p.Send(t.Context(), Record{Topic: "t"}, func(_ Ack, err error) { errs[i] = err }); err != nil {
+				t.Fatal(err)
+			}
+			// The second goes out behind the first, and has more time left.
+			time.Sleep(3 * time.Second)
+		}
+		time.Sleep(4400 * time.Millisecond)
+		q := p.topicQueue("t", 0)
+		q.mu.Lock()
+		if q.gap != 1 {
+			t.Errorf("gap = %d", q.gap)
+		}
+		q.mu.Unlock()
+		broken.Store(false)
+		if err := p.Flush(t.Context()); err != nil && ReasonOf(err) != errorsv1.Reason_REASON_TIMED_OUT {
+			t.Fatal(err)
+		}
+		if errs[0] == nil || errs[1] != nil {
+			t.Fatalf("outcomes %v", errs)
+		}
+		c.mu.Lock()
+		partition := topic.partitions[0]
+		partition.batches, partition.end = partition.batches[:1], 1
+		partition.producers[1].next, partition.producers[1].recent = 1, partition.producers[1].recent[:1]
+		c.mu.Unlock()
+		if _, err := p.SendSync(t.Context(), Record{Topic: "t"}); ReasonOf(err) != errorsv1.Reason_REASON_OUT_OF_ORDER_SEQUENCE {
+			t.Errorf("error = %v", err)
+		}
+	})
 }
 
 func TestFencedProducerStops(t *testing.T) {

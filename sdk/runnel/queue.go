@@ -222,10 +222,12 @@ func (q *partitionQueue) add(r *Record, ms int64, size int, now time.Time, done 
 }
 
 func (q *partitionQueue) newBatch() *batch {
-	b := &batch{queue: q}
+	var b *batch
 	if n := len(q.spare); n > 0 {
 		b = q.spare[n-1]
 		q.spare = q.spare[:n-1]
+	} else {
+		b = &batch{queue: q}
 	}
 	if q.producer.config.compression == NoCompression && b.builder.NumRecords() == 0 && q.expected > 0 {
 		// The buffer becomes the batch as sent: allocate it once.
@@ -420,9 +422,6 @@ func (q *partitionQueue) identified(s *sender, id *identity, err error, now time
 	} else if q.identity == nil {
 		q.identity, q.renounced = id, nil
 		q.nextSequence, q.gap, q.known = 0, -1, false
-		if q.lastErr == nil {
-			q.pause.reset()
-		}
 	}
 	q.wake(now)
 }
@@ -517,13 +516,17 @@ func (q *partitionQueue) settle(b *batch, v verdict) {
 			q.producer.loss.add(silent, v.err)
 		}
 	}
-	if b.settled != nil {
-		close(b.settled)
-	}
+	// Flush adds its barrier behind the callbacks as soon as the batch is settled,
+	// so they must be due by then; and a batch without callbacks is recycled, so its
+	// channel is taken before.
+	settled := b.settled
 	if len(b.callbacks) > 0 {
 		q.producer.deliveries.push(delivery{batch: b, verdict: v})
 	} else if v.err == nil {
 		q.recycleLocked(b)
+	}
+	if settled != nil {
+		close(settled)
 	}
 }
 
@@ -633,9 +636,10 @@ func (q *partitionQueue) lost(b *batch, id uint64, err error, sent bool, now tim
 }
 
 // comeBack puts the window back to the front of what waits, to be sent again in
-// order after a pause. doubt says that the server may have taken any of it; it
-// have taken any but the oldest in any case, since their answers are not awaited:
-// a server may get to see them only when it has the oldest from another stream.
+// order after a pause if err is not nil. doubt says that the server may have
+// taken any of it. It may in any case have taken, or be about to take, what was
+// sent behind the oldest: those answers are not awaited, and a server may get to
+// see the request only when it has the oldest from another stream.
 func (q *partitionQueue) comeBack(err error, doubt bool, now time.Time) {
 	for i, b := range q.window {
 		b.attempt = 0
@@ -805,7 +809,7 @@ func (q *partitionQueue) shut(err error) {
 // answer.
 func doubt(tp TopicPartition, err error) error {
 	return &Error{
-		Reason:  errorsv1.Reason_REASON_TIMED_OUT,
+		Reason:  ReasonOf(err),
 		Message: fmt.Sprintf("records for %s were sent, but no answer was awaited: %v", tp, err),
 		outcome: unknown,
 		cause:   err,

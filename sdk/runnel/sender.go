@@ -157,7 +157,11 @@ func (s *sender) run(ctx context.Context) {
 		switch {
 		case needsIdentity:
 			id, err := s.producer.identify(ctx, s.client, s.address, q.neededIdentity())
-			q.identified(s, id, err, time.Now())
+			now = time.Now()
+			if err != nil {
+				s.retryAt = now.Add(s.pause.next())
+			}
+			q.identified(s, id, err, now)
 		case a.batch != nil:
 			s.send(ctx, q, a)
 		}

@@ -283,7 +283,7 @@ func (v *view) fresh(ctx context.Context) (*cluster.Image, error) {
 // known.
 func (v *view) topic(ctx context.Context, name string) (*cluster.Topic, error) {
 	var pause backoff
-	var waited time.Duration
+	asked := time.Now()
 	for {
 		image, changed := v.next()
 		if image != nil {
@@ -294,15 +294,15 @@ func (v *view) topic(ctx context.Context, name string) (*cluster.Topic, error) {
 		if err := v.refresh(ctx, image); err != nil {
 			return nil, err
 		}
-		if v.image() != image {
-			continue
+		if latest := v.image(); latest != image {
+			if topic, ok := latest.Topic(name); ok {
+				return topic, nil
+			}
 		}
-		if waited >= unknownTopicWait {
+		if time.Since(asked) >= unknownTopicWait {
 			return nil, topicNotFound(name)
 		}
-		d := pause.next()
-		waited += d
-		timer := time.NewTimer(d)
+		timer := time.NewTimer(pause.next())
 		select {
 		case <-changed:
 		case <-timer.C:

@@ -132,7 +132,7 @@ func New(config Config, deps Deps) *Service {
 	})
 	s.server = server.New(server.Options{
 		Client: s.client, Layout: s.layout, Catalog: s.catalog, Controller: s.controller, View: s.view,
-		Dial: dial, Logger: logger, Telemetry: tel,
+		PeerAddress: config.peerAddress(), Dial: dial, Logger: logger, Telemetry: tel,
 		LeaseTTL: config.LeaseTTL, RequestTimeout: config.RequestTimeout, ShowTimeout: showTimeout,
 	})
 	tel.Registry.MustRegister(s.view.Collectors("metadata")...)

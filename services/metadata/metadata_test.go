@@ -21,6 +21,7 @@ import (
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/catalog"
@@ -98,7 +99,8 @@ func (m *mesh) start(options ...option) *member {
 	config.DataDir = m.t.TempDir()
 	config.Listen, config.PeerListen = fmt.Sprintf("127.0.0.1:%d", 10000+m.ports), fmt.Sprintf("127.0.0.1:%d", 20000+m.ports)
 	m.mu.Unlock()
-	config.Prefix, config.LeaseTTL = m.prefix, 2*time.Second
+	// No lease runs out just because the machine is busy.
+	config.Prefix, config.LeaseTTL = m.prefix, time.Minute
 	for _, o := range options {
 		o(&config, &endpoint)
 	}
@@ -134,7 +136,14 @@ func (m *mesh) dial(address string) connect.Transport {
 	if t, ok := m.peers[address]; ok {
 		return t
 	}
-	return rpc.InProcess(connect.NewServer())
+	return nobody{}
+}
+
+// nobody is the transport to an address where nobody listens.
+type nobody struct{}
+
+func (nobody) NewClientStream(context.Context, connect.Spec) (connect.ClientStream, error) {
+	return nil, connect.NewError(connect.CodeUnavailable, "connection refused")
 }
 
 // ready waits until the node is ready.
@@ -215,9 +224,30 @@ func (s *storage) heartbeat() error {
 	return err
 }
 
+func (s *storage) producerIDs() *peerv1.AllocateProducerIdsRequest {
+	return &peerv1.AllocateProducerIdsRequest{NodeId: int32(s.id), NodeEpoch: int64(s.epoch)}
+}
+
 func (s *storage) deregister() error {
 	_, err := s.via.nodes.Deregister(context.Background(), &peerv1.DeregisterRequest{NodeId: int32(s.id), NodeEpoch: int64(s.epoch)})
 	return err
+}
+
+// follow runs a catalog of its own over a client.
+func (m *mesh) follow(client *clientv3.Client) (*clusterview.View, func()) {
+	view := clusterview.New(m.logger)
+	c := catalog.New(catalog.Options{
+		Client: client, Layout: m.layout, View: view, Logger: m.logger, RelistInterval: time.Minute, RequestTimeout: 5 * time.Second,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	return view, func() {
+		cancel()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+	}
 }
 
 // lease returns the lease of a node's live key, 0 if there is none.
@@ -234,12 +264,10 @@ func (m *mesh) lease(id cluster.NodeID) clientv3.LeaseID {
 }
 
 // expire ends a node's lease, as the passing of its time would.
-func (m *mesh) expire(ids ...cluster.NodeID) {
+func (m *mesh) expire(id cluster.NodeID) {
 	m.t.Helper()
-	for _, id := range ids {
-		if _, err := m.raw.Revoke(context.Background(), m.lease(id)); err != nil {
-			m.t.Fatal(err)
-		}
+	if _, err := m.raw.Revoke(context.Background(), m.lease(id)); err != nil {
+		m.t.Fatal(err)
 	}
 }
 

@@ -289,12 +289,14 @@ func (m *mesh) plant(name string, partitions int, nodes ...*storage) cluster.Top
 		ids = append(ids, n.id)
 		states[n.id] = rules.NodeState{Epoch: n.epoch, Live: true}
 	}
-	id, last := m.plantOps(name, partitions, true)
+	id, first := m.plantOps(name, partitions, true)
 	var ops []clientv3.Op
 	for i := range partitions {
 		ops = append(ops, m.layout.PutPartition(id, catalog.Partition{PartitionState: rules.NewPartition(int32(i), ids, states)}))
 	}
-	for _, batch := range append(slices.Collect(slices.Chunk(ops, 100)), last) {
+	// Partitions without a topic would be swept up, and a topic is not seen before it
+	// has all of them.
+	for _, batch := range append([][]clientv3.Op{first}, slices.Collect(slices.Chunk(ops, 100))...) {
 		if _, err := m.raw.Txn(context.Background()).Then(batch...).Commit(); err != nil {
 			m.t.Fatal(err)
 		}

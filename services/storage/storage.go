@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 
@@ -124,8 +125,13 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 func (s *Service) run(ctx context.Context) error {
-	running, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	var failed atomic.Pointer[error]
+	fail := func(err error) {
+		failed.CompareAndSwap(nil, &err)
+		stop()
+	}
 	s.setPhase("it opens the store", nil)
 	boot := bootID()
 	config := s.config.storeConfig()
@@ -166,11 +172,11 @@ func (s *Service) run(ctx context.Context) error {
 		s.logger.Info("storage node leads", "node_id", n.id, "node_epoch", n.epoch, "address", s.config.address(), "directory", config.Dir)
 		<-running.Done()
 	}
-	// An error of the steps above is that of running, if that has ended.
 	if running.Err() != nil {
-		err = context.Cause(running)
-		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-			err = nil
+		// The steps above failed because of that, if they did.
+		err = nil
+		if first := failed.Load(); first != nil {
+			err = *first
 		}
 	}
 

@@ -151,6 +151,9 @@ func (c *Catalog) WaitRevision(ctx context.Context, revision int64) error {
 	}
 }
 
+// errOther says that another etcd cluster answers than the one that was listed.
+var errOther = errors.New("another etcd answers")
+
 // errBack says that etcd shows less than was seen before: it was restored from a
 // backup, or the endpoints lead to another cluster.
 var errBack = errors.New("etcd went back")
@@ -170,7 +173,7 @@ func (c *Catalog) Run(ctx context.Context) error {
 				delay, failing = minRetryDelay, false
 			}
 			// A watch that merely broke goes on where it was.
-			relist = errors.Is(err, errRelist) || errors.Is(err, rpctypes.ErrCompacted)
+			relist = errors.Is(err, errRelist) || errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, errOther)
 		}
 		if errors.Is(err, errRelist) || ctx.Err() != nil {
 			continue
@@ -267,7 +270,9 @@ func (c *Catalog) load(ctx context.Context) (*State, error) {
 			return nil, fmt.Errorf("list keys: %w", err)
 		}
 		if state.Revision == 0 {
-			state.Revision = response.Header.GetRevision()
+			state.Revision, state.etcd = response.Header.GetRevision(), response.Header.GetClusterId()
+		} else if state.etcd != response.Header.GetClusterId() {
+			return nil, errOther
 		}
 		for _, kv := range response.Kvs {
 			if err := state.put(c.o.Layout, kv, changes); err != nil {
@@ -292,12 +297,16 @@ func (c *Catalog) get(ctx context.Context, key string, options ...clientv3.OpOpt
 // all.
 func (c *Catalog) watch(ctx context.Context) (began bool, _ error) {
 	var from int64
-	c.Read(func(s *State) { from = s.Revision + 1 })
+	var etcd uint64
+	c.Read(func(s *State) { from, etcd = s.Revision+1, s.etcd })
 	// A watch from a revision that etcd does not have yet would wait for it in
 	// silence.
 	response, err := c.get(ctx, c.o.Layout.Cluster(), clientv3.WithKeysOnly())
 	if err != nil {
 		return false, fmt.Errorf("read revision: %w", err)
+	}
+	if response.Header.GetClusterId() != etcd {
+		return false, errOther
 	}
 	if revision := response.Header.GetRevision(); revision < from-1 {
 		return false, fmt.Errorf("%w from revision %d to %d", errBack, from-1, revision)
@@ -316,6 +325,9 @@ func (c *Catalog) watch(ctx context.Context) (began bool, _ error) {
 				return true, errors.New("the watch ended")
 			case batch.Err() != nil:
 				return true, fmt.Errorf("watch keys: %w", batch.Err())
+			case batch.Header.GetClusterId() != etcd:
+				// The client library goes on with a broken watch wherever it gets a connection.
+				return true, errOther
 			}
 			c.apply(batch.Events)
 		case <-relist.C:

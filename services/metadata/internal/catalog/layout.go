@@ -189,7 +189,7 @@ func (l Layout) parse(key string) parsedKey {
 }
 
 // maxIndex bounds what a stray key can make the state allocate.
-const maxIndex = 1 << 20
+const maxIndex = 100_000
 
 func nodeKey(k kind, digits string) parsedKey {
 	id, err := strconv.ParseInt(digits, 10, 32)

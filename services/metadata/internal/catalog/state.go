@@ -35,10 +35,16 @@ type State struct {
 	// or removed, by their numbers. A partition whose Revision is 0 does not exist.
 	Partitions map[cluster.TopicID][]Partition
 	Deleted    map[cluster.TopicID]Deleted
+	// PartitionCount is how many partitions there are, and Loads what of them lies on
+	// each node.
+	PartitionCount int
+	Loads          map[cluster.NodeID]Load
 	// NodeCounter and ProducerCounter hand out ids.
 	NodeCounter, ProducerCounter Counter
 
 	clusterRevision, touched int64
+	// etcd is the id that the etcd cluster gave itself.
+	etcd uint64
 }
 
 // Controller is the newest term.
@@ -99,6 +105,14 @@ type Partition struct {
 	Revision int64
 }
 
+// Load is what lies on a node.
+type Load struct {
+	// Leaders is the number of partitions of which it is the preferred leader.
+	Leaders int
+	// Replicas is the number of replicas on it, those it leads included.
+	Replicas int
+}
+
 // Deleted is a topic that was deleted.
 type Deleted struct {
 	Record   *catalogv1.DeletedTopicRecord
@@ -119,6 +133,7 @@ func newState() *State {
 		Names:      make(map[string]cluster.TopicID),
 		Partitions: make(map[cluster.TopicID][]Partition),
 		Deleted:    make(map[cluster.TopicID]Deleted),
+		Loads:      make(map[cluster.NodeID]Load),
 	}
 }
 
@@ -257,7 +272,9 @@ func (s *State) put(l Layout, kv *mvccpb.KeyValue, c *change) error {
 		for int(key.index) >= len(partitions) {
 			partitions = append(partitions, Partition{})
 		}
+		s.count(partitions[key.index], -1)
 		partitions[key.index] = Partition{PartitionState: partitionOf(key.index, record), Revision: kv.ModRevision}
+		s.count(partitions[key.index], 1)
 		s.Partitions[key.topic] = partitions
 		if c.partitions[key.topic] == nil {
 			c.partitions[key.topic] = make(map[int32]struct{})
@@ -299,6 +316,7 @@ func (s *State) remove(l Layout, raw string, revision int64, c *change) {
 		if int(key.index) >= len(partitions) {
 			return
 		}
+		s.count(partitions[key.index], -1)
 		partitions[key.index] = Partition{}
 		for len(partitions) > 0 && partitions[len(partitions)-1].Revision == 0 {
 			partitions = partitions[:len(partitions)-1]
@@ -308,6 +326,24 @@ func (s *State) remove(l Layout, raw string, revision int64, c *change) {
 		}
 	case kindUnknown, kindCluster, kindTouched, kindNodeCounter, kindProducerCounter, kindElection:
 		// Never removed.
+	}
+}
+
+// count adds a partition to what there is, or takes it away.
+func (s *State) count(p Partition, sign int) {
+	if p.Revision == 0 {
+		return
+	}
+	s.PartitionCount += sign
+	for i, id := range p.Replicas {
+		load := s.Loads[id]
+		load.Replicas += sign
+		if i == 0 {
+			load.Leaders += sign
+		}
+		if s.Loads[id] = load; load == (Load{}) {
+			delete(s.Loads, id)
+		}
 	}
 }
 
@@ -411,10 +447,10 @@ func (s *State) delta(image *cluster.Image, c *change) *metadatav1.ClusterDelta 
 		}
 	}
 	for _, id := range c.deleted {
-		if d, ok := s.Deleted[id]; ok {
-			out.RemovedTopicIds = append(out.RemovedTopicIds, id[:])
-			out.Version = max(out.Version, d.Revision)
-		}
+		// Also if the record of it is forgotten already: who was away until now has to
+		// learn of it.
+		out.RemovedTopicIds = append(out.RemovedTopicIds, id[:])
+		out.Version = max(out.Version, s.Deleted[id].Revision)
 	}
 	for id := range c.topics {
 		if partitions, ok := s.Ready(id); ok {

@@ -86,9 +86,7 @@ type Controller struct {
 
 	// turn holds a token while somebody works; its holder owns the fields below.
 	turn chan struct{}
-	// node is set with the term.
-	node cluster.NodeID
-	// term is nil while this node is not controller.
+	// term is that of the newest leadership; nil before the first.
 	term *election.Term
 	// over ends the term once a write has shown that another controller took over.
 	over context.CancelCauseFunc
@@ -100,6 +98,9 @@ type Controller struct {
 	lost map[cluster.NodeID]time.Time
 	// fenced holds when nodes were fenced for a lost lease, for as long as Grace.
 	fenced []time.Time
+	// untidy says that a call, of this term or an earlier one, may have left
+	// something behind.
+	untidy bool
 	// pruned is when deleted topics were last looked through.
 	pruned time.Time
 }
@@ -159,13 +160,19 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 		return fmt.Errorf("open term: %w", err)
 	}
 	c.o.Logger.Info("this node is controller", "node", node, "term", response.Header.GetRevision())
+	defer c.resign(ctx, node, term)
 	ctx, over := context.WithCancelCause(ctx)
 	defer over(nil)
-	c.turn <- struct{}{}
-	c.node, c.term, c.over, c.written = node, term, over, response.Header.GetRevision()
-	c.judged, c.lost, c.fenced, c.pruned = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		// A call of the term before still waits for etcd.
+		return nil
+	}
+	c.term, c.over, c.written = term, over, response.Header.GetRevision()
+	c.judged, c.lost, c.fenced = 0, make(map[cluster.NodeID]time.Time), nil
+	c.untidy, c.pruned = true, time.Time{}
 	<-c.turn
-	defer c.resign(ctx)
 
 	delay := minRetryDelay
 	for failing := false; ; {
@@ -205,13 +212,10 @@ func superseded(ctx context.Context) error {
 	return nil
 }
 
-// resign ends the term, and says so in etcd unless that is superfluous by now.
-func (c *Controller) resign(ctx context.Context) {
+// resign ends the term, and says so in etcd unless that is superfluous by now. It
+// does not wait for the turn: what a call still tries to write in this term fails.
+func (c *Controller) resign(ctx context.Context, node cluster.NodeID, term *election.Term) {
 	c.leading.Store(false)
-	c.turn <- struct{}{}
-	term := c.term
-	c.term = nil
-	<-c.turn
 	farewell := catalog.Put(c.o.Layout.Controller(), &catalogv1.ControllerRecord{NodeId: int32(cluster.NoNode)})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(c.o.RequestTimeout, time.Second))
 	defer cancel()
@@ -219,7 +223,7 @@ func (c *Controller) resign(ctx context.Context) {
 		c.o.Logger.Warn("the controller could not resign; its lease has to run out", "error", err)
 		return
 	}
-	c.o.Logger.Info("this node is controller no more", "node", c.node)
+	c.o.Logger.Info("this node is controller no more", "node", node)
 }
 
 // supervise does all that the state asks for, and returns after how long to look

@@ -72,6 +72,7 @@ func (c *Controller) CreateTopic(ctx context.Context, spec TopicSpec) (*metadata
 		}, partitions)
 	})
 	if err != nil {
+		c.untidy = true
 		return nil, fmt.Errorf("create topic %q: %w", spec.Name, err)
 	}
 	if !spec.ValidateOnly {
@@ -104,11 +105,7 @@ func plan(s *catalog.State, spec TopicSpec, limits Limits) ([]catalog.Partition,
 	if err != nil {
 		return nil, err
 	}
-	total := 0
-	for _, partitions := range s.Partitions {
-		total += len(partitions)
-	}
-	if total+count > limits.Partitions {
+	if total := s.PartitionCount; total+count > limits.Partitions {
 		return nil, rpcerr.New(errorsv1.Reason_REASON_LIMIT_REACHED,
 			"the cluster has %d partitions and may have %d, so %d more are too many: use fewer, delete topics, or raise the limit of partitions of the metadata service", total, limits.Partitions, count)
 	}
@@ -150,24 +147,10 @@ func replicationFactor(asked, live int) (int, error) {
 
 // loadsOf returns the live storage nodes and what they hold.
 func loadsOf(s *catalog.State) []rules.NodeLoad {
-	at := make(map[cluster.NodeID]int)
 	var loads []rules.NodeLoad
 	for id, n := range s.Nodes {
 		if n.Leased() && n.Record.GetRole() == metadatav1.NodeRole_NODE_ROLE_STORAGE {
-			at[id] = len(loads)
-			loads = append(loads, rules.NodeLoad{ID: id})
-		}
-	}
-	for _, partitions := range s.Partitions {
-		for i := range partitions {
-			for r, id := range partitions[i].Replicas {
-				if n, live := at[id]; live {
-					loads[n].Replicas++
-					if r == 0 {
-						loads[n].Leaders++
-					}
-				}
-			}
+			loads = append(loads, rules.NodeLoad{ID: id, Leaders: s.Loads[id].Leaders, Replicas: s.Loads[id].Replicas})
 		}
 	}
 	return loads
@@ -233,11 +216,13 @@ func (c *Controller) DeleteTopic(ctx context.Context, name string) (cluster.Topi
 		return err
 	})
 	if err != nil {
+		c.untidy = true
 		return cluster.TopicID{}, fmt.Errorf("delete topic %q: %w", name, err)
 	}
 	c.o.Logger.Info("topic deleted", "topic", name, "id", topic.ID)
 	// It is deleted now; partitions that stay behind are swept up later.
 	if err := c.removePartitions(ctx, topic.ID, int(topic.Record.GetPartitionCount())); err != nil {
+		c.untidy = true
 		c.o.Logger.Warn("partitions of a deleted topic are left for later", "topic", name, "error", err)
 	}
 	return topic.ID, nil
@@ -265,11 +250,14 @@ func (c *Controller) removePartitions(ctx context.Context, id cluster.TopicID, c
 // ready, and partitions of topics that are gone. Whoever created or deleted a
 // topic in this term is done with it, since it is the caller's turn.
 func (c *Controller) sweep(ctx context.Context) error {
+	now := time.Now()
+	prune := now.Sub(c.pruned) >= pruneInterval
+	if !c.untidy && !prune {
+		return nil
+	}
 	var halfMade []catalog.Topic
 	leftovers := make(map[cluster.TopicID]int)
 	var expired []cluster.TopicID
-	now := time.Now()
-	prune := now.Sub(c.pruned) >= pruneInterval
 	c.o.Catalog.Read(func(s *catalog.State) {
 		for _, topic := range s.Topics {
 			if topic.Record.GetState() == catalogv1.TopicState_TOPIC_STATE_CREATING {
@@ -306,10 +294,14 @@ func (c *Controller) sweep(ctx context.Context) error {
 			return fmt.Errorf("forget deleted topics: %w", err)
 		}
 	}
+	if err := c.catchUp(ctx); err != nil {
+		return err
+	}
 	if prune {
 		c.pruned = now
 	}
-	return c.catchUp(ctx)
+	c.untidy = false
+	return nil
 }
 
 // abandon removes a topic whose creation was interrupted.

@@ -26,6 +26,7 @@ import (
 // Server is an etcd of one member on unix sockets.
 type Server struct {
 	dir      string
+	durable  bool
 	etcd     *embed.Etcd
 	prefixes atomic.Int64
 }
@@ -39,8 +40,8 @@ func Main(m *testing.M, set func(*Server), after func() error) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	s, err := start(dir)
-	if err != nil {
+	s := &Server{dir: dir}
+	if err := s.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -57,23 +58,30 @@ func Main(m *testing.M, set func(*Server), after func() error) int {
 // New starts a server for one test.
 func New(t testing.TB) *Server {
 	t.Helper()
+	return start(t, false)
+}
+
+// NewDurable starts a server for one benchmark that syncs what it writes, as real
+// ones do.
+func NewDurable(t testing.TB) *Server {
+	t.Helper()
+	return start(t, true)
+}
+
+func start(t testing.TB, durable bool) *Server {
+	t.Helper()
 	// Not t.TempDir: its path may be too long for a socket.
 	dir, err := os.MkdirTemp("", "etcdtest")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s, err := start(dir)
-	if err != nil {
+	s := &Server{dir: dir, durable: durable}
+	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Stop)
 	return s
-}
-
-func start(dir string) (*Server, error) {
-	s := &Server{dir: dir}
-	return s, s.Start()
 }
 
 // Start starts the server, or starts it again after [Server.Stop] with what it
@@ -86,7 +94,7 @@ func (s *Server) Start() error {
 	config.ListenPeerUrls, config.AdvertisePeerUrls = s.urls("peer"), s.urls("peer")
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	// Tests lose no power.
-	config.UnsafeNoFsync = true
+	config.UnsafeNoFsync = !s.durable
 	config.TickMs, config.ElectionMs = 20, 200
 	etcd, err := embed.StartEtcd(config)
 	if err != nil {
@@ -145,12 +153,12 @@ func (s *Server) Client(t testing.TB, endpoint string) *clientv3.Client {
 // Link is a connection to a server that can be cut.
 type Link struct {
 	listener net.Listener
-	socket   string
 	wait     sync.WaitGroup
 
-	mu    sync.Mutex
-	cut   bool
-	conns map[net.Conn]struct{}
+	mu     sync.Mutex
+	socket string
+	cut    bool
+	conns  map[net.Conn]struct{}
 }
 
 // Link returns a link that closes when the test ends.
@@ -190,6 +198,13 @@ func (l *Link) Mend() {
 	l.cut = false
 }
 
+// Redirect lets new connections go to another server.
+func (l *Link) Redirect(s *Server) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.socket = s.socket()
+}
+
 func (l *Link) accept() {
 	for {
 		conn, err := l.listener.Accept()
@@ -202,7 +217,10 @@ func (l *Link) accept() {
 
 func (l *Link) carry(conn net.Conn) {
 	defer conn.Close()
-	upstream, err := (&net.Dialer{}).DialContext(context.Background(), "unix", l.socket)
+	l.mu.Lock()
+	socket := l.socket
+	l.mu.Unlock()
+	upstream, err := (&net.Dialer{}).DialContext(context.Background(), "unix", socket)
 	if err != nil {
 		return
 	}

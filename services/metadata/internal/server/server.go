@@ -43,6 +43,8 @@ type Options struct {
 	Catalog    *catalog.Catalog
 	Controller *controller.Controller
 	View       *clusterview.View
+	// PeerAddress is this node's own; empty if it has none.
+	PeerAddress string
 	// Dial returns a transport to the peer address of a fellow metadata node.
 	Dial      func(address string) connect.Transport
 	Logger    *slog.Logger
@@ -87,7 +89,8 @@ func decide[Response any](ctx context.Context, s *Server, local func(context.Con
 	}
 	var to catalog.Controller
 	s.o.Catalog.Read(func(state *catalog.State) { to = state.Controller })
-	if to.Node == cluster.NoNode || to.PeerAddress == "" {
+	if to.Node == cluster.NoNode || to.PeerAddress == "" || to.PeerAddress == s.o.PeerAddress {
+		// The last one is gone, or was this very node until it lost its lease.
 		return none, rpcerr.New(errorsv1.Reason_REASON_METADATA_UNAVAILABLE,
 			"there is no controller that this metadata node can reach: it waits for one to be elected through etcd at %s; try again", s.endpoints())
 	}

@@ -41,8 +41,8 @@ var readers = map[string]func(io.Reader) io.Reader{
 }
 
 func TestLines(t *testing.T) {
-	const limit = 300 << 10
-	long := strings.Repeat("x", 2*lineBlockBytes)
+	const limit = 150 << 10
+	long := strings.Repeat("x", lineBlockBytes+1000)
 	tests := []struct {
 		name, input string
 		want        []string
@@ -64,6 +64,9 @@ func TestLines(t *testing.T) {
 	}
 	for _, test := range tests {
 		for how, wrap := range readers {
+			if how == "one byte" && len(test.input) > 2*limit {
+				continue // takes seconds, and the others come to the same places
+			}
 			t.Run(test.name+"/"+how, func(t *testing.T) {
 				got, err := readLines(newLineReader(wrap(strings.NewReader(test.input)), limit))
 				if err != nil {

@@ -18,6 +18,7 @@ const stallNotice = 5 * time.Second
 // tally counts what became of the lines. It may be used concurrently, as the
 // producer's callbacks do.
 type tally struct {
+	// complain tells the person; it is called concurrently.
 	complain func(format string, args ...any)
 	// giveUp is called for a failure that the lines after it would share.
 	giveUp func()

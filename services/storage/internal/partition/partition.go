@@ -184,8 +184,8 @@ func (p *Partition) Role() (Role, cluster.LeaderEpoch) {
 
 // Apply takes over what the cluster agreed on, and the topic's present settings.
 // An assignment older than the one at hand is ignored. A new leader epoch of this node begins at the log's end.
-// An append whose acknowledgement by all replicas is still out when this node
-// stops leading fails with an unknown outcome: the next leader may have it.
+// An append whose acknowledgement is still out when this node stops leading fails
+// with an unknown outcome: the next leader may have it.
 //
 // The error says that the log is newer than the cluster; the partition is not
 // served then.
@@ -221,10 +221,12 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 		p.setEpochs(p.epochs.Begin(assignment.LeaderEpoch, p.next))
 		p.epochStart = p.next
 	}
-	if before == Leader && (p.role != Leader || epochBefore != assignment.LeaderEpoch) {
+	if before == Leader && p.role != Leader {
 		p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-			"the records were appended to %s, but this node stopped leading it in leader epoch %d before all replicas had them; an idempotent producer may repeat them with the same sequence number",
+			"the records were appended to %s, but this node stopped leading it in leader epoch %d before they were acknowledged; an idempotent producer may repeat them with the same sequence number",
 			p.name(), epochBefore))
+	}
+	if p.role != before || epochBefore != assignment.LeaderEpoch {
 		p.wakeLocked()
 	}
 	p.advanceLocked()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -693,4 +694,157 @@ func TestIdlePartitionIsSmall(t *testing.T) {
 	if bytesPer > 1024 {
 		t.Errorf("an idle partition takes %d bytes, at most 1024 are planned for", bytesPer)
 	}
+}
+
+// A new epoch of the same leader is no loss: what waits goes on waiting, readers
+// look again.
+func TestLeaderIsElectedAnew(t *testing.T) {
+	t.Parallel()
+	log := &memoryLog{hold: true}
+	_, p := open(t, log)
+	ready := NewReady()
+	p.Await(ready, 0, 0, 0)
+	waiting := add(t, p, plain(t, "a"), all)
+	apply(t, p, led(1))
+	if waiting.done() || len(ready.Take(nil)) != 1 {
+		t.Error("acknowledged, or readers were not told")
+	}
+	log.commit(1, nil)
+	if r := waiting.result(t); r.Err != nil || r.LeaderEpoch != 0 {
+		t.Errorf("append of the epoch before: %+v", r)
+	}
+}
+
+// queueLog commits from a goroutine of its own and blocks while its queue is full,
+// as the store does.
+type queueLog struct {
+	memoryLog
+	queue chan func(error)
+}
+
+func (l *queueLog) Append(a store.Append, done func(error)) {
+	l.mu.Lock()
+	l.batches = append(l.batches, a.Batches...)
+	l.mu.Unlock()
+	l.queue <- done
+}
+
+// Everybody at once, against a store that is slow: nothing deadlocks, every
+// acknowledged batch has its own place, and readers get exactly those.
+func TestConcurrentUse(t *testing.T) {
+	t.Parallel()
+	log := &queueLog{queue: make(chan func(error), 2)}
+	var committer sync.WaitGroup
+	committer.Go(func() {
+		for done := range log.queue {
+			done(nil)
+		}
+	})
+	config := DefaultConfig()
+	config.TailBytes = 10 * (tailOverhead + 100)
+	host := NewHost(config, func(cluster.NodeID) string { return "" }, nil)
+	host.SetSelf(self)
+	p := New(host, NewTopic(cluster.TopicID{1}, "orders", parseConfig(t)), 0, log)
+	apply(t, p, led(0))
+
+	const producers, batches = 8, 50
+	var mu sync.Mutex
+	placed := map[int64]string{}
+	var wg sync.WaitGroup
+	for id := range int64(producers) {
+		wg.Go(func() {
+			for i := range int32(batches) {
+				value := fmt.Sprintf("%d/%d", id, i)
+				batch := idempotent(t, id, 0, i, value)
+				o := newOutcome()
+				if err := p.Append(request(slices.Clone(batch), all), o); err != nil {
+					t.Error(err)
+					return
+				}
+				again := newOutcome()
+				if err := p.Append(request(batch, all), again); err != nil {
+					t.Error(err)
+					return
+				}
+				r, repeated := <-o.results, <-again.results
+				if r.Err != nil || repeated.BaseOffset != r.BaseOffset || !repeated.Duplicate {
+					t.Errorf("%+v, repeated %+v", r, repeated)
+				}
+				mu.Lock()
+				if other, taken := placed[r.BaseOffset]; taken {
+					t.Errorf("%s and %s are both at %d", value, other, r.BaseOffset)
+				}
+				placed[r.BaseOffset] = value
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Go(func() {
+		for epoch := range cluster.LeaderEpoch(20) {
+			apply(t, p, led(epoch))
+			p.Checkpoint()
+			if _, err := p.DeleteRecords(t.Context(), 0, rules.NoEpoch); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	read := map[int64]string{}
+	wg.Go(func() {
+		ready := NewReady()
+		for position := int64(0); position < producers*batches; {
+			f, err := p.Read(t.Context(), fetch(position))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, batch := range f.Batches {
+				records, err := recordbatch.Decode(batch, recordbatch.Limits{})
+				if err != nil || records[0].Offset != position {
+					t.Errorf("records %v at %d, %v", records, position, err)
+					return
+				}
+				read[position] = string(records[0].Value)
+				position++
+			}
+			if p.Await(ready, 0, position, rules.NoEpoch) && position < producers*batches {
+				<-ready.C()
+				ready.Take(nil)
+			}
+		}
+		p.Forget(ready)
+	})
+	wg.Wait()
+	close(log.queue)
+	committer.Wait()
+	if len(placed) != producers*batches || !maps.Equal(placed, read) {
+		t.Errorf("%d batches acknowledged, %d read; want %d of each, the same", len(placed), len(read), producers*batches)
+	}
+}
+
+// Whatever bytes come, they are refused or stored as a batch that passes its
+// checks.
+func FuzzAppend(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(plain(f, "a", "b"))
+	f.Add(idempotent(f, 1, 0, 0, "a"))
+	f.Add(batchOf(f, recordbatch.WithoutProducer(recordbatch.Zstd), "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "b"))
+	f.Fuzz(func(t *testing.T, batch []byte) {
+		for _, policy := range []string{rules.CleanupDelete, rules.CleanupCompact} {
+			log := &memoryLog{}
+			_, p := open(t, log, rules.CleanupPolicy, policy)
+			if len(batch) >= recordbatch.HeaderSize {
+				// A wrong checksum would end most of the inputs at once.
+				resum(batch)
+			}
+			o := newOutcome()
+			if p.Append(request(slices.Clone(batch), all), o) != nil {
+				continue
+			}
+			r := o.result(t)
+			header, err := recordbatch.Verify(log.batches[0].Bytes)
+			if err != nil || r.Err != nil || r.BaseOffset != 0 || header.RecordCount != r.Records || p.next != int64(r.Records) || header.LastOffset() != p.next-1 {
+				t.Fatalf("stored %+v with %+v, %v; next offset %d", header, r, err, p.next)
+			}
+		}
+	})
 }

@@ -104,8 +104,9 @@ func (p *produceStream) receive(ctx context.Context, stream storagev1connect.Log
 		}
 		r := &pending{stream: p, req: req}
 		if !p.accept(r) {
+			// What the client sends behind it is not read any more.
 			r.Complete(partition.Result{Err: p.server.drain.Err()})
-			continue
+			return
 		}
 		err = p.server.append(ctx, req, r)
 		// Who knows the batch's bytes from now on is the partition.
@@ -204,11 +205,11 @@ func (p *produceStream) send(ctx context.Context, stream storagev1connect.LogSer
 			if err := stream.Send(p.response(ctx, r)); err != nil {
 				return err
 			}
+			p.mu.Lock()
+			p.settleLocked()
+			p.mu.Unlock()
 		}
 		p.mu.Lock()
-		for range ready {
-			p.settleLocked()
-		}
 		outstanding, draining, ended, err := p.outstanding, p.draining, p.ended, p.endErr
 		p.mu.Unlock()
 		clear(ready)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -130,6 +131,9 @@ func start(t testing.TB, change ...func(*options)) *harness {
 		}
 	})
 	t.Cleanup(h.stop)
+	for _, _, err := ids.take(); err != nil; _, _, err = ids.take() {
+		runtime.Gosched()
+	}
 	h.publish()
 	return h
 }

@@ -165,6 +165,17 @@ func (l transactionLimits) admit(c cost) bool {
 	return c.entries <= l.entries && c.size <= l.size && c.values <= l.values
 }
 
+// maxDeletes bounds the keys that are deleted in one transaction.
+const maxDeletes = 8192
+
+// deletes returns how many keys a transaction may delete beside a state record.
+func (l transactionLimits) deletes() int {
+	var one, state cost
+	one.addEntry(offsetKeyBytes, 0)
+	state.addEntry(partitionKeyBytes, valueThreshold-1)
+	return int(min(maxDeletes, l.entries-state.entries, (l.size-state.size)/one.size))
+}
+
 func limitsOf(db *badger.DB, cfg *Config) transactionLimits {
 	// Badger refuses what reaches its limits, and adds an entry of its own.
 	return transactionLimits{

@@ -126,25 +126,25 @@ func child(dir string) {
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	acked := make([]int64, crashPartitions)
-	rounds := 12
+	rounds := 8
 	if testing.Short() {
 		rounds = 4
 	}
 	var recoveries time.Duration
 	for round := range rounds {
-		life := time.Duration(rand.IntN(400)) * time.Millisecond
+		life := time.Duration(rand.IntN(300)) * time.Millisecond
 		if round%4 == 3 {
 			// While it still opens the store, or soon after.
 			life = time.Duration(rand.IntN(30)) * time.Millisecond
 		}
-		runChild(t, dir, life, acked)
+		wrote := runChild(t, dir, life, acked)
 		started := time.Now()
 		s, err := Open(crashConfig(dir))
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		recoveries = max(recoveries, time.Since(started))
-		if s.Clean() && slices.Max(acked) > 0 && round%4 != 3 {
+		if s.Clean() && wrote {
 			t.Fatalf("round %d: a killed process has left a clean store", round)
 		}
 		for p := range crashPartitions {
@@ -158,8 +158,9 @@ func TestKill(t *testing.T) {
 	t.Logf("log ends %v; the slowest recovery took %v", acked, recoveries)
 }
 
-// runChild lets a child append for a while and records what it acknowledges.
-func runChild(t *testing.T, dir string, life time.Duration, acked []int64) {
+// runChild lets a child append for a while and records what it acknowledges, if
+// anything.
+func runChild(t *testing.T, dir string, life time.Duration, acked []int64) (wrote bool) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childDirectory+"="+dir)
@@ -193,6 +194,7 @@ func runChild(t *testing.T, dir string, life time.Duration, acked []int64) {
 					t.Errorf("the child cuts partition %d at %d, beyond %d", p, offset, acked[p])
 				}
 				acked[p] = offset
+				wrote = true
 			}
 		case "fail":
 			t.Errorf("child: %s", lines.Text())
@@ -200,6 +202,7 @@ func runChild(t *testing.T, dir string, life time.Duration, acked []int64) {
 	}
 	_ = cmd.Wait()
 	kill.Stop()
+	return wrote
 }
 
 func verifyCrashed(t *testing.T, s *Store, p int, acked int64) {
@@ -229,10 +232,10 @@ func verifyCrashed(t *testing.T, s *Store, p int, acked int64) {
 			last = append(last[max(0, len(last)-4):], ProducerBatch{BaseOffset: b.BaseOffset, LastSequence: int32(b.LastOffset - b.BaseOffset)})
 		}
 	}
-	if len(producers) != 1 {
-		t.Fatalf("partition %d has %d producers", p, len(producers))
-	}
 	// A truncation makes a log forget batches, but never remember wrong ones.
+	if len(producers) == 0 {
+		return
+	}
 	got := producers[0].Batches
 	if n := len(got); n == 0 || n > 5 || !slices.Equal(got, last[len(last)-n:]) {
 		t.Fatalf("partition %d remembers %+v, its last batches are %+v", p, got, last)

@@ -77,8 +77,9 @@ type Log struct {
 	readable int64
 	// cuts counts truncations, for readers to notice one that they raced with.
 	cuts uint64
-	// grouped says that the group at hand has operations of this log; it is the
-	// commit goroutine's.
+	// group is the number of the last group with operations of this log, and
+	// grouped says that it is being written; both are the commit goroutine's.
+	group   uint64
 	grouped bool
 }
 
@@ -113,7 +114,8 @@ func (l *Log) Loaded() (State, []Producer) {
 // the store and in the order of the calls, when the append is as durable as its
 // set says or has failed; it must not block, nor call Append or Truncate, nor
 // wait for somebody who does. An error that wraps [ErrInvalidAppend] concerns
-// this append only; after any other the store takes no more.
+// this append only, one that is an [*ErrCorrupt] this log only; after any other
+// the store takes no more.
 //
 // Append blocks while the set's queue is full, and while appends to another set
 // are pending.

@@ -61,6 +61,24 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
+// setMetrics are those of one set.
+type setMetrics struct {
+	groupBytes, groupAppends, commit prometheus.Observer
+	queue                            prometheus.Gauge
+	rolls                            prometheus.Counter
+}
+
+func (m *metrics) of(name Set) setMetrics {
+	label := string(name)
+	return setMetrics{
+		groupBytes:   m.groupBytes.WithLabelValues(label),
+		groupAppends: m.groupAppends.WithLabelValues(label),
+		commit:       m.commit.WithLabelValues(label),
+		queue:        m.queue.WithLabelValues(label),
+		rolls:        m.rolls.WithLabelValues(label),
+	}
+}
+
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt}
 }

@@ -33,13 +33,10 @@ func (l *Log) viewAt(offset int64) (view, bool, error) {
 	spans := l.durable.spans
 	i := sort.Search(len(spans), func(i int) bool { return spans[i].end > offset })
 	v := view{epochs: l.durable.Epochs, cuts: l.cuts}
-	if offset >= l.readable || i == len(spans) {
-		if offset < l.durable.LogStart {
-			return v, false, l.outOfRangeLocked(offset)
-		}
+	switch {
+	case offset >= l.readable && offset >= l.durable.LogStart:
 		return v, false, nil
-	}
-	if spans[i].first > offset {
+	case i == len(spans) || spans[i].first > offset:
 		return v, false, l.outOfRangeLocked(offset)
 	}
 	v.span, v.end = spans[i], min(spans[i].end, l.readable)

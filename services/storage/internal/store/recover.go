@@ -303,7 +303,7 @@ func (s *Store) checkTails(v *volume) {
 // be written: of an append that was staged, and never became part of its log.
 func (s *Store) removeStaged(v *volume) error {
 	for {
-		keys, err := s.stagedKeys(v, maxDeletes)
+		keys, err := s.stagedKeys(v, limitsOf(v.db, &s.cfg).deletes())
 		if err != nil || len(keys) == 0 {
 			return err
 		}

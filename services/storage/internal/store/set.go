@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -33,8 +34,16 @@ type operation struct {
 	err error
 	// bytes are those that count against the queue and the group.
 	bytes int
-	// cost is without that of the batches, which batches has.
-	cost, batches cost
+	// cost is what it takes of a transaction, but for that of the batches and of
+	// the state record, which a group writes once for each log.
+	cost, batches, state cost
+}
+
+func (o *operation) total() cost {
+	total := o.cost
+	total.add(o.batches)
+	total.add(o.state)
+	return total
 }
 
 // measure says what an operation takes of a transaction; its log has that many
@@ -57,8 +66,8 @@ func (o *operation) measure(spans int) {
 	}
 	state := record + perSpan*(spans+1) + perEpoch*(len(o.append.State.Epochs)+maxTruncations)
 	// It counts against both limits, as its size may end on either side.
-	o.cost.addEntry(partitionKeyBytes, min(state, valueThreshold-1))
-	o.cost.values += int64(state)
+	o.state.addEntry(partitionKeyBytes, min(state, valueThreshold-1))
+	o.state.values += int64(state)
 	o.bytes += record
 	for i := range o.append.Producers {
 		n := record + perBatch*len(o.append.Producers[i].Batches)
@@ -74,8 +83,9 @@ func (o *operation) measure(spans int) {
 // set is a sequence of volumes with its queue and two goroutines: one commits,
 // the other opens the next volume before it is needed and seals what is full.
 type set struct {
-	store *Store
-	name  Set
+	store   *Store
+	name    Set
+	metrics setMetrics
 
 	mu sync.Mutex
 	// arrived tells the commit goroutine of operations and of closing.
@@ -95,7 +105,7 @@ type set struct {
 	since time.Time
 	// wanted asks for a standby, the volume that takes over when active is full.
 	wanted  bool
-	standby *volume
+	standby *opened
 	// retired are to be sealed.
 	retired []retired
 	// written is what has to be sent to the disk.
@@ -116,7 +126,7 @@ type retired struct {
 }
 
 func newSet(s *Store, name Set) *set {
-	q := &set{store: s, name: name, wake: make(chan struct{}, 1)}
+	q := &set{store: s, name: name, metrics: s.metrics.of(name), wake: make(chan struct{}, 1)}
 	q.arrived.L, q.room.L = &q.mu, &q.mu
 	q.writer = newWriter(q)
 	return q
@@ -141,7 +151,7 @@ func (s *set) push(o *operation) {
 	}
 	s.queue = append(s.queue, o)
 	s.queued += o.bytes
-	s.store.metrics.queue.WithLabelValues(string(s.name)).Set(float64(s.queued))
+	s.metrics.queue.Set(float64(s.queued))
 	if len(s.queue) == 1 {
 		s.arrived.Signal()
 	}
@@ -182,6 +192,9 @@ func (s *set) close() {
 	s.commits.Wait()
 	close(s.wake)
 	s.upkeep.Wait()
+	if s.standby != nil {
+		s.standby.files.close()
+	}
 }
 
 // await waits for operations; false says that there will be none any more.
@@ -199,6 +212,7 @@ func (s *set) await() bool {
 func (s *set) take(buf []*operation, limits transactionLimits) []*operation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	group := s.store.groups.Add(1)
 	var total cost
 	bytes, n := 0, 0
 	for _, o := range s.queue {
@@ -208,6 +222,10 @@ func (s *set) take(buf []*operation, limits transactionLimits) []*operation {
 		}
 		total.add(o.cost)
 		total.add(o.batches)
+		if o.log != nil && o.log.group != group {
+			o.log.group = group
+			total.add(o.state)
+		}
 		bytes += o.bytes
 		if n > 0 && (bytes > s.store.cfg.GroupBytes || !limits.admit(total)) {
 			break
@@ -244,7 +262,7 @@ func (s *set) run() {
 		clear(group)
 		s.mu.Lock()
 		s.queued -= bytes
-		s.store.metrics.queue.WithLabelValues(string(s.name)).Set(float64(s.queued))
+		s.metrics.queue.Set(float64(s.queued))
 		s.room.Broadcast()
 		s.mu.Unlock()
 	}
@@ -261,7 +279,7 @@ func (s *set) poke() {
 // maintain is the second goroutine.
 func (s *set) maintain() {
 	// Nobody cares whether a volume is sealed a little later than configured.
-	age := time.NewTicker(max(s.store.cfg.VolumeAge/16, time.Second))
+	age := time.NewTicker(max(s.store.cfg.VolumeAge/16, 100*time.Millisecond))
 	defer age.Stop()
 	for {
 		select {
@@ -289,18 +307,39 @@ func (s *set) prepare() error {
 	create := (s.wanted || old) && s.standby == nil && !s.closing && s.store.failure() == nil
 	s.mu.Unlock()
 	if create {
-		v, err := s.store.volumes.create(s.name)
+		next, err := s.create()
 		if err != nil {
 			return err
 		}
 		s.mu.Lock()
-		s.standby, s.wanted = v, false
+		s.wanted = false
+		// The commit goroutine may have been unable to wait. Volumes are written in
+		// the order of their numbers.
+		if s.standby == nil && next.volume.number > s.active {
+			s.standby = next
+		} else {
+			next.files.close()
+			s.retired = append(s.retired, retired{volume: next.volume})
+		}
 		s.mu.Unlock()
 	}
 	if old {
 		s.push(&operation{kind: rollVolume, done: func(error) {}})
 	}
 	return nil
+}
+
+// create makes the next volume of the set.
+func (s *set) create() (*opened, error) {
+	v, err := s.store.volumes.create(s.name)
+	if err != nil {
+		return nil, err
+	}
+	files, err := watchLogFiles(v.path, v.set == SetSynced, s.store.cfg.valueLogBytes)
+	if err != nil {
+		return nil, fmt.Errorf("create volume %d: %w", v.number, err)
+	}
+	return &opened{volume: v, files: files}, nil
 }
 
 // oldLocked says whether the active volume has had its time.

@@ -7,8 +7,7 @@
 // What stands where on disk is described in services/storage/FORMAT.md.
 //
 // Locks, in the order in which they are taken: Store.mu, Log.mu, set.mu,
-// volumes.mu. None is held during I/O, but for node.json and for the short look
-// at a directory when a volume is replaced.
+// volumes.mu. None is held during I/O, but for that of node.json.
 package store
 
 import (
@@ -16,9 +15,15 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
+
+// brokenCloseTimeout bounds how long a store that has failed takes to close.
+const brokenCloseTimeout = 5 * time.Second
 
 // Store is the storage of one node. Its methods may be called concurrently.
 type Store struct {
@@ -35,9 +40,14 @@ type Store struct {
 	recovered map[uint64]bool
 	liveBytes map[uint64]int64
 
-	// broken is why the store can no longer be trusted.
+	// groups numbers the groups of all sets.
+	groups atomic.Uint64
+
+	// broken is why the store can no longer be trusted; failed is closed then.
 	broken atomic.Pointer[error]
-	// late are completions of appends that came after Close.
+	failed chan struct{}
+	// late are the goroutine that closes the store, and completions of appends that
+	// come after it.
 	late sync.WaitGroup
 
 	// begin guards writing, which says that the clean marker is gone.
@@ -79,6 +89,7 @@ func Open(cfg Config) (*Store, error) {
 		recovered: make(map[uint64]bool),
 		liveBytes: make(map[uint64]int64),
 		logs:      make(map[PartitionID]*Log),
+		failed:    make(chan struct{}),
 	}
 	s.volumes = newVolumes(directory.join(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
 	for _, name := range allSets {
@@ -113,8 +124,8 @@ func (s *Store) SetIdentity(clusterID [16]byte, nodeID cluster.NodeID) error {
 	}
 	other := identity.ClusterID != ([16]byte{}) && identity.ClusterID != clusterID
 	if other || identity.NodeID != 0 && identity.NodeID != nodeID {
-		return fmt.Errorf("%w: %s holds the data of node %d of cluster %x, not of node %d of cluster %x; give the node its own directory",
-			ErrOtherNode, s.directory.path, identity.NodeID, identity.ClusterID, nodeID, clusterID)
+		return fmt.Errorf("%w: %s holds the data of node %d of cluster %v, not of node %d of cluster %v; give the node its own directory",
+			ErrOtherNode, s.directory.path, identity.NodeID, uuid.UUID(identity.ClusterID), nodeID, uuid.UUID(clusterID))
 	}
 	if identity.ClusterID == clusterID && identity.NodeID == nodeID {
 		return nil
@@ -160,12 +171,27 @@ func (s *Store) Log(id PartitionID) *Log {
 // well, records durably that the process stopped in good order. nodeEpoch is
 // that of the process; 0 where it has none. Appends fail with [ErrClosed] from
 // then on, and so do reads. A second call returns the outcome of the first.
+//
+// After a fatal error Badger may wait for the disk for ever. Close then gives up
+// after a while, and leaves goroutines behind: the process has to stop anyway.
 func (s *Store) Close(nodeEpoch int64) error {
 	s.closing.Do(func() {
 		s.mu.Lock()
 		s.closed = true
 		s.mu.Unlock()
-		if err := s.shutDown(nodeEpoch); err != nil {
+		outcome := make(chan error, 1)
+		s.late.Go(func() { outcome <- s.shutDown(nodeEpoch) })
+		var err error
+		select {
+		case err = <-outcome:
+		case <-s.failed:
+			select {
+			case err = <-outcome:
+			case <-time.After(brokenCloseTimeout):
+				err = fmt.Errorf("gave up after %v: %w", brokenCloseTimeout, s.failure())
+			}
+		}
+		if err != nil {
 			s.closeErr = fmt.Errorf("close the store in %s: %w", s.directory.path, err)
 		}
 	})
@@ -188,7 +214,6 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	}
 	err = errors.Join(err, s.directory.close())
 	s.metrics.unregister()
-	s.late.Wait()
 	return err
 }
 
@@ -212,6 +237,7 @@ func (s *Store) fail(err error) error {
 	err = fmt.Errorf("the store in %s has failed: %w", s.directory.path, err)
 	if s.broken.CompareAndSwap(nil, &err) {
 		s.cfg.Logger.Error("the store has failed", "error", err)
+		close(s.failed)
 		s.cfg.OnFatal(err)
 	}
 	return s.failure()

@@ -14,20 +14,21 @@ import (
 // 1 MiB of batches.
 const timeIndexShift = 20
 
-// maxDeletes bounds the keys that a truncation deletes in one transaction; where
-// there are more, the volume is sealed, which takes no longer and deletes none.
-const maxDeletes = 8192
+// opened is a volume that is open for writing, with what looks after its files.
+type opened struct {
+	volume *volume
+	files  *logFiles
+}
 
 // writer writes the groups of a set. It belongs to the set's commit goroutine.
 type writer struct {
 	set   *set
 	store *Store
 
-	// volume takes the groups; nil before the first.
-	volume *volume
+	// opened takes the groups; its volume is nil before the first.
+	opened
 	// bytes are those of the batches in it.
 	bytes int64
-	files *logFiles
 	// version is that of the latest transaction in the volume.
 	version uint64
 	limits  transactionLimits
@@ -83,6 +84,8 @@ func (w *writer) open() error {
 	if err := w.store.beginWriting(); err != nil {
 		return err
 	}
+	var next *opened
+	var bytes int64
 	if list := w.store.volumes.ofSet(w.set.name); len(list) > 0 && !list[0].sealed {
 		v := list[0]
 		if !w.store.recovered[v.number] {
@@ -90,35 +93,34 @@ func (w *writer) open() error {
 				return err
 			}
 		}
-		return w.adopt(v, w.store.liveBytes[v.number])
+		files, err := watchLogFiles(v.path, v.set == SetSynced, w.store.cfg.valueLogBytes)
+		if err != nil {
+			return fmt.Errorf("open volume %d for writing: %w", v.number, err)
+		}
+		next, bytes = &opened{volume: v, files: files}, w.store.liveBytes[v.number]
+	} else {
+		created, err := w.set.create()
+		if err != nil {
+			return err
+		}
+		next = created
 	}
-	v, err := w.store.volumes.create(w.set.name)
-	if err != nil {
-		return err
-	}
-	return w.adopt(v, 0)
-}
-
-// adopt makes a volume that is open for writing the active one.
-func (w *writer) adopt(v *volume, bytes int64) error {
-	files, err := watchLogFiles(v.path, v.set == SetSynced, w.store.cfg.valueLogBytes)
-	if err != nil {
-		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
-	}
-	w.volume, w.bytes, w.files = v, bytes, files
-	w.version = v.db.MaxVersion()
-	w.limits = limitsOf(v.db, &w.store.cfg)
 	w.set.mu.Lock()
 	defer w.set.mu.Unlock()
-	w.activeLocked()
+	w.adoptLocked(next, bytes)
 	return nil
 }
 
-func (w *writer) activeLocked() {
-	w.set.active = w.volume.number
+// adoptLocked makes a volume that is open for writing the active one. The set's
+// mu is held.
+func (w *writer) adoptLocked(o *opened, bytes int64) {
+	w.opened, w.bytes = *o, bytes
+	w.version = o.volume.db.MaxVersion()
+	w.limits = limitsOf(o.volume.db, &w.store.cfg)
+	w.set.active = o.volume.number
 	w.set.since = time.Time{}
-	if w.bytes > 0 {
-		w.set.since = w.volume.created
+	if bytes > 0 {
+		w.set.since = o.volume.created
 	}
 }
 
@@ -129,21 +131,12 @@ func (w *writer) replaceLocked() {
 	if s.standby == nil {
 		return
 	}
-	next := s.standby
-	files, err := watchLogFiles(next.path, next.set == SetSynced, w.store.cfg.valueLogBytes)
-	if err != nil {
-		// The volume at hand does as well, and the disk will say what it has.
-		w.store.cfg.Logger.Warn("replacing a volume", "volume", next.number, "error", err)
-		return
-	}
 	w.files.close()
 	s.retired = append(s.retired, retired{volume: w.volume, bytes: w.bytes})
-	s.standby = nil
 	s.written = writeback{}
-	w.volume, w.bytes, w.files = next, 0, files
-	w.version = next.db.MaxVersion()
-	w.activeLocked()
-	w.store.metrics.rolls.WithLabelValues(string(s.name)).Inc()
+	w.adoptLocked(s.standby, 0)
+	s.standby = nil
+	s.metrics.rolls.Inc()
 	s.poke()
 }
 
@@ -175,30 +168,27 @@ func (w *writer) roll(force bool) error {
 	}
 	if s.standby == nil && force {
 		s.mu.Unlock()
-		v, err := w.store.volumes.create(s.name)
+		next, err := s.create()
 		s.mu.Lock()
 		if err != nil {
 			return err
 		}
 		if s.standby == nil {
-			s.standby = v
+			s.standby = next
 		} else {
-			// The other goroutine was faster. An empty volume is as good as sealed.
-			s.retired = append(s.retired, retired{volume: v})
+			// The other goroutine was faster.
+			next.files.close()
+			s.retired = append(s.retired, retired{volume: next.volume})
 		}
 	}
-	before := w.volume
 	w.replaceLocked()
-	if force && w.volume == before {
-		return fmt.Errorf("replace volume %d: its successor cannot be used", before.number)
-	}
 	return nil
 }
 
 // append writes appends in one transaction, with one state record for each log.
 func (w *writer) append(group []*operation) error {
 	bytes := 0
-	if len(group) == 1 && !w.limits.admit(sumOf(group)) {
+	if len(group) == 1 && !w.limits.admit(group[0].total()) {
 		if err := w.stage(group[0]); err != nil {
 			return err
 		}
@@ -225,16 +215,15 @@ func (w *writer) append(group []*operation) error {
 		return err
 	}
 	w.publish(int64(bytes))
-	w.store.metrics.groupBytes.WithLabelValues(string(w.set.name)).Observe(float64(bytes))
-	w.store.metrics.groupAppends.WithLabelValues(string(w.set.name)).Observe(float64(len(group)))
+	w.set.metrics.groupBytes.Observe(float64(bytes))
+	w.set.metrics.groupAppends.Observe(float64(len(group)))
 	return nil
 }
 
 func sumOf(group []*operation) cost {
 	var total cost
 	for _, o := range group {
-		total.add(o.cost)
-		total.add(o.batches)
+		total.add(o.total())
 	}
 	return total
 }
@@ -428,7 +417,7 @@ func (w *writer) commit() error {
 	if err != nil {
 		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
 	}
-	w.store.metrics.commit.WithLabelValues(string(w.set.name)).Observe(time.Since(started).Seconds())
+	w.set.metrics.commit.Observe(time.Since(started).Seconds())
 	if written.bytes > 0 {
 		w.set.mu.Lock()
 		w.set.written = written
@@ -456,7 +445,8 @@ func (w *writer) publish(bytes int64) {
 
 // truncate cuts the end off a log. In the active volume it deletes keys, so that
 // what is appended later stands alone there; sealed ones are never written, and
-// what a span does not cover in them is nobody's.
+// what a span does not cover in them is nobody's. Where there are more keys than
+// one transaction should delete, the volume is sealed first, and none is.
 func (w *writer) truncate(o *operation) error {
 	l := o.log
 	var here, cut bool
@@ -481,7 +471,7 @@ func (w *writer) truncate(o *operation) error {
 	}
 	var doomed [][]byte
 	if here {
-		keys, fits := keysFrom(w.volume.db, l.id, o.offset, maxDeletes)
+		keys, fits := keysFrom(w.volume.db, l.id, o.offset, w.limits.deletes())
 		if doomed = keys; !fits {
 			doomed = nil
 			if err := w.roll(true); err != nil {
