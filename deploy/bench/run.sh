@@ -47,11 +47,11 @@ row() { printf '| %s | %s | %s |\n' "$1" "$(spread <"$2")" "$3"; }
 echo "| what | median (min to max) of $runs | unit |"
 echo "|---|---|---|"
 
-go test -run '^$' -bench 'Append/.*size=65536/producers=128$' -benchtime 2s -count "$runs" ./services/storage/internal/store >"$work/store"
+go test -run '^$' -bench '(Append|Badger)/./size=65536/producers=128$' -benchtime 2s -count "$runs" ./services/storage/internal/store >"$work/store"
 for set in synced replicated; do
-	for name in Append BareBadger; do
-		grep -E "^Benchmark$name/.*set=$set/" "$work/store" | grep -oE '[0-9.]+ MB/s' | cut -d' ' -f1 >"$work/figures" || true
-		[ ! -s "$work/figures" ] || row "$name, 64 KiB batches, 128 producers, $set" "$work/figures" MB/s
+	for name in Append Badger; do
+		grep -E "^Benchmark$name/set=$set/" "$work/store" | grep -oE '[0-9.]+ MB/s' | cut -d' ' -f1 >"$work/figures" || true
+		[ ! -s "$work/figures" ] || row "store: $name, 64 KiB batches, 128 producers, $set" "$work/figures" MB/s
 	done
 done
 

@@ -3,6 +3,7 @@ package runnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 )
 
 const (
+	// changeTimeout is what a metadata node gets to change something: creating a
+	// topic with thousands of partitions takes a while.
+	changeTimeout = time.Minute
 	// maxPositions is how many positions one call of ListOffsets may ask for,
 	// maxDeletions the same for DeleteRecords.
 	maxPositions = 10_000
@@ -26,8 +30,8 @@ const (
 // use, and needs no closing.
 //
 // Calls that failed without effect are repeated on other nodes until ctx ends,
-// or, for want of a deadline, for 10 s. A call whose outcome is unknown is not:
-// [Error.OutcomeUnknown] tells.
+// or, for want of a deadline, for 10 s. A change whose outcome is unknown is not
+// made again: [Error.OutcomeUnknown] tells.
 type Admin struct{ client *Client }
 
 // Admin returns the client's administration.
@@ -147,8 +151,8 @@ func (a *Admin) CreateTopic(ctx context.Context, spec TopicSpec) (Topic, error) 
 		ValidateOnly:      spec.ValidateOnly,
 	}
 	var topic Topic
-	err := a.metadata(ctx, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
-		response, err := call(ctx, address, client.CreateTopic, request)
+	err := a.metadata(ctx, IsRetriable, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
+		response, err := within(ctx, changeTimeout, address, client.CreateTopic, request)
 		if err != nil {
 			return err
 		}
@@ -171,8 +175,8 @@ func (a *Admin) CreateTopic(ctx context.Context, spec TopicSpec) (Topic, error) 
 
 // DeleteTopic deletes a topic and its records.
 func (a *Admin) DeleteTopic(ctx context.Context, name string) error {
-	return a.metadata(ctx, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
-		_, err := call(ctx, address, client.DeleteTopic, &metadatav1.DeleteTopicRequest{Name: name})
+	return a.metadata(ctx, IsRetriable, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
+		_, err := within(ctx, changeTimeout, address, client.DeleteTopic, &metadatav1.DeleteTopicRequest{Name: name})
 		return err
 	})
 }
@@ -182,7 +186,7 @@ func (a *Admin) ListTopics(ctx context.Context) ([]Topic, error) {
 	var topics []Topic
 	token := ""
 	for {
-		err := a.metadata(ctx, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
+		err := a.metadata(ctx, notFatal, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
 			page, err := call(ctx, address, client.ListTopics, &metadatav1.ListTopicsRequest{PageSize: topicsPage, PageToken: token})
 			if err != nil {
 				return err
@@ -207,7 +211,7 @@ func (a *Admin) ListTopics(ctx context.Context) ([]Topic, error) {
 // in its entry.
 func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescription, error) {
 	var response *metadatav1.DescribeTopicResponse
-	err := a.metadata(ctx, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) (err error) {
+	err := a.metadata(ctx, notFatal, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) (err error) {
 		response, err = call(ctx, address, client.DescribeTopic, &metadatav1.DescribeTopicRequest{Name: name})
 		return err
 	})
@@ -310,38 +314,44 @@ func (a *Admin) DeleteRecords(ctx context.Context, positions ...Assignment) ([]P
 	})
 }
 
-// metadata makes a call to a metadata node, and others if it had no effect.
-func (a *Admin) metadata(ctx context.Context, do func(context.Context, string, metadatav1connect.TopicServiceClient) error) error {
-	limited, cancel := ctx, context.CancelFunc(func() {})
+// notFatal reports whether a call that only reads is worth repeating.
+func notFatal(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.outcome != fatal
+}
+
+// metadata makes a call to a metadata node, and to others while it fails with an
+// error that is repeatable.
+func (a *Admin) metadata(ctx context.Context, repeatable func(error) bool, do func(context.Context, string, metadatav1connect.TopicServiceClient) error) error {
+	patience, cancel := ctx, context.CancelFunc(func() {})
 	if _, ok := ctx.Deadline(); !ok {
-		limited, cancel = context.WithTimeout(ctx, callTimeout)
+		patience, cancel = context.WithTimeout(ctx, callTimeout)
 	}
 	defer cancel()
 	var pause backoff
-	image, err := a.client.view.fresh(limited)
+	image, err := a.client.view.fresh(ctx)
 	for {
 		if err != nil {
 			return err
 		}
 		for _, address := range a.metadataAddresses(image) {
-			failure := do(limited, address, a.client.topics(address))
-			if failure == nil || !IsRetriable(failure) || ReasonOf(failure) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+			failure := do(ctx, address, a.client.topics(address))
+			if failure == nil || !repeatable(failure) || ReasonOf(failure) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
 				return failure
 			}
 			if err == nil {
 				err = failure
 			}
 		}
-		if sleep(limited, pause.next()) != nil {
+		if sleep(patience, pause.next()) != nil {
 			if ctx.Err() != nil {
-				return context.Cause(ctx)
+				return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}
 			return err
 		}
-		if refreshErr := a.client.view.refresh(limited, image); refreshErr != nil {
-			return refreshErr
+		if err = a.client.view.refresh(ctx, image); err == nil {
+			image = a.client.view.image()
 		}
-		image, err = a.client.view.image(), nil
 	}
 }
 
@@ -436,7 +446,7 @@ func (a *Admin) atLeaders(ctx context.Context, positions []Assignment, limit int
 					}
 					// Both calls may be repeated: a position is where it is, and records
 					// are deleted once.
-					if e, ok := errors.AsType[*Error](r.Err); ok && e.outcome != fatal {
+					if notFatal(r.Err) {
 						again = append(again, i)
 					}
 				}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,6 +158,7 @@ func benchmarkProduce(b *testing.B, size int, partitions int32, callback bool, o
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	b.ResetTimer()
+	cpu := cpuTime(b)
 	for i := range b.N {
 		r := Record{Topic: "t", Value: value}
 		if partitions > 1 {
@@ -171,6 +173,17 @@ func benchmarkProduce(b *testing.B, size int, partitions int32, callback bool, o
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(cpuTime(b)-cpu)/float64(b.N), "cpu-ns/record")
+}
+
+// cpuTime returns the CPU time of the process, client and server: unlike the
+// time on the wall it hardly depends on what else the machine does.
+func cpuTime(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // BenchmarkLatency sends at a fixed rate and reports how long acknowledgements
@@ -253,6 +266,7 @@ func benchmarkConsume(b *testing.B, size int, codec Compression) {
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	b.ResetTimer()
+	cpu := cpuTime(b)
 	seen, bytes := 0, 0
 	for seen < b.N {
 		records, err := c.Poll(ctx)
@@ -269,4 +283,5 @@ func benchmarkConsume(b *testing.B, size int, codec Compression) {
 		b.Errorf("%d bytes in %d records", bytes, seen)
 	}
 	b.ReportMetric(float64(seen)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64(cpuTime(b)-cpu)/float64(seen), "cpu-ns/record")
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -164,7 +165,12 @@ func (c *Client) topics(address string) metadatav1connect.TopicServiceClient {
 // call runs one unary call under the time that a single node gets for its
 // answer, so that a caller without a deadline is not held by one that is stuck.
 func call[Request, Response any](ctx context.Context, address string, method func(context.Context, Request) (Response, error), request Request) (Response, error) {
-	limited, cancel := context.WithTimeout(ctx, callTimeout)
+	return within(ctx, callTimeout, address, method, request)
+}
+
+// within is call with another time.
+func within[Request, Response any](ctx context.Context, timeout time.Duration, address string, method func(context.Context, Request) (Response, error), request Request) (Response, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	response, err := method(limited, request)
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -173,7 +172,7 @@ func (s *Service) run(ctx context.Context) (err error) {
 
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	s.setPhase("it waits for etcd at "+strings.Join(s.client.Endpoints(), ", "), nil)
+	s.setPhase("it waits for "+server.EtcdName(s.client), nil)
 	if err := s.join(running, d); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -242,15 +241,15 @@ func (s *Service) join(ctx context.Context, d *directory) error {
 	return s.retry(ctx, "etcd cannot be reached", func(ctx context.Context) error {
 		clusterID, err := catalog.JoinCluster(ctx, s.client, s.layout, d.known())
 		if errors.Is(err, catalog.ErrNoCluster) {
-			return final{fmt.Errorf("etcd at %s holds nothing under %q, but data directory %s belongs to cluster %s: check the endpoints and the prefix, or restore etcd from a backup",
-				strings.Join(s.client.Endpoints(), ", "), s.layout.Prefix(), d.path, cluster.TopicID(d.clusterID))}
+			return final{fmt.Errorf("%s holds nothing under %q, but data directory %s belongs to cluster %s: check the endpoints and the prefix, or restore etcd from a backup",
+				server.EtcdName(s.client), s.layout.Prefix(), d.path, cluster.TopicID(d.clusterID))}
 		}
 		if err != nil {
 			return err
 		}
 		if d.known() && clusterID != d.clusterID {
-			return final{fmt.Errorf("data directory %s belongs to cluster %s, but etcd at %s holds cluster %s under %q: check the endpoints and the prefix, or use an empty data directory",
-				d.path, cluster.TopicID(d.clusterID), strings.Join(s.client.Endpoints(), ", "), cluster.TopicID(clusterID), s.layout.Prefix())}
+			return final{fmt.Errorf("data directory %s belongs to cluster %s, but %s holds cluster %s under %q: check the endpoints and the prefix, or use an empty data directory",
+				d.path, cluster.TopicID(d.clusterID), server.EtcdName(s.client), cluster.TopicID(clusterID), s.layout.Prefix())}
 		}
 		id := max(d.nodeID, s.config.NodeID)
 		if id == 0 {

@@ -221,7 +221,7 @@ func TestLostLeaseFencesAndItsReturnUnfences(t *testing.T) {
 // metadata node than the controller, and then lets it run out.
 func TestHeartbeatRenewsTheLease(t *testing.T) {
 	t.Parallel()
-	const ttl = 6
+	const ttl = 5
 	m := newMesh(t, etcd)
 	n := m.start(configured(func(c *Config) { c.LeaseTTL = ttl * time.Second })).ready()
 	replica := m.start().ready()
@@ -243,7 +243,7 @@ func TestHeartbeatRenewsTheLease(t *testing.T) {
 	if err != nil || response.GetLeaseMs() != ttl*1000 || response.GetVersion() == 0 {
 		t.Fatalf("heartbeat: %v, %v", response, err)
 	}
-	if got := left(); got < ttl-2 {
+	if got := left(); got <= ttl-3 {
 		t.Errorf("the lease lasts %d s after a heartbeat", got)
 	}
 	n.image("the node is fenced", func(image *cluster.Image) bool {
@@ -261,7 +261,7 @@ func TestMassLossPausesElections(t *testing.T) {
 	before := n.view.Image()
 	// In one transaction, or else a busy machine could fence the first before the
 	// second falls.
-	l := n.mesh.layout
+	l, start := n.mesh.layout, time.Now()
 	lost, err := n.mesh.raw.Txn(t.Context()).Then(clientv3.OpDelete(l.Live(nodes[0].id)), clientv3.OpDelete(l.Live(nodes[1].id)), clientv3.OpDelete(l.Live(nodes[2].id))).Commit()
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +269,6 @@ func TestMassLossPausesElections(t *testing.T) {
 	if err := n.catalog.WaitRevision(t.Context(), lost.Header.GetRevision()); err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
 	// Two are well, and are heard within the pause.
 	for _, node := range nodes[:2] {
 		if err := node.heartbeat(); err != nil {
@@ -475,9 +474,11 @@ func TestProducerIDsAreUnique(t *testing.T) {
 	}
 	wait.Wait()
 	n.stop()
-	replica.image("another controller", func(image *cluster.Image) bool {
-		return image.Controller != cluster.NoNode && replica.controller.Leading()
-	})
+	for tick, deadline := time.Tick(10*time.Millisecond), time.Now().Add(20*time.Second); !replica.controller.Leading(); <-tick {
+		if time.Now().After(deadline) {
+			t.Fatal("the replica does not become controller")
+		}
+	}
 	allocate(replica)
 	if len(seen) != 41 {
 		t.Errorf("%d blocks", len(seen))

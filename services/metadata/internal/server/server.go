@@ -92,7 +92,7 @@ func decide[Response any](ctx context.Context, s *Server, local func(context.Con
 	if to.Node == cluster.NoNode || to.PeerAddress == "" || to.PeerAddress == s.o.PeerAddress {
 		// The last one is gone, or was this very node until it lost its lease.
 		return none, rpcerr.New(errorsv1.Reason_REASON_METADATA_UNAVAILABLE,
-			"there is no controller that this metadata node can reach: it waits for one to be elected through etcd at %s; try again", s.endpoints())
+			"there is no controller that this metadata node can reach: it waits for one to be elected through %s; try again", EtcdName(s.o.Client))
 	}
 	ctx, info := connect.NewClientContext(ctx)
 	info.RequestHeader().Set(forwardedHeader, "1")
@@ -128,15 +128,22 @@ func (s *Server) failure(ctx context.Context, err error) error {
 	case errors.Is(err, election.ErrConflict):
 		return unavailable("the state of the cluster kept changing, and nothing was changed: try again")
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return unavailable("etcd at %s is out of space and refuses writes: compact and defragment it or raise its quota, and disarm its alarm", s.endpoints())
+		return unavailable("%s is out of space and refuses writes: compact and defragment it or raise its quota, and disarm its alarm", EtcdName(s.o.Client))
 	case errors.As(err, &fromEtcd), isStatus, errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return unavailable("etcd at %s does not answer, so the state of the cluster cannot be changed; whether this change was made is unknown; try again when etcd is back", s.endpoints())
+		return unavailable("%s does not answer, so the state of the cluster cannot be changed; whether this change was made is unknown; try again when etcd is back", EtcdName(s.o.Client))
 	default:
 		return err
 	}
 }
 
-func (s *Server) endpoints() string { return strings.Join(s.o.Client.Endpoints(), ", ") }
+// EtcdName says in a sentence which etcd a client reaches.
+func EtcdName(client *clientv3.Client) string {
+	endpoints := client.Endpoints()
+	if len(endpoints) == 0 {
+		return "the etcd of this process"
+	}
+	return "etcd at " + strings.Join(endpoints, ", ")
+}
 
 // image returns what this node knows of the cluster.
 func (s *Server) image() (*cluster.Image, error) {
@@ -144,7 +151,7 @@ func (s *Server) image() (*cluster.Image, error) {
 		return image, nil
 	}
 	return nil, rpcerr.New(errorsv1.Reason_REASON_METADATA_UNAVAILABLE,
-		"this metadata node has not read the state of the cluster yet: it cannot reach etcd at %s; try again", s.endpoints())
+		"this metadata node has not read the state of the cluster yet: it cannot reach %s; try again", EtcdName(s.o.Client))
 }
 
 // show waits until the view of this node meets a condition.
@@ -155,7 +162,7 @@ func (s *Server) show(ctx context.Context, what string, condition func(*cluster.
 		if ctx.Err() != nil {
 			return err
 		}
-		return rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT, "%s, but this metadata node does not show it after %v: it lags behind etcd at %s", what, s.o.ShowTimeout, s.endpoints())
+		return rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT, "%s, but this metadata node does not show it after %v: it lags behind %s", what, s.o.ShowTimeout, EtcdName(s.o.Client))
 	}
 	return nil
 }

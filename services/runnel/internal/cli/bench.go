@@ -28,7 +28,8 @@ const benchProduceHelp = `Send records as fast as possible, or with --rate so ma
 
 The latency is that of the acknowledgement. It counts from the call that sends
 the record, or with --rate from the time at which the record was due, so that a
-stall is seen by all records that it held up.`
+stall is seen by all records that it held up. Without --rate most of it is the
+time that a record waits in the full buffer of the producer.`
 
 const benchConsumeHelp = `Read records from the beginning of a topic as fast as possible.
 

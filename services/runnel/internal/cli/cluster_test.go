@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/runnel-mesh/runnel/services/allinone"
 )
 
@@ -37,6 +39,10 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 		os.RemoveAll(shared.dir)
+	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }

@@ -126,12 +126,20 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	if err != nil {
 		return err
 	}
+	for _, r := range topic.Replicas {
+		if r.Err != nil && o.reads(r.Partition) {
+			p.notef("partition %d of topic %q cannot be read for now: %s; waiting up to %v", r.Partition, name, sentence(r.Err), assignPatience)
+		}
+	}
 	consumer, err := client.NewConsumer(runnel.WithReset(runnel.ResetNone))
 	if err != nil {
 		return err
 	}
 	if err := assign(ctx, consumer, assignments); err != nil {
 		return err
+	}
+	if o.waitsAtEnd() && isTerminal(p.Stdout) && isTerminal(p.Stderr) {
+		p.notef("waiting for new records; --from-beginning prints those that are there, Ctrl-C ends")
 	}
 	out := bufio.NewWriterSize(p.Stdout, outputBufferBytes)
 	var records recordWriter = o.textRecords(out, topic)

@@ -65,6 +65,11 @@ func (o *consumeOptions) check() error {
 	return nil
 }
 
+// waitsAtEnd reports whether nothing is printed before the next record comes.
+func (o *consumeOptions) waitsAtEnd() bool {
+	return !o.fromBeginning && !o.exitAtEnd && len(o.offsets.values) == 0 && o.fromTime.text == ""
+}
+
 // assignments returns what to read: the chosen partitions of the topic, or all
 // of them, each with where to begin and, with --exit-at-end, to stop at its end.
 func (o *consumeOptions) assignments(topic *topicFacts) ([]runnel.Assignment, error) {
@@ -108,6 +113,11 @@ func (o *consumeOptions) assignments(topic *topicFacts) ([]runnel.Assignment, er
 		all = append(all, at)
 	}
 	return all, nil
+}
+
+// reads reports whether a partition is among the chosen ones.
+func (o *consumeOptions) reads(partition int32) bool {
+	return len(o.partitions.values) == 0 || slices.Contains(o.partitions.values, int64(partition))
 }
 
 // checkOffset refuses an offset that the partition does not hold. The consumer

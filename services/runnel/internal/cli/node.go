@@ -21,6 +21,9 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 )
 
+// readyNotice is how often the log tells what keeps a node from being ready.
+const readyNotice = 5 * time.Second
+
 // flushTimeout bounds what telemetry still sends when the process ends.
 const flushTimeout = 3 * time.Second
 
@@ -106,6 +109,7 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 		}
 	}()
 
+	logger.Info("the node starts", "service", name, "listen", public.Addr().String(), "peer_listen", peer.Addr().String(), "data", absolute(*o.dataDir))
 	s, err := build(logger, tel)
 	if err != nil {
 		return err
@@ -115,7 +119,9 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 	s.Register(publicServer, peerServer)
 	health := rpc.NewHealth(serviceNames(publicServer)...)
 	return app.New(logger,
-		app.Component{Name: name, Run: s.Run, Ready: s.Ready, Drain: s.Drain},
+		app.Component{Name: name, Run: s.Run, Drain: s.Drain, Ready: func(ctx context.Context) error {
+			return awaitReady(ctx, logger, name, s.Ready)
+		}},
 		app.Component{Name: "server for other nodes", Run: func(ctx context.Context) error {
 			return rpc.Serve(ctx, rpc.ServeOptions{Listener: peer, Server: peerServer, Logger: logger, Telemetry: tel})
 		}},
@@ -123,7 +129,7 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 			for _, name := range append(serviceNames(publicServer), "") {
 				health.SetServing(name, true)
 			}
-			logger.Info("the node is ready", "service", name, "address", public.Addr().String(), "data", *o.dataDir)
+			logger.Info("the node is ready", "service", name, "address", public.Addr().String())
 			return rpc.Serve(ctx, rpc.ServeOptions{
 				Listener: public, Server: publicServer, Health: health, Reflection: true,
 				Handlers: map[string]http.Handler{"/metrics": tel.MetricsHandler()},
@@ -131,6 +137,21 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 			})
 		}},
 	).Run(ctx)
+}
+
+// awaitReady waits for a service, and logs now and then what the service says it
+// is waiting for.
+func awaitReady(ctx context.Context, logger *slog.Logger, name string, ready func(context.Context) error) error {
+	for {
+		limited, cancel := context.WithTimeout(ctx, readyNotice)
+		err := ready(limited)
+		expired := limited.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err == nil || !expired {
+			return err
+		}
+		logger.Warn("the node is not ready yet", "service", name, "reason", err)
+	}
 }
 
 // serviceNames returns the names of the services that a server has.

@@ -71,7 +71,7 @@ func parseEndpoints(text string) ([]string, error) {
 
 func (p *program) metadata(ctx context.Context, o *nodeOptions, endpoints []string) (err error) {
 	config := metadata.DefaultConfig()
-	config.DataDir = *o.dataDir
+	config.DataDir = absolute(*o.dataDir)
 	config.Listen, config.Advertise = o.listen.value, o.advertise.value
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)

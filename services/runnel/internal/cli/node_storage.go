@@ -50,7 +50,7 @@ func (p *program) storageCommand() *cobra.Command {
 
 func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string) error {
 	config := storage.DefaultConfig()
-	config.DataDir = *o.dataDir
+	config.DataDir = absolute(*o.dataDir)
 	config.Listen, config.Advertise = o.listen.value, o.advertise.value
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)

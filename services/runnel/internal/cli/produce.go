@@ -158,6 +158,9 @@ func (p *program) produce(command *cobra.Command, topicName string, o *produceOp
 		progress.clear()
 		p.complain(format, args...)
 	}}
+	if isTerminal(p.Stdin) && isTerminal(p.Stderr) {
+		p.notef("each line that you type is a record; Ctrl-D ends")
+	}
 	stopWatching := counts.watch()
 	began := time.Now()
 	inputErr := o.send(sending, producer, record, newLineReader(p.Stdin, topic.maxMessageBytes()+len(o.separator)), counts, progress)

@@ -67,6 +67,9 @@ func (p *program) rootCommand() *cobra.Command {
 	for _, c := range root.Commands() {
 		if c.Name() == completionName {
 			c.Args, c.RunE = needsCommand()
+			for _, shell := range c.Commands() {
+				shell.Args = arguments()
+			}
 		}
 	}
 	return root

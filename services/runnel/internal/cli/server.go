@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -44,6 +45,15 @@ func (p *program) logger(f *logFlags) *slog.Logger {
 // dirFlag adds --data-dir.
 func dirFlag(flags *pflag.FlagSet, directory string) *string {
 	return flags.String("data-dir", directory, "directory that holds all data; created if need be (`DIR`)")
+}
+
+// absolute is where a directory lies whatever becomes the working directory, for
+// what is shown to the person.
+func absolute(directory string) string {
+	if path, err := filepath.Abs(directory); err == nil {
+		return path
+	}
+	return directory
 }
 
 // listenFlag adds a flag for an address to listen on.

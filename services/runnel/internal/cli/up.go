@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,7 +63,7 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 		p.notef("warning: clients are told to come to 127.0.0.1, which is of no use on other machines; --advertise HOST:PORT tells them better")
 	}
 	config := allinone.DefaultConfig()
-	config.DataDir = *o.dataDir
+	config.DataDir = absolute(*o.dataDir)
 	config.Listen = o.listen.value
 	config.Advertise = o.advertise.value
 	config.Logger = p.logger(o.log)
@@ -73,8 +74,8 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 
 	served := make(chan error, 1) // takes the cluster's one result
 	go func() { served <- cluster.Run(ctx) }()
-	if cluster.Ready(ctx) == nil {
-		fmt.Fprint(p.Stdout, welcome(cluster.DataDir(), cluster.Address(), p.nextSteps(cluster.Address())))
+	if p.awaitUp(ctx, cluster.Ready) == nil {
+		fmt.Fprint(p.Stdout, welcome(cluster.DataDir(), cluster.Address(), p.nextSteps(findInvocation(p.Program), cluster.Address())))
 	}
 	select {
 	case err := <-served:
@@ -83,6 +84,20 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 	}
 	p.notef("stopping; once more ends it at once")
 	return <-served
+}
+
+// awaitUp waits for the cluster, and tells the person if that takes long.
+func (p *program) awaitUp(ctx context.Context, ready func(context.Context) error) error {
+	told := make(chan struct{})
+	notice := time.AfterFunc(readyNotice, func() {
+		defer close(told)
+		p.notef("still starting: after a crash the data is checked first, which takes a while if there is much of it")
+	})
+	err := ready(ctx)
+	if !notice.Stop() {
+		<-told
+	}
+	return err
 }
 
 // welcome is what a person sees when the cluster is up.
@@ -102,8 +117,8 @@ Ctrl-C stops it; the data stays.
 
 // nextSteps returns three commands that work, in their order and more than once,
 // when they are pasted into a shell.
-func (p *program) nextSteps(address string) []string {
-	self := findInvocation(p.Program).command()
+func (p *program) nextSteps(how invocation, address string) []string {
+	self := how.command()
 	if reached := reachedFromHere(address); reached != p.defaultBootstrap() {
 		self += " --bootstrap " + shellWord(reached)
 	}

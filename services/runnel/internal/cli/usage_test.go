@@ -35,6 +35,7 @@ func TestWrongUsage(t *testing.T) {
 		{"topics lst", `"runnel topics" has no command "lst", did you mean list?; see "runnel topics --help"`},
 		{"help topics frobnicate", `"runnel topics" has no command "frobnicate"; see "runnel --help"`},
 		{"completion tcsh", `"runnel completion" has no command "tcsh", did you mean bash, zsh or fish?; see "runnel completion --help"`},
+		{"completion bash now", `"runnel completion bash" takes no argument, but got "now"; see "runnel completion bash --help"`},
 
 		{"topics list --sorted", `"runnel topics list" has no flag --sorted; see "runnel topics list --help"`},
 		{"topics list -z", `"runnel topics list" has no flag -z; see "runnel topics list --help"`},

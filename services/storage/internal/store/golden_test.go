@@ -14,8 +14,20 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
-// The bytes of this test are those of services/storage/FORMAT.md. Where it
-// fails, data that is out there can no longer be read.
+// The bytes of these tests are those of services/storage/FORMAT.md. Where they
+// fail, data that is out there can no longer be read.
+
+// documented fails unless the page shows the bytes.
+func documented(t *testing.T, hexadecimal string) {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join("..", "..", "FORMAT.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(strings.Fields(string(page)), ""), hexadecimal) {
+		t.Errorf("FORMAT.md does not show %s", hexadecimal)
+	}
+}
 
 var goldenPartition = PartitionID{
 	Topic: cluster.TopicID{0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f},
@@ -39,6 +51,7 @@ func TestGoldenKeys(t *testing.T) {
 		if got := hex.EncodeToString(c.key); got != c.want {
 			t.Errorf("kind %d: key is %s, want %s", c.kind, got, c.want)
 		}
+		documented(t, c.want)
 		k, id, offset, err := parseKey(c.key)
 		if err != nil || k != c.kind || id != goldenPartition || offset != c.offset {
 			t.Errorf("kind %d: parsed as %d, %v, %d, %v", c.kind, k, id, offset, err)
@@ -106,6 +119,7 @@ func TestGoldenRecords(t *testing.T) {
 	if got, want := fmt.Sprint(*parseState(&m)), fmt.Sprint(d); got != want {
 		t.Errorf("the state record is read as %s, want %s", got, want)
 	}
+	documented(t, hex.EncodeToString(value))
 	for i := range len(key) + len(value) {
 		k, v := bytes.Clone(key), bytes.Clone(value)
 		if i < len(k) {

@@ -449,40 +449,43 @@ func TestTruncateIntoAnotherSet(t *testing.T) {
 func TestReadDuringTruncation(t *testing.T) {
 	s := open(t, testConfig(t))
 	l := s.Log(partition(1))
-	const kept = 5
-	for i := range int64(kept) {
-		one(t, l, SetReplicated, i, 1, 100)
-	}
+	const kept, end = 5, 300
+	one(t, l, SetReplicated, 0, kept, 100)
 	ctx, stop := context.WithCancel(context.Background())
 	var reading sync.WaitGroup
 	defer reading.Wait()
 	defer stop()
-	for range 3 {
+	for range 2 {
 		reading.Go(func() {
 			for ctx.Err() == nil {
-				for offset := int64(0); offset < 20; {
-					got, err := l.Read(context.Background(), offset, 20, 300)
-					if err != nil {
-						t.Errorf("read at %d: %v", offset, err)
+				got, err := l.Read(context.Background(), kept, end, 1<<20)
+				if err != nil {
+					t.Errorf("read: %v", err)
+					return
+				}
+				// All batches of a round have the same number of records.
+				for _, b := range got[:max(0, len(got)-1)] {
+					if b.LastOffset-b.BaseOffset != got[0].LastOffset-got[0].BaseOffset {
+						t.Errorf("batches of different rounds: %d to %d after %d to %d", b.BaseOffset, b.LastOffset, got[0].BaseOffset, got[0].LastOffset)
 						return
 					}
-					if _, err := l.OffsetForTime(context.Background(), 1010, 20); err != nil {
-						t.Errorf("search: %v", err)
-						return
-					}
-					if len(got) == 0 {
-						break
-					}
-					offset = got[len(got)-1].LastOffset + 1
+				}
+				if _, err := l.OffsetForTime(context.Background(), 1010, end); err != nil {
+					t.Errorf("search: %v", err)
+					return
 				}
 			}
 		})
 	}
-	for round := range 100 {
-		for offset := int64(kept); offset < 20; {
-			records := min(1+(round+int(offset))%4, int(20-offset))
-			offset = one(t, l, SetReplicated, offset, records, 100).LastOffset + 1
+	for round := range 40 {
+		a := Append{Set: SetReplicated, State: State{LogEnd: end, Epochs: epochZero}}
+		for offset := int64(kept); offset < end; {
+			records := min(int64(1+round%4), end-offset)
+			b := makeBatch(offset, int(records), 100, 0, 1000+offset, 1)
+			a.Batches = append(a.Batches, b)
+			offset = b.LastOffset + 1
 		}
+		mustAppend(t, l, a)
 		if err := l.Truncate(context.Background(), kept, State{LogEnd: kept, Epochs: epochZero}); err != nil {
 			t.Fatal(err)
 		}
