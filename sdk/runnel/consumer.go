@@ -209,7 +209,7 @@ func (c *Consumer) assign(ctx context.Context, replace bool, assignments []Assig
 		c.partitions[r.partition] = r
 		c.order = append(c.order, r)
 	}
-	c.reconcile(c.client.view.image())
+	c.reconcile()
 	c.broadcast()
 	c.mu.Unlock()
 
@@ -478,7 +478,7 @@ func (c *Consumer) Seek(partition TopicPartition, start Start) error {
 	}
 	c.drop(r)
 	r.begin(start)
-	c.reconcile(c.client.view.image())
+	c.reconcile()
 	c.summon(r)
 	c.broadcast()
 	return nil
@@ -632,9 +632,9 @@ func (c *Consumer) begin() error {
 // supervise keeps readings routed to their leaders, until ctx ends.
 func (c *Consumer) supervise(ctx context.Context) {
 	for {
-		image, newer := c.client.view.next()
+		_, newer := c.client.view.next()
 		c.mu.Lock()
-		c.reconcile(image)
+		c.reconcile()
 		c.mu.Unlock()
 		for current := true; current; {
 			c.mu.Lock()
@@ -677,8 +677,10 @@ func (c *Consumer) recall(now time.Time) time.Duration {
 	return again
 }
 
-// reconcile routes readings as the cluster stands. Callers hold mu.
-func (c *Consumer) reconcile(image *cluster.Image) {
+// reconcile routes readings as the cluster stands. Callers hold mu: so nobody is
+// taken back to an older image, in which a new topic does not exist.
+func (c *Consumer) reconcile() {
+	image := c.client.view.image()
 	if image == nil || c.closed {
 		return
 	}

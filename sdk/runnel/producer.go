@@ -80,6 +80,8 @@ type producerTopic struct {
 	id   cluster.TopicID
 	// queues has one per partition, and only ever grows.
 	queues atomic.Pointer[[]*partitionQueue]
+	// image is the one that the entry is in line with.
+	image  atomic.Pointer[cluster.Image]
 	spread spread
 	// maxBatch is the size in bytes at which batches of the topic are full.
 	maxBatch atomic.Int64
@@ -145,6 +147,10 @@ func (p *Producer) Send(ctx context.Context, r Record, done func(Ack, error)) er
 				p.memory.release(credit)
 				return err
 			}
+		} else if t.image.Load() != p.client.view.image() {
+			// Whoever knows that a topic was created again must not write to the old one
+			// because the supervisor has not come around yet.
+			p.update(t, now)
 		}
 		q, sticky, err := p.choose(t, &r)
 		if err != nil {
@@ -299,6 +305,15 @@ func (p *Producer) open(ctx context.Context, name string) (*producerTopic, error
 	t := p.register(topic)
 	p.adopt(p.client.view.image(), t, time.Now())
 	return t, nil
+}
+
+// update brings an entry in line with the latest image.
+func (p *Producer) update(t *producerTopic, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if image := p.client.view.image(); t.image.Load() != image {
+		p.adopt(image, t, now)
+	}
 }
 
 func (p *Producer) isClosing() bool {
@@ -502,13 +517,13 @@ func (p *Producer) sender(address string) *sender {
 func (p *Producer) supervise(ctx context.Context) {
 	ticker := time.NewTicker(p.config.tick())
 	defer ticker.Stop()
-	image, changed := p.client.view.next()
-	p.reconcile(image)
+	_, changed := p.client.view.next()
+	p.reconcile()
 	for {
 		select {
 		case <-changed:
-			image, changed = p.client.view.next()
-			p.reconcile(image)
+			_, changed = p.client.view.next()
+			p.reconcile()
 		case now := <-ticker.C:
 			p.expire(now)
 		case <-ctx.Done():
@@ -541,13 +556,16 @@ func (c *producerConfig) answerTimeout() time.Duration {
 }
 
 // reconcile brings all topics and senders in line with the cluster.
-func (p *Producer) reconcile(image *cluster.Image) {
-	if image == nil {
-		return
-	}
+func (p *Producer) reconcile() {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// Read under mu, as everywhere: nobody is taken back to an older image, in which
+	// a new topic does not exist.
+	image := p.client.view.image()
+	if image == nil {
+		return
+	}
 	inUse := make(map[string]bool)
 	for _, t := range *p.topics.Load() {
 		p.adopt(image, t, now)
@@ -570,6 +588,7 @@ func (p *Producer) reconcile(image *cluster.Image) {
 // what waits for it: under its name there may be another by now, which was not
 // meant. Callers hold mu.
 func (p *Producer) adopt(image *cluster.Image, t *producerTopic, now time.Time) {
+	t.image.Store(image)
 	topic, ok := image.TopicByID(t.id)
 	if !ok {
 		gone := newError(errorsv1.Reason_REASON_TOPIC_NOT_FOUND, "topic %q (%s) was deleted", t.name, t.id).withOutcome(fatal)

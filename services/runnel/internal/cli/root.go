@@ -126,6 +126,7 @@ func unknownCommand(c *cobra.Command, name string) error {
 		c.SuggestionsMinimumDistance = 2
 	}
 	if near := c.SuggestionsFor(name); len(near) > 0 {
+		slices.Sort(near)
 		hint = fmt.Sprintf(", did you mean %s?", alternatives(near))
 	}
 	return usagef("%q has no command %q%s", c.CommandPath(), name, hint)

@@ -34,7 +34,7 @@ func TestWrongUsage(t *testing.T) {
 		{"topics", `"runnel topics" needs a command: create, delete, describe or list; see "runnel topics --help"`},
 		{"topics lst", `"runnel topics" has no command "lst", did you mean list?; see "runnel topics --help"`},
 		{"help topics frobnicate", `"runnel topics" has no command "frobnicate"; see "runnel --help"`},
-		{"completion tcsh", `"runnel completion" has no command "tcsh", did you mean bash, zsh or fish?; see "runnel completion --help"`},
+		{"completion tcsh", `"runnel completion" has no command "tcsh", did you mean bash, fish or zsh?; see "runnel completion --help"`},
 		{"completion bash now", `"runnel completion bash" takes no argument, but got "now"; see "runnel completion bash --help"`},
 
 		{"topics list --sorted", `"runnel topics list" has no flag --sorted; see "runnel topics list --help"`},

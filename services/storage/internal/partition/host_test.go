@@ -54,7 +54,19 @@ func TestBudget(t *testing.T) {
 		if _, err := b.Acquire(gone, 1); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("waiting beyond its context: %v", err)
 		}
-		b.Release(100)
+		// Who gives up makes room for those behind.
+		b.Release(50)
+		impatient, leave := context.WithCancel(t.Context())
+		go func() { _, _ = b.Acquire(impatient, 80) }()
+		synctest.Wait()
+		go func() { b.Release(acquire(t.Context(), 10)); order <- "behind" }()
+		synctest.Wait()
+		if len(order) != 0 {
+			t.Fatal("granted out of turn")
+		}
+		leave()
+		<-order
+		b.Release(50)
 		if b.used != 0 || b.waiting.len() != 0 {
 			t.Errorf("%d bytes used and %d waiting in the end", b.used, b.waiting.len())
 		}

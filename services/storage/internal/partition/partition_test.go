@@ -441,7 +441,7 @@ func TestLeaderEpochIsChecked(t *testing.T) {
 func TestLeadershipIsLost(t *testing.T) {
 	t.Parallel()
 	log := &memoryLog{hold: true}
-	_, p := open(t, log)
+	_, p := open(t, log, rules.MinInsyncReplicas, "1")
 	ready := NewReady()
 	if !p.Await(ready, 4, 0, 0) {
 		t.Fatal("something to read in an empty log")
@@ -586,6 +586,12 @@ func TestHighWatermarkIsCheckpointed(t *testing.T) {
 		synctest.Wait()
 		if len(log.appends) != n {
 			t.Errorf("%d records written while nothing moved", len(log.appends)-n)
+		}
+		add(t, p, plain(t, "b"), all).result(t)
+		time.Sleep(checkpointEvery + time.Second)
+		synctest.Wait()
+		if got := log.last().State.HighWatermark; got != 2 {
+			t.Errorf("second checkpoint at %d, want 2", got)
 		}
 	})
 }

@@ -352,6 +352,38 @@ func TestDrainEndsStreams(t *testing.T) {
 	wantReason(t, c.end(), errorsv1.Reason_REASON_DRAINING)
 }
 
+// What was accepted before the drain is answered, what comes behind it is not
+// appended.
+func TestDrainAnswersWhatWasAccepted(t *testing.T) {
+	t.Parallel()
+	const budget = 1000
+	h := start(t, func(o *options) { o.partition.InFlightBytes = budget })
+	h.create("orders", 1)
+	if _, err := h.host.Budget().Acquire(t.Context(), budget); err != nil {
+		t.Fatal(err)
+	}
+	p := h.produce(t.Context())
+	p.send(&storagev1.ProduceRequest{RequestId: 1, Topic: "orders", Batch: batch(t, "a")})
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_ = p.stream.Send(&storagev1.ProduceRequest{RequestId: 2, Topic: "orders", Batch: batch(t, "b")})
+	}()
+	h.drain.Begin()
+	h.host.Budget().Release(budget)
+	if res := p.receive(); res.GetRequestId() != 1 || res.GetFailure() != nil {
+		t.Errorf("first response %v", res)
+	}
+	wantReason(t, p.wait(), errorsv1.Reason_REASON_DRAINING)
+	<-sent
+	for res := range p.responses {
+		wantFailure(t, res.GetFailure(), errorsv1.Reason_REASON_DRAINING)
+	}
+	if res := h.append("orders", 0, "c"); res.GetBaseOffset() != 1 {
+		t.Errorf("next append at %d, want 1", res.GetBaseOffset())
+	}
+}
+
 func TestTooManyStreams(t *testing.T) {
 	t.Parallel()
 	h := start(t, func(o *options) { o.config.Streams = 2 })

@@ -35,7 +35,11 @@ func (m *modelLog) from(offset int64) []Batch {
 // changes, truncations, searches by time and restarts, with volumes so small
 // that they are replaced all the time.
 func TestModel(t *testing.T) {
-	for seed := range uint64(3) {
+	seeds := uint64(3)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { runModel(t, rand.New(rand.NewPCG(seed, 11)), 200) })
 	}
 }

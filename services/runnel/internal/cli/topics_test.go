@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"testing"
+)
+
+func TestTopics(t *testing.T) {
+	topic := topicName(t)
+	got := succeed(t, "", "topics", "create", topic, "--partitions", "2", "--replication-factor", "1", "--config", "retention.ms=1000", "--config", "durability=replicated")
+	if got.stdout != fmt.Sprintf("created topic %q with 2 partitions\n", topic) || got.stderr != "" {
+		t.Errorf("create says %q and %q", got.stdout, got.stderr)
+	}
+	var listed []topicObject
+	if err := json.Unmarshal([]byte(succeed(t, "", "topics", "list", "-o", "json").stdout), &listed); err != nil {
+		t.Fatal(err)
+	}
+	var created topicObject
+	for _, o := range listed {
+		if o.Name == topic {
+			created = o
+		}
+	}
+	if created.PartitionCount != 2 || created.ID == "" || fmt.Sprint(created.Config) != "map[durability:replicated retention.ms:1000]" {
+		t.Errorf("the list has %+v", created)
+	}
+	if list := succeed(t, "", "topics", "list").stdout; !regexp.MustCompile(`(?m)^NAME +PARTITIONS +ID +CONFIG$`).MatchString(list) ||
+		!regexp.MustCompile(`(?m)^`+topic+` +2 +`+created.ID+` +durability=replicated retention.ms=1000$`).MatchString(list) {
+		t.Errorf("the list is\n%s", list)
+	}
+
+	succeed(t, "a\nb\n", "produce", topic, "--partition", "1")
+	described := succeed(t, "", "topics", "describe", topic).stdout
+	for _, line := range []string{
+		`Name: +` + topic, `Id: +` + created.ID, `Partitions: +2`, `Replication factor: +1`, ``,
+		`PARTITION +LEADER +LEADER EPOCH +REPLICAS +ISR +EARLIEST +LATEST`,
+		`0 +\d+ +\d+ +\d+ +\d+ +0 +0`, `1 +\d+ +\d+ +\d+ +\d+ +0 +2`,
+		`CONFIG +VALUE +SET BY`, `cleanup.policy +delete +default`, `retention.ms +1000 +topic`,
+	} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(described) {
+			t.Errorf("no line %s in\n%s", line, described)
+		}
+	}
+	var details topicDetails
+	if err := json.Unmarshal([]byte(succeed(t, "", "topics", "describe", topic, "-o", "json").stdout), &details); err != nil {
+		t.Fatal(err)
+	}
+	if details.ID != created.ID || details.ReplicationFactor != 1 || len(details.Partitions) != 2 || *details.Partitions[1].Latest != 2 || len(details.Settings) < 7 {
+		t.Errorf("described as %+v", details)
+	}
+
+	complete := succeed(t, "", "__complete", "produce", topic[:len(topic)-1])
+	if complete.stdout != topic+"\n:4\n" {
+		t.Errorf("the shell is offered %q", complete.stdout)
+	}
+
+	if got := succeed(t, "", "topics", "delete", topic, "-o", "json"); got.stdout != "{\n  \"deleted\": \""+topic+"\"\n}\n" {
+		t.Errorf("delete says %q", got.stdout)
+	}
+	succeed(t, "", "topics", "create", topic)
+	if got := succeed(t, "", "topics", "delete", topic); got.stdout != fmt.Sprintf("deleted topic %q\n", topic) {
+		t.Errorf("delete says %q", got.stdout)
+	}
+}
+
+func TestClusterDescribe(t *testing.T) {
+	text := succeed(t, "", "cluster", "describe").stdout
+	for _, line := range []string{
+		`Cluster: +[0-9a-f-]{36}`, `Controller: +\d+`, `NODE +ROLE +ADDRESS +EPOCH +STATE +SINCE`,
+		`\d+ +metadata +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`,
+		`\d+ +storage +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`,
+	} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(text) {
+			t.Errorf("no line %s in\n%s", line, text)
+		}
+	}
+	var described clusterObject
+	if err := json.Unmarshal([]byte(succeed(t, "", "cluster", "describe", "-o", "json").stdout), &described); err != nil {
+		t.Fatal(err)
+	}
+	if len(described.Nodes) != 2 || described.Controller == nil || described.Nodes[0].State != "live" {
+		t.Errorf("described as %+v", described)
+	}
+}
