@@ -146,12 +146,6 @@ func (c *Client) leave(m member) {
 	delete(c.members, m)
 }
 
-func (c *Client) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed
-}
-
 // log returns the client of the storage node at an address.
 func (c *Client) log(address string, class transport.Class) storagev1connect.LogServiceClient {
 	return storagev1connect.NewLogServiceClient(connect.NewClient(c.config.Transports.Transport(address, class)))

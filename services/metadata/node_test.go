@@ -252,7 +252,8 @@ func TestHeartbeatRenewsTheLease(t *testing.T) {
 	})
 }
 
-// TestMassLossPausesElections takes the leases of most nodes at once.
+// TestMassLossPausesElections takes the leases of most nodes at once, and lets the
+// nodes be heard one by one, later than a single node would be fenced.
 func TestMassLossPausesElections(t *testing.T) {
 	t.Parallel()
 	n := newMesh(t, etcd).start().ready()
@@ -261,7 +262,7 @@ func TestMassLossPausesElections(t *testing.T) {
 	before := n.view.Image()
 	// In one transaction, or else a busy machine could fence the first before the
 	// second falls.
-	l, start := n.mesh.layout, time.Now()
+	l := n.mesh.layout
 	lost, err := n.mesh.raw.Txn(t.Context()).Then(clientv3.OpDelete(l.Live(nodes[0].id)), clientv3.OpDelete(l.Live(nodes[1].id)), clientv3.OpDelete(l.Live(nodes[2].id))).Commit()
 	if err != nil {
 		t.Fatal(err)
@@ -269,28 +270,14 @@ func TestMassLossPausesElections(t *testing.T) {
 	if err := n.catalog.WaitRevision(t.Context(), lost.Header.GetRevision()); err != nil {
 		t.Fatal(err)
 	}
-	// Two are well, and are heard within the pause.
-	for _, node := range nodes[:2] {
+	for _, node := range nodes {
+		<-time.After(2 * settle)
 		if err := node.heartbeat(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	image := n.image("the third is fenced", func(image *cluster.Image) bool {
-		found, _ := image.Node(nodes[2].id)
-		return found.Fenced
-	})
-	if took := time.Since(start); took < settle {
-		t.Errorf("fenced after %v", took)
-	}
-	for i, node := range nodes[:2] {
-		was, _ := before.Node(node.id)
-		is, _ := image.Node(node.id)
-		if is.Fenced || !is.Since.Equal(was.Since) {
-			t.Errorf("node %d was fenced: %+v", node.id, is)
-		}
-		if p := partition(t, image, "a", i); p.LeaderEpoch != 0 {
-			t.Errorf("partition %d is %+v", i, p)
-		}
+	if after := n.view.Image(); after != before {
+		t.Errorf("the image went from\n%v\nto\n%v", before.Snapshot(), after.Snapshot())
 	}
 }
 

@@ -43,7 +43,6 @@ type metadata struct {
 	epoch      int64
 	registered []*peerv1.RegisterRequest
 	left       []*peerv1.DeregisterRequest
-	heartbeats int
 	// refuse answers every call of the named method.
 	refuse map[string]error
 	beat   chan struct{}

@@ -96,6 +96,8 @@ type Controller struct {
 	judged int64
 	// lost holds since when nodes that are not fenced have had no lease.
 	lost map[cluster.NodeID]time.Time
+	// pause is until when nobody is fenced, because many leases fell at once.
+	pause time.Time
 	// fenced holds when nodes were fenced for a lost lease, for as long as Grace.
 	fenced []time.Time
 	// untidy says that a call, of this term or an earlier one, may have left
@@ -170,7 +172,7 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 		return nil
 	}
 	c.term, c.over, c.written = term, over, response.Header.GetRevision()
-	c.judged, c.lost, c.fenced = 0, make(map[cluster.NodeID]time.Time), nil
+	c.judged, c.lost, c.fenced, c.pause = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
 	c.untidy, c.pruned = true, time.Time{}
 	<-c.turn
 

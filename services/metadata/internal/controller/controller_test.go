@@ -51,7 +51,9 @@ func TestDue(t *testing.T) {
 		{"one comes back in time", []look{{0, ids(1), 3, nil, settle}, {settle / 2, nil, 3, nil, 0}, {settle, ids(1), 3, nil, settle}}},
 		{"most of three wait", []look{{0, ids(1, 2), 3, nil, grace}, {settle, ids(1, 2), 3, nil, grace - settle}, {grace, ids(1, 2), 3, ids(1, 2), 0}}},
 		{"the second falls a moment later", []look{{0, ids(1), 3, nil, settle}, {settle / 2, ids(1, 2), 3, nil, grace - settle/2}, {grace, ids(1, 2), 3, ids(1, 2), 0}}},
-		{"one stays away after most came back", []look{{0, ids(1, 2, 3), 3, nil, grace}, {settle, ids(2), 3, ids(2), 0}}},
+		{"one stays away after most came back", []look{{0, ids(1, 2, 3), 3, nil, grace}, {settle, ids(2), 3, nil, grace - settle}, {grace, ids(2), 3, ids(2), 0}}},
+		{"one falls while most are away", []look{{0, ids(1, 2), 3, nil, grace}, {grace - settle/2, ids(1, 2, 3), 3, nil, settle / 2}, {grace, ids(1, 2, 3), 3, ids(1, 2), settle / 2}}},
+		{"another falls after all came back", []look{{0, ids(1, 2), 3, nil, grace}, {settle, nil, 3, nil, 0}, {2 * settle, ids(3), 3, nil, settle}, {3 * settle, ids(3), 3, ids(3), 0}}},
 		{"a minority of many", []look{{0, ids(1, 2), 5, nil, settle}, {settle, ids(1, 2), 5, ids(1, 2), 0}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -323,6 +323,8 @@ func (c *Controller) judge(ctx context.Context) (time.Duration, error) {
 // One that comes right back, or is replaced by its next process, is spared the
 // move. And if many leases fall at once, etcd was probably too slow to renew them:
 // the nodes are well and lead on, so that elections would only add to the load.
+// Then nobody is fenced until Grace has passed since the first of them fell, or all
+// have come back.
 func (c *Controller) due(lost []catalog.Node, live int, now time.Time) (due []catalog.Node, wait time.Duration) {
 	since := make(map[cluster.NodeID]time.Time, len(lost))
 	first := now
@@ -336,22 +338,24 @@ func (c *Controller) due(lost []catalog.Node, live int, now time.Time) (due []ca
 			first = at
 		}
 	}
-	c.fenced = slices.DeleteFunc(c.fenced, func(at time.Time) bool { return now.Sub(at) > c.o.Grace })
-	patience := c.o.Settle
-	if rules.MassLoss(len(lost)+len(c.fenced), live+len(c.fenced)) {
-		patience = c.o.Grace
-		if len(lost) > len(c.lost) {
-			c.metrics.massLosses.Inc()
-			c.o.Logger.Warn("many nodes lost their leases at once: elections pause, since etcd may be at fault", "lost", len(lost), "live", live, "pause", c.o.Grace)
-		}
-	}
 	c.lost = since
-	for _, n := range lost {
-		at := since[n.ID]
-		if patience == c.o.Grace {
-			at = first
+	c.fenced = slices.DeleteFunc(c.fenced, func(at time.Time) bool { return now.Sub(at) > c.o.Grace })
+	if len(lost) == 0 {
+		c.pause = time.Time{}
+		return nil, 0
+	}
+	if until := first.Add(c.o.Grace); until.After(c.pause) && rules.MassLoss(len(lost)+len(c.fenced), live+len(c.fenced)) {
+		if now.Before(until) && !now.Before(c.pause) {
+			c.metrics.massLosses.Inc()
+			c.o.Logger.Warn("many nodes lost their leases at once: elections pause, since etcd may be at fault", "lost", len(lost), "live", live, "pause", until.Sub(now))
 		}
-		if left := patience - now.Sub(at); left > 0 {
+		c.pause = until
+	}
+	if left := c.pause.Sub(now); left > 0 {
+		return nil, left
+	}
+	for _, n := range lost {
+		if left := c.o.Settle - now.Sub(since[n.ID]); left > 0 {
 			if wait == 0 || left < wait {
 				wait = left
 			}

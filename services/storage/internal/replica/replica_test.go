@@ -208,6 +208,11 @@ func TestOldVersionsAreIgnored(t *testing.T) {
 	topic := newTopic("orders", 1)
 	n.snapshot.Topics = []*metadatav1.Topic{topic}
 	n.publish(4)
+	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := n.replicas.WaitApplied(soon, 4); err == nil {
+		t.Error("acted on an old version")
+	}
 	_, err := n.partition("orders", 0)
 	wantReason(t, err, errorsv1.Reason_REASON_NO_LEADER)
 	topic.Partitions[0].LeaderEpoch = 1

@@ -57,7 +57,6 @@ type produceStream struct {
 	// ready are requests to be answered, those of one partition in their order.
 	ready       []*pending
 	outstanding int
-	draining    bool
 	// ended says that the receiver has stopped, with endErr; io.EOF is the client's
 	// half-close.
 	ended  bool
@@ -135,7 +134,12 @@ func (p *produceStream) accept(r *pending) bool {
 		l.first = r
 	}
 	l.last = r
-	return !p.draining
+	select {
+	case <-p.server.drain.C():
+		return false
+	default:
+		return true
+	}
 }
 
 // complete records an outcome and hands over what can be answered now.
@@ -191,9 +195,6 @@ func (p *produceStream) send(ctx context.Context, stream storagev1connect.LogSer
 			return ctx.Err()
 		case <-drain:
 			drain, overdue = nil, time.After(drainGrace)
-			p.mu.Lock()
-			p.draining = true
-			p.mu.Unlock()
 		case <-overdue:
 			return p.server.drain.Err()
 		}
@@ -210,7 +211,7 @@ func (p *produceStream) send(ctx context.Context, stream storagev1connect.LogSer
 			p.mu.Unlock()
 		}
 		p.mu.Lock()
-		outstanding, draining, ended, err := p.outstanding, p.draining, p.ended, p.endErr
+		outstanding, ended, err := p.outstanding, p.ended, p.endErr
 		p.mu.Unlock()
 		clear(ready)
 		spare = ready[:0]
@@ -220,7 +221,7 @@ func (p *produceStream) send(ctx context.Context, stream storagev1connect.LogSer
 		case outstanding > 0:
 		case ended:
 			return nil
-		case draining:
+		case drain == nil:
 			return p.server.drain.Err()
 		}
 	}

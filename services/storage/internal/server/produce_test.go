@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -364,10 +365,14 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 	}
 	p := h.produce(t.Context())
 	p.send(&storagev1.ProduceRequest{RequestId: 1, Topic: "orders", Batch: batch(t, "a")})
+	for h.metric("runnel_storage_append_budget_waits_total") == 0 {
+		runtime.Gosched()
+	}
 	sent := make(chan struct{})
+	second := &storagev1.ProduceRequest{RequestId: 2, Topic: "orders", Batch: batch(t, "b")}
 	go func() {
 		defer close(sent)
-		_ = p.stream.Send(&storagev1.ProduceRequest{RequestId: 2, Topic: "orders", Batch: batch(t, "b")})
+		_ = p.stream.Send(second)
 	}()
 	h.drain.Begin()
 	h.host.Budget().Release(budget)

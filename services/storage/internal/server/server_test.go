@@ -13,6 +13,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -51,6 +52,8 @@ type harness struct {
 	stop func()
 	// blocks counts the blocks of producer ids that were asked for.
 	blocks atomic.Int64
+	// metrics has those of the host.
+	metrics *prometheus.Registry
 	// transport is what a client of its own is made with.
 	transport connect.Transport
 }
@@ -82,15 +85,16 @@ func start(t testing.TB, change ...func(*options)) *harness {
 	}
 	logger := slog.New(slog.DiscardHandler)
 	h := &harness{
-		t:     t,
-		view:  clusterview.New(logger),
-		drain: rpc.NewDrain(),
+		t:       t,
+		view:    clusterview.New(logger),
+		drain:   rpc.NewDrain(),
+		metrics: prometheus.NewRegistry(),
 		snapshot: &metadatav1.ClusterSnapshot{
 			ClusterId: make([]byte, 16), Version: 1, ControllerId: 9,
 			Nodes: []*metadatav1.Node{{NodeId: int32(self), Address: "self:7070"}, {NodeId: 2, Address: "other:7070"}},
 		},
 	}
-	h.host = partition.NewHost(o.partition, func(id cluster.NodeID) string { return replica.Address(h.view, id) }, nil)
+	h.host = partition.NewHost(o.partition, func(id cluster.NodeID) string { return replica.Address(h.view, id) }, h.metrics)
 	h.host.SetSelf(self)
 	h.replicas = replica.New(h.host, h.view, logger)
 	ids := NewProducerIDs()
@@ -100,7 +104,7 @@ func start(t testing.TB, change ...func(*options)) *harness {
 			return &peerv1.AllocateProducerIdsResponse{FirstProducerId: n * 1000, Count: 10}, nil
 		}
 	}
-	h.server = New(o.config, h.host, h.replicas, ids, h.drain, logger, nil)
+	h.server = New(o.config, h.host, h.replicas, ids, h.drain, logger, h.metrics)
 	rpcServer := rpc.NewServer(rpc.ServerOptions{})
 	storagev1connect.RegisterLogServiceHandler(rpcServer, h.server)
 	if o.front == nil {
@@ -358,6 +362,22 @@ func (c *consumer) end() error {
 			return err
 		}
 	}
+}
+
+// metric returns the value of a counter or gauge.
+func (h *harness) metric(name string) float64 {
+	h.t.Helper()
+	families, err := h.metrics.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue() + f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	h.t.Fatalf("no metric %s", name)
+	return 0
 }
 
 func earliest() *logv1.StartPosition {

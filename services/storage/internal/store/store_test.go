@@ -1062,7 +1062,7 @@ func TestCloseAnswersEveryAppendOnce(t *testing.T) {
 
 func TestLogIsAlwaysTheSame(t *testing.T) {
 	s := open(t, testConfig(t))
-	if s.Log(partition(1)) != s.Log(partition(1)) || s.Log(partition(1)) == s.Log(partition(2)) {
+	if first := s.Log(partition(1)); first != s.Log(partition(1)) || first == s.Log(partition(2)) {
 		t.Error("a partition has not exactly one log")
 	}
 	if got := s.Partitions(); len(got) != 0 {
