@@ -25,6 +25,7 @@ runnel() { "$work/runnel" --bootstrap "$address" "$@"; }
 # start runs a fresh server: every scenario begins with an empty disk.
 start() {
 	rm -rf "$work/data"
+	sync # what the scenario before left for the disk is not this one's
 	"$work/runnel" up --data-dir "$work/data" --listen "$address" >"$work/log" 2>&1 &
 	server=$!
 	until runnel topics list >/dev/null 2>&1; do :; done

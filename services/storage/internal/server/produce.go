@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -90,6 +92,13 @@ func (r *pending) answered() bool {
 }
 
 func (p *produceStream) receive(ctx context.Context, stream storagev1connect.LogServiceProduceServerStream) {
+	defer func() {
+		// The interceptor that catches panics of handlers does not see this goroutine.
+		if cause := recover(); cause != nil {
+			p.server.logger.ErrorContext(ctx, "panic while receiving", "panic", cause, "stack", string(debug.Stack()))
+			p.end(fmt.Errorf("panic: %v", cause))
+		}
+	}()
 	for {
 		req, err := stream.Receive()
 		if err != nil {
@@ -108,7 +117,7 @@ func (p *produceStream) receive(ctx context.Context, stream storagev1connect.Log
 			return
 		}
 		err = p.server.append(ctx, req, r)
-		// Who knows the batch's bytes from now on is the partition.
+		// The batch is the partition's now; waiting for the answer must not keep it.
 		req.Batch, req.Records = nil, nil
 		if err != nil {
 			r.Complete(partition.Result{Err: err})
