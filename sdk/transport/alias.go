@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"errors"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -73,9 +74,16 @@ func replicateResponse(m *storagepeerv1.ReplicateResponse) merge {
 	}
 }
 
-// batch decodes a message whose field 15 is bytes.
+// batch decodes a message whose field 15 is bytes. A server keeps the bytes and
+// counts their length, so a small value of a large message is copied: a sender
+// must not make it hold on to more than it counts.
 func batch(m proto.Message, field *[]byte) merge {
 	return func(data []byte) error {
+		defer func() {
+			if len(*field) < len(data)/2 {
+				*field = bytes.Clone(*field)
+			}
+		}()
 		rest, err := split(data, fieldBatch, func(value []byte) error {
 			// A field without presence has no empty form other than nil.
 			*field = nil

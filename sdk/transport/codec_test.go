@@ -276,6 +276,27 @@ func TestBatchesShareTheMessagesMemory(t *testing.T) {
 	}
 }
 
+// TestSmallBatchesLetLargeMessagesGo: whoever keeps a batch must not keep more
+// than its length says.
+func TestSmallBatchesLetLargeMessagesGo(t *testing.T) {
+	t.Parallel()
+	large := protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, 1<<20))
+	repeated := protowire.AppendBytes(protowire.AppendTag(nil, fieldBatch, protowire.BytesType), make([]byte, 1<<20))
+	small := protowire.AppendBytes(protowire.AppendTag(nil, fieldBatch, protowire.BytesType), []byte("small"))
+	for name, data := range map[string][]byte{
+		"unknown field":  append(large, small...),
+		"repeated field": append(repeated, small...),
+	} {
+		got := &storagev1.ProduceRequest{}
+		if err := aliasing(got)(data); err != nil {
+			t.Fatal(err)
+		}
+		if string(got.GetBatch()) != "small" || within(got.GetBatch(), data) {
+			t.Errorf("%s: a batch of %d bytes holds on to a message of %d", name, len(got.GetBatch()), len(data))
+		}
+	}
+}
+
 func TestDecodeResetsTheMessage(t *testing.T) {
 	t.Parallel()
 	for _, kind := range samples() {
