@@ -51,7 +51,7 @@ func TestNobodyAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 		const want = "no bootstrap address answers: tried meta:1 (connection refused), store-2:1 (connection refused), elsewhere:1 (connection refused); " +
-			"is `runnel up` running, or set --bootstrap/RUNNEL_BOOTSTRAP?"
+			"is `runnel up` running? If the cluster is elsewhere, pass another address to NewClient"
 		calls := map[string]func() error{
 			"Send":            func() error { return p.Send(t.Context(), Record{Topic: "t"}, nil) },
 			"Assign":          func() error { return consumer.Assign(t.Context(), At("t", 0, Earliest())) },

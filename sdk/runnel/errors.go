@@ -229,7 +229,7 @@ func (e *BootstrapError) Error() string {
 	for i, a := range e.Attempts {
 		tried[i] = fmt.Sprintf("%s (%s)", a.Address, connectionFault(a.Err))
 	}
-	return fmt.Sprintf("no bootstrap address answers: tried %s; is `runnel up` running, or set --bootstrap/RUNNEL_BOOTSTRAP?",
+	return fmt.Sprintf("no bootstrap address answers: tried %s; is `runnel up` running? If the cluster is elsewhere, pass another address to NewClient",
 		strings.Join(tried, ", "))
 }
 

@@ -28,8 +28,11 @@ const benchProduceHelp = `Send records as fast as possible, or with --rate so ma
 
 The latency is that of the acknowledgement. It counts from the call that sends
 the record, or with --rate from the time at which the record was due, so that a
-stall is seen by all records that it held up. Without --rate most of it is the
-time that a record waits in the full buffer of the producer.`
+stall is seen by all records that it held up.
+
+At full speed, without --rate, the latency is queueing: most of it is the time
+that a record waits in the full buffer of the producer. Give --rate to measure
+how fast the cluster answers.`
 
 const benchConsumeHelp = `Read records from the beginning of a topic as fast as possible.
 
@@ -94,7 +97,7 @@ func (p *program) benchmark(name, short, long, records, recordSize, example stri
 	}
 	flags := command.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&o.topic, "topic", benchDefaultTopic, "topic to use (`T`)")
+	textFlag(flags, &o.topic, "topic", "T", benchDefaultTopic, "topic to use")
 	o.records = newFlag(flags, "records", "", "N", records, "how many records", integerBetween(1, 1e15))
 	o.recordSize = newFlag(flags, "record-size", "", "B", recordSize, "bytes of a record's value", integerBetween(1, maxBenchRecordBytes))
 	o.partitions = newFlag(flags, "partitions", "", "P", "1", "partitions of the topic, if it is created", integerBetween(1, maxPartition))

@@ -96,7 +96,7 @@ func newConsumeCommand(p *program) (*consumeOptions, *cobra.Command) {
 	o.timeout = newFlag(flags, "timeout", "", "D", "", "end, with success, when no record has come for so long, such as 10s", durationBetween(time.Millisecond, maxConsumeTimeout))
 	flags.BoolVar(&o.exitAtEnd, "exit-at-end", false, "end at what was the end of the topic when the command began")
 	flags.BoolVar(&o.printKey, "print-key", false, "print the key")
-	flags.StringVar(&o.separator, "key-separator", defaultPrintSeparator, "print this behind the key and the other printed parts (`SEP`)")
+	textFlag(flags, &o.separator, "key-separator", "SEP", defaultPrintSeparator, "print this behind the key and the other printed parts")
 	flags.Lookup("key-separator").DefValue = "a tab"
 	flags.BoolVar(&o.printHeaders, "print-headers", false, "print the headers")
 	flags.BoolVar(&o.printPartition, "print-partition", false, "print the partition")
@@ -146,7 +146,9 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	if p.output.value == outputJSON {
 		records = newJSONRecords(out)
 	}
-	err = o.copy(ctx, consumer, records, out.Flush)
+	watched, stopWatching := whileRead(ctx, p.Stdout)
+	defer stopWatching()
+	err = o.copy(watched, consumer, records, out.Flush)
 	switch {
 	case !errors.Is(err, context.Canceled):
 		return err

@@ -121,6 +121,20 @@ func attempts(e *runnel.BootstrapError) string {
 	return strings.Join(tried, "; ")
 }
 
+// largerRecords is the remedy for a record that its topic does not take.
+const largerRecords = "make it smaller, or use a topic that takes more: \"runnel topics create\" with --config max.message.bytes=BYTES"
+
+// refusedLine says why a line was not sent, and for one that is too large for
+// its topic the remedy.
+func refusedLine(err error) string {
+	why := sentence(err)
+	// The limit may also be another one, such as the producer's buffer.
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_RECORD_TOO_LARGE && strings.Contains(why, "max.message.bytes") {
+		why += "; " + largerRecords
+	}
+	return why
+}
+
 // concernsOneRecord reports whether other records may be taken although one was
 // refused with err.
 func concernsOneRecord(err error) bool {

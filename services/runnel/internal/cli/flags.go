@@ -47,6 +47,33 @@ func (f *parsed[T]) Set(text string) error {
 func (f *parsed[T]) String() string { return f.text }
 func (f *parsed[T]) Type() string   { return f.kind }
 
+// textValue is a flag that takes any text.
+type textValue struct {
+	target *string
+	kind   string
+}
+
+// textFlag adds a flag that sets target to any text. kind stands for the value
+// in the help text.
+func textFlag(flags *pflag.FlagSet, target *string, name, kind, value, usage string) {
+	*target = value
+	flags.Var(textValue{target, kind}, name, usage)
+}
+
+func (v textValue) Set(text string) error {
+	*v.target = text
+	return nil
+}
+
+func (v textValue) String() string {
+	if v.target == nil {
+		return ""
+	}
+	return *v.target
+}
+
+func (v textValue) Type() string { return v.kind }
+
 // parsedList is a flag that may be given repeatedly.
 type parsedList[T any] struct {
 	values []T

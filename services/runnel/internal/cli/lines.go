@@ -18,7 +18,7 @@ type lineTooLongError struct {
 }
 
 func (e *lineTooLongError) Error() string {
-	return fmt.Sprintf("the line has %d bytes, but a record may have %d (max.message.bytes of the topic)", e.bytes, e.limit)
+	return fmt.Sprintf("the line has %d bytes, but a record may have %d (max.message.bytes of the topic); %s", e.bytes, e.limit, largerRecords)
 }
 
 // lineReader cuts a stream into lines at line feeds and nowhere else. The last

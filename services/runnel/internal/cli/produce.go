@@ -23,8 +23,8 @@ With --key-separator a line is a key and a value, split where the separator
 first occurs; a line without it has no key. The separator is taken as it is: in
 most shells a tab is $'\t'. Records with the same key go to the same partition.
 
-A topic that does not exist is created with the cluster's defaults, unless
---no-create is given.
+A topic that does not exist is created with the cluster's defaults before the
+input is read, also if that turns out to be empty; --no-create prevents it.
 
 A line that the topic does not take, such as one above its max.message.bytes,
 is reported with its number and left out; the others are sent, and the exit code
@@ -70,7 +70,7 @@ func (p *program) produceCommand() *cobra.Command {
 	}
 	flags := command.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&o.separator, "key-separator", "", "what stands between key and value of a line (`SEP`)")
+	textFlag(flags, &o.separator, "key-separator", "SEP", "", "what stands between key and value of a line")
 	o.headers = newListFlag(flags, "header", "k=v", "header of every record; may be repeated", parseHeader)
 	o.acks = acksFlag(command)
 	o.compression = compressionFlag(command)
@@ -161,7 +161,9 @@ func (p *program) produce(command *cobra.Command, topicName string, o *produceOp
 	if isTerminal(p.Stdin) && isTerminal(p.Stderr) {
 		p.notef("each line that you type is a record; Ctrl-D ends")
 	}
-	stopWatching := counts.watch()
+	stopWatching := counts.watch(context.WithoutCancel(ctx), func(ctx context.Context) string {
+		return obstacle(ctx, client, topicName)
+	})
 	began := time.Now()
 	inputErr := o.send(sending, producer, record, newLineReader(p.Stdin, topic.maxMessageBytes()+len(o.separator)), counts, progress)
 

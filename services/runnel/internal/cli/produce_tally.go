@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"sync"
@@ -53,7 +54,7 @@ func (t *tally) failed(line int64, err error) {
 		t.complain("line %d was not sent and reading stops here: %s", line, sentence(err))
 		t.giveUp()
 	case t.failures <= maxReportedFailures:
-		t.complain("line %d was not sent: %s", line, sentence(err))
+		t.complain("line %d was not sent: %s", line, refusedLine(err))
 	case t.failures == maxReportedFailures+1:
 		t.complain("further lines that cannot be sent are only counted")
 	}
@@ -69,9 +70,11 @@ func (t *tally) open() (open, settled int64) {
 }
 
 // watch tells when nothing is acknowledged for a while, once per standstill,
-// until stop is called, which waits for it.
-func (t *tally) watch() (stop func()) {
-	stopping, done := make(chan struct{}), make(chan struct{}) // closed by stop and by the goroutine
+// until ctx ends or stop is called, which waits for it. why names what stands in
+// the way, "" if that is not known.
+func (t *tally) watch(ctx context.Context, why func(context.Context) string) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{}) // closed by the goroutine
 	go func() {
 		defer close(done)
 		ticks := time.NewTicker(stallNotice)
@@ -81,19 +84,26 @@ func (t *tally) watch() (stop func()) {
 		for {
 			select {
 			case <-ticks.C:
-			case <-stopping:
+			case <-ctx.Done():
 				return
 			}
 			open, settled := t.open()
 			stalled := open > 0 && settled == before
 			if stalled && !told {
-				t.complain("nothing has been acknowledged for %v; still trying", stallNotice)
+				because := why(ctx)
+				if because != "" {
+					because = " (" + because + ")"
+				}
+				if ctx.Err() != nil {
+					return
+				}
+				t.complain("nothing has been acknowledged for %v%s; still trying", stallNotice, because)
 			}
 			told, before = stalled, settled
 		}
 	}()
 	return func() {
-		close(stopping)
+		cancel()
 		<-done
 	}
 }

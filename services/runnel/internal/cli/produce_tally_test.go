@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -62,7 +63,12 @@ func TestTallyTellsOfAStandstill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said complaints
 		counts := &tally{complain: said.add, giveUp: func() {}}
-		stop := counts.watch()
+		obstacles := []string{"partition 0 has no leader", ""}
+		stop := counts.watch(t.Context(), func(context.Context) string {
+			because := obstacles[0]
+			obstacles = obstacles[1:]
+			return because
+		})
 		time.Sleep(3*stallNotice + time.Second) // nothing to do is no standstill
 		if lines := said.all(); len(lines) != 0 {
 			t.Errorf("idle, it said %q", lines)
@@ -76,13 +82,28 @@ func TestTallyTellsOfAStandstill(t *testing.T) {
 		time.Sleep(3 * stallNotice)
 		stop()
 		want := []string{
-			"nothing has been acknowledged for 5s; still trying", "nothing has been acknowledged for 5s; still trying",
+			"nothing has been acknowledged for 5s (partition 0 has no leader); still trying", "nothing has been acknowledged for 5s; still trying",
 			"line 2 was not sent and reading stops here: given up",
 		}
 		if lines := said.all(); !slices.Equal(lines, want) {
 			t.Errorf("it said %q", lines)
 		}
 	})
+}
+
+func TestObstacle(t *testing.T) {
+	topic := runnel.TopicDescription{Topic: runnel.Topic{Name: "orders"}, Replicas: []runnel.PartitionDescription{{Leader: 1}, {Partition: 1, Leader: 2}}}
+	if got := obstacleIn(topic); got != "" {
+		t.Errorf("nothing is wrong, but it says %q", got)
+	}
+	topic.Replicas[1].Err = errors.New("no answer in time")
+	if got, want := obstacleIn(topic), `partition 1 of topic "orders": no answer in time`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	topic.Replicas[0].Leader = -1
+	if got, want := obstacleIn(topic), `partition 0 of topic "orders" has no leader: see "runnel cluster describe" for nodes that are down`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 }
 
 func TestSummary(t *testing.T) {

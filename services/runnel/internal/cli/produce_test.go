@@ -102,10 +102,10 @@ func TestProduceLeavesOutWhatIsTooLong(t *testing.T) {
 	if got.code != exitFailure || len(lines) != 4 || lines[3] != "" {
 		t.Fatalf("exit code %d, stderr\n%s", got.code, got.stderr)
 	}
-	if want := "runnel: line 2 was not sent: the line has 1001 bytes, but a record may have 1000 (max.message.bytes of the topic)"; lines[0] != want {
+	if want := "runnel: line 2 was not sent: the line has 1001 bytes, but a record may have 1000 (max.message.bytes of the topic); " + largerRecords; lines[0] != want {
 		t.Errorf("got  %s\nwant %s", lines[0], want)
 	}
-	if !strings.HasPrefix(lines[1], "runnel: line 4 was not sent: ") || !strings.Contains(lines[1], "max.message.bytes") {
+	if !strings.HasPrefix(lines[1], "runnel: line 4 was not sent: ") || !strings.HasSuffix(lines[1], "; "+largerRecords) {
 		t.Errorf("got %s", lines[1])
 	}
 	if want := "3 records, 18 bytes, S seconds, 2 failures"; lines[2] != want {

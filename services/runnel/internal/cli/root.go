@@ -58,7 +58,7 @@ func (p *program) rootCommand() *cobra.Command {
 
 	root.AddCommand(
 		p.topicsCommand(), p.produceCommand(), p.consumeCommand(), p.clusterCommand(), p.benchCommand(),
-		p.upCommand(), p.metadataCommand(), p.storageCommand(),
+		p.upCommand(), p.metadataCommand(), p.storageCommand(), p.versionCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
 	// Cobra adds the command for completions only if there is none; it is adjusted
@@ -159,6 +159,25 @@ func helpCommand() *cobra.Command {
 			command.InitDefaultHelpFlag()
 			command.InitDefaultVersionFlag()
 			return command.Help()
+		},
+	}
+}
+
+// versionCommand says what --version says.
+func (p *program) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Long: `Print the version, as --version does.
+
+With -o json it is an object with the field version.`,
+		Example:           `  runnel version`,
+		Args:              arguments(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(*cobra.Command, []string) error {
+			t := newTable()
+			t.row("runnel " + version())
+			return p.print(map[string]string{"version": version()}, t)
 		},
 	}
 }

@@ -44,7 +44,9 @@ func (p *program) logger(f *logFlags) *slog.Logger {
 
 // dirFlag adds --data-dir.
 func dirFlag(flags *pflag.FlagSet, directory string) *string {
-	return flags.String("data-dir", directory, "directory that holds all data; created if need be (`DIR`)")
+	var chosen string
+	textFlag(flags, &chosen, "data-dir", "DIR", directory, "directory that holds all data; created if need be")
+	return &chosen
 }
 
 // absolute is where a directory lies whatever becomes the working directory, for

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
@@ -52,6 +53,33 @@ func (p *program) describeTopic(ctx context.Context, client *runnel.Client, name
 		return err
 	})
 	return &facts, err
+}
+
+// obstaclePatience bounds the question what keeps a topic from taking records.
+const obstaclePatience = 3 * time.Second
+
+// obstacle says what keeps a topic from taking records, "" if nothing is known
+// to.
+func obstacle(ctx context.Context, client *runnel.Client, name string) string {
+	limited, cancel := context.WithTimeout(ctx, obstaclePatience)
+	defer cancel()
+	topic, err := client.Admin().DescribeTopic(limited, name)
+	if err != nil {
+		return waitingFor(err)
+	}
+	return obstacleIn(topic)
+}
+
+func obstacleIn(topic runnel.TopicDescription) string {
+	for _, r := range topic.Replicas {
+		switch {
+		case r.Leader < 0:
+			return fmt.Sprintf("partition %d of topic %q has no leader: see \"runnel cluster describe\" for nodes that are down", r.Partition, topic.Name)
+		case r.Err != nil:
+			return fmt.Sprintf("partition %d of topic %q: %s", r.Partition, topic.Name, sentence(r.Err))
+		}
+	}
+	return ""
 }
 
 // openTopic returns a topic, and creates it with the cluster's defaults if

@@ -23,6 +23,9 @@ partitions are what lets producers and consumers work side by side. Settings
 that are not given with --config have their defaults, which "runnel topics
 describe" shows.
 
+retention.ms, retention.bytes and cleanup.policy are recorded but not enforced in
+this version; the next release enforces them.
+
 With -o json the topic is printed as an object with the fields name, id,
 partition_count and config (the settings that differ from their defaults).`
 

@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
 func (p *program) topicsDescribeCommand() *cobra.Command {
@@ -31,8 +34,7 @@ func (p *program) topicsDescribeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			header, partitions, settings := topic.tables()
-			return p.print(topic.object(), header, partitions, settings)
+			return p.print(topic.object(), topic.tables()...)
 		},
 	}
 }
@@ -110,28 +112,46 @@ func numberOr[T int32 | int64](n T, none string) string {
 	return plainNumber(n)
 }
 
-func (t *topicFacts) tables() (header, partitions, settings *table) {
-	header = newTable()
+// notEnforced is what a person must know of the settings.
+const notEnforced = "retention.ms, retention.bytes and cleanup.policy are recorded but not enforced in this version; the next release enforces them."
+
+func (t *topicFacts) tables() []*table {
+	header := newTable()
 	header.row("Name:", t.Name)
 	header.row("Id:", t.ID)
 	header.row("Partitions:", t.Partitions)
 	header.row("Replication factor:", t.replicationFactor())
 
-	partitions = newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST")
+	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST")
 	for _, r := range t.Replicas {
 		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, nodeList(r.Replicas), nodeList(r.InSync),
 			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"))
 	}
 
-	settings = newTable("CONFIG", "VALUE", "SET BY")
+	settings := newTable("CONFIG", "VALUE", "SET BY")
 	for _, s := range t.Settings {
 		origin := "topic"
 		if s.Default {
 			origin = "default"
 		}
-		settings.row(s.Name, s.Value, origin)
+		settings.row(s.Name, t.inEffect(s), origin)
 	}
-	return header, partitions, settings
+	note := newTable()
+	note.row(notEnforced)
+	return []*table{header, partitions, settings, note}
+}
+
+// inEffect is the value of a setting, with what it comes to where that differs.
+func (t *topicFacts) inEffect(s runnel.Setting) string {
+	factor := t.replicationFactor()
+	n, err := strconv.Atoi(s.Value)
+	if s.Name != rules.MinInsyncReplicas || err != nil || factor == 0 {
+		return s.Value
+	}
+	if effective := rules.EffectiveMinInsync(n, factor); effective != n {
+		return fmt.Sprintf("%d (%d in effect: replication factor %d)", n, effective, factor)
+	}
+	return s.Value
 }
 
 func nodeList(ids []int32) string {

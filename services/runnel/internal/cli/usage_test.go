@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -142,13 +143,16 @@ func TestHelp(t *testing.T) {
 		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
-		{"up"}, {"metadata"}, {"storage"},
+		{"up"}, {"metadata"}, {"storage"}, {"version"},
 	}
 	for _, path := range commands {
 		t.Run(strings.Join(path, " "), func(t *testing.T) {
 			got := runWith(t, nil, nil, append(path, "--help")...)
 			if got.code != exitSuccess || got.stderr != "" {
 				t.Errorf("exit code %d, stderr %s", got.code, got.stderr)
+			}
+			if stray := regexp.MustCompile(`\([A-Z]+\)`).FindString(got.stdout); stray != "" {
+				t.Errorf("the name of a value is left over in a text: %s", stray)
 			}
 			prose, rest, found := strings.Cut(got.stdout, "Usage:\n  runnel")
 			if !found || !strings.Contains(rest, "Examples:\n  ") {
@@ -166,6 +170,14 @@ func TestHelp(t *testing.T) {
 	}
 	if got := runWith(t, nil, nil); got.code != exitSuccess || !strings.Contains(got.stdout, "runnel up") {
 		t.Errorf("without a command: exit code %d\n%s", got.code, got.stdout)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	byFlag := runWith(t, nil, nil, "--version")
+	byCommand := runWith(t, nil, nil, "version")
+	if byCommand != byFlag || byCommand.code != exitSuccess || !strings.HasPrefix(byCommand.stdout, "runnel ") {
+		t.Errorf("the command says %+v, the flag %+v", byCommand, byFlag)
 	}
 }
 
