@@ -9,6 +9,11 @@ import (
 // response to a consumer may hold one batch beyond its own limit.
 const MaxMessageBytes = 32 << 20
 
+// MaxRequestBytes is the largest request that servers take: a batch of the
+// greatest max.message.bytes (16 MiB) and what goes around it. A message that is
+// still coming in is in memory before anybody can count it.
+const MaxRequestBytes = 17 << 20
+
 const (
 	// frameBytes is the largest HTTP/2 frame that is taken. Each frame costs its
 	// sender a system call and, on a server, a goroutine: Go's default of 16 KiB

@@ -75,6 +75,9 @@ type Config struct {
 	// Streams bounds the goroutines that serve streams, two for Produce and one for
 	// Consume; at least 2. Default 20,000.
 	Streams int
+	// ResponseBytes is what the responses that are being sent to consumers may hold
+	// together, but for one batch and 64 KiB each; at least 1. Default 128 MiB.
+	ResponseBytes int
 }
 
 // DefaultConfig returns the defaults.
@@ -99,6 +102,7 @@ func DefaultConfig() Config {
 		OpenedBytes:           p.Decoding.MaxBytes,
 		StreamRequests:        srv.StreamRequests,
 		Streams:               srv.Streams,
+		ResponseBytes:         srv.ResponseBytes,
 	}
 }
 
@@ -133,6 +137,7 @@ func (c Config) Validate() error {
 	check(c.OpenedBytes >= 1 && c.OpenedBytes <= 16<<20, "OpenedBytes", c.OpenedBytes, "1 to 16777216")
 	check(c.StreamRequests >= 1, "StreamRequests", c.StreamRequests, "at least 1")
 	check(c.Streams >= 2, "Streams", c.Streams, "at least 2")
+	check(c.ResponseBytes >= 1, "ResponseBytes", c.ResponseBytes, "at least 1")
 	return errors.Join(faults...)
 }
 
@@ -189,5 +194,5 @@ func (c Config) partitionConfig() partition.Config {
 }
 
 func (c Config) serverConfig() server.Config {
-	return server.Config{StreamRequests: c.StreamRequests, Streams: c.Streams}
+	return server.Config{StreamRequests: c.StreamRequests, Streams: c.Streams, ResponseBytes: c.ResponseBytes}
 }

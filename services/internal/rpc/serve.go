@@ -140,7 +140,7 @@ func routes(o ServeOptions) *http.ServeMux {
 	options := []connecthttp.Option{
 		connecthttp.WithCodecs(transport.Codec(), connectproto.NewJSONCodec()),
 		connecthttp.WithCompressors(),
-		connecthttp.WithReadMaxBytes(transport.MaxMessageBytes),
+		connecthttp.WithReadMaxBytes(transport.MaxRequestBytes),
 		connecthttp.WithSendMaxBytes(transport.MaxMessageBytes),
 	}
 	kinds := map[string]connect.StreamType{}
@@ -200,7 +200,7 @@ func (m *guardedMux) Handle(pattern string, handler http.Handler) {
 	default:
 		// A single message, or none for an unknown method. Beyond its limit the RPC
 		// library would read on in order to answer in good form.
-		handler = http.MaxBytesHandler(handler, transport.MaxMessageBytes+envelopeSlack)
+		handler = http.MaxBytesHandler(handler, transport.MaxRequestBytes+envelopeSlack)
 		if known && kind == connect.StreamTypeServer {
 			handler = unblock(m.drain, joinEnvelopes(handler))
 		}

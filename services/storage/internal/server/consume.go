@@ -18,6 +18,7 @@ const (
 	maxConsumePartitions       = 1000
 	defaultResponseBytes       = 1 << 20
 	maxResponseBytes           = 16 << 20
+	minShareBytes              = 64 << 10
 	following            int64 = math.MaxInt64
 )
 
@@ -33,7 +34,9 @@ func (s *Server) Consume(ctx context.Context, req *storagev1.ConsumeRequest, str
 	}
 	defer s.calls.leave()
 	s.consuming.Inc()
+	s.consumers.Add(1)
 	defer s.consuming.Dec()
+	defer s.consumers.Add(-1)
 	// Tells the client that the stream stands before there is a record.
 	if err := stream.SendHeaders(); err != nil {
 		return err
@@ -52,6 +55,14 @@ func (s *Server) Consume(ctx context.Context, req *storagev1.ConsumeRequest, str
 	}
 	defer c.close()
 	return c.run(ctx)
+}
+
+// share is how many bytes of records a response may hold when the client asks for
+// so many. Clients that do not read keep their response in memory, so what all
+// streams may hold is shared out among them; a budget that streams wait for would
+// let those who do not read hold up those who do.
+func (s *Server) share(asked int) int {
+	return min(asked, max(minShareBytes, s.config.ResponseBytes/int(max(s.consumers.Load(), 1))))
 }
 
 // consumeStream is a Consume stream; it belongs to its handler's goroutine.
@@ -163,7 +174,7 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 	if r.partition == nil {
 		return false, nil
 	}
-	f, err := r.partition.Read(ctx, partition.Fetch{Offset: r.position, End: r.end, MaxBytes: c.maxBytes, LeaderEpoch: r.epoch})
+	f, err := r.partition.Read(ctx, partition.Fetch{Offset: r.position, End: r.end, MaxBytes: c.server.share(c.maxBytes), LeaderEpoch: r.epoch})
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
@@ -222,7 +233,7 @@ func (c *consumeStream) send(r *reader, out *storagev1.ConsumeResponse) error {
 func (c *consumeStream) sendRecords(ctx context.Context, slot int, f partition.Fetched) error {
 	r := &c.readers[slot]
 	var records []*logv1.Record
-	size := 0
+	size, limit := 0, c.server.share(c.maxBytes)
 	flush := func(next int64) error {
 		r.position = next
 		out := c.response(slot, f)
@@ -250,7 +261,7 @@ func (c *consumeStream) sendRecords(ctx context.Context, slot int, f partition.F
 				continue
 			}
 			bytes := plainSize(record)
-			if len(records) > 0 && size+bytes > c.maxBytes {
+			if len(records) > 0 && size+bytes > limit {
 				if err := flush(record.Offset); err != nil {
 					return err
 				}

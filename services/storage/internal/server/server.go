@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -25,10 +26,15 @@ type Config struct {
 	// Streams bounds the goroutines that serve streams, two for Produce and one for
 	// Consume; 2 or more.
 	Streams int
+	// ResponseBytes is what the responses that Consume streams are sending may hold
+	// together, but for one batch and 64 KiB each; 1 or more.
+	ResponseBytes int
 }
 
 // DefaultConfig returns the defaults.
-func DefaultConfig() Config { return Config{StreamRequests: 1024, Streams: 20_000} }
+func DefaultConfig() Config {
+	return Config{StreamRequests: 1024, Streams: 20_000, ResponseBytes: 128 << 20}
+}
 
 // Server is the handler of LogService.
 type Server struct {
@@ -39,6 +45,8 @@ type Server struct {
 	drain    *rpc.Drain
 	logger   *slog.Logger
 	calls    calls
+	// consumers counts the Consume streams.
+	consumers atomic.Int64
 
 	producing, consuming prometheus.Gauge
 }
