@@ -151,7 +151,7 @@ func (c *Cluster) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, dir.close()) }()
+	defer func() { err = errors.Join(err, dir.Close()) }()
 	tel, err := telemetry.Setup(ctx, "runnel", c.logger)
 	if err != nil {
 		return err

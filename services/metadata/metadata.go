@@ -29,7 +29,9 @@ import (
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/transport"
+	"github.com/runnel-mesh/runnel/services/internal/app"
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
@@ -79,14 +81,8 @@ type Service struct {
 	catalog    *catalog.Catalog
 	controller *controller.Controller
 	server     *server.Server
-	// ready is closed once the node is registered, and stopped when Run returns; each
-	// by Run.
-	ready, stopped chan struct{}
-
-	mu sync.Mutex
-	// phase says what the service is doing until it is ready.
-	phase string
-	err   error
+	// status is ready once the node is registered and shows the cluster.
+	status *app.Status
 }
 
 // New returns a service. It does no I/O and starts nothing; the configuration must
@@ -101,16 +97,14 @@ func New(config Config, deps Deps) *Service {
 		tel = telemetry.Discard()
 	}
 	s := &Service{
-		config:  config,
-		client:  deps.Etcd,
-		layout:  catalog.NewLayout(config.Prefix),
-		logger:  logger,
-		pool:    transport.NewPool(transport.Options{}),
-		view:    clusterview.New(logger),
-		drain:   rpc.NewDrain(),
-		ready:   make(chan struct{}),
-		stopped: make(chan struct{}),
-		phase:   "it has not been started",
+		config: config,
+		client: deps.Etcd,
+		layout: catalog.NewLayout(config.Prefix),
+		logger: logger,
+		pool:   transport.NewPool(transport.Options{}),
+		view:   clusterview.New(logger),
+		drain:  rpc.NewDrain(),
+		status: app.NewStatus("metadata service"),
 	}
 	dial := deps.Dial
 	if dial == nil {
@@ -155,25 +149,29 @@ func (s *Service) Register(public, peer *connect.Server) {
 // place. While etcd cannot be reached it waits, and answers reads with what it
 // knows. Run is called once.
 func (s *Service) Run(ctx context.Context) error {
-	defer close(s.stopped)
 	err := s.run(ctx)
-	s.setPhase("it has stopped", err)
+	s.status.SetStopped(err)
 	return err
 }
 
 func (s *Service) run(ctx context.Context) (err error) {
 	defer s.pool.Close()
-	s.setPhase("it opens its data directory", nil)
-	d, err := openDirectory(filepath.Join(s.config.DataDir, "metadata"))
+	s.status.SetPhase("it opens its data directory")
+	dir, err := datadir.Open(filepath.Join(s.config.DataDir, "metadata"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	self, err := dir.Identity()
+	if err != nil {
+		return err
+	}
 
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	s.setPhase("it waits for "+server.EtcdName(s.client), nil)
-	if err := s.join(running, d); err != nil {
+	s.status.SetPhase("it waits for " + server.EtcdName(s.client))
+	self, err = s.join(running, dir, self)
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -193,25 +191,24 @@ func (s *Service) run(ctx context.Context) (err error) {
 		}
 	})
 	candidate := election.NewCandidate(election.Options{
-		Client: s.client, Prefix: s.layout.Election(), Node: d.nodeID,
+		Client: s.client, Prefix: s.layout.Election(), Node: self.NodeID,
 		TTL: s.config.LeaseTTL, Logger: s.logger, RequestTimeout: s.config.RequestTimeout,
 	})
 	candidates.Go(func() {
 		err := candidate.Run(campaigning, func(ctx context.Context, term *election.Term) error {
-			return s.controller.Lead(ctx, d.nodeID, term)
+			return s.controller.Lead(ctx, self.NodeID, term)
 		})
 		if err != nil {
 			fail(err)
 		}
 	})
 
-	s.setPhase("it waits for a controller to register it", nil)
-	epoch, err := s.enroll(running, d)
+	s.status.SetPhase("it waits for a controller to register it")
+	epoch, err := s.enroll(running, self)
 	if err == nil {
-		s.setPhase("", nil)
-		close(s.ready)
-		s.logger.Info("metadata node is ready", "node_id", d.nodeID, "node_epoch", epoch, "cluster", cluster.TopicID(d.clusterID), "address", s.config.address())
-		err = s.heartbeat(running, d.nodeID, epoch)
+		s.status.SetReady()
+		s.logger.Info("metadata node is ready", "node_id", self.NodeID, "node_epoch", epoch, "cluster", cluster.TopicID(self.ClusterID), "address", s.config.address())
+		err = s.heartbeat(running, self.NodeID, epoch)
 	}
 	if running.Err() != nil {
 		err = context.Cause(running)
@@ -220,10 +217,10 @@ func (s *Service) run(ctx context.Context) (err error) {
 		}
 	}
 
-	s.setPhase("it is stopping", nil)
+	s.status.SetPhase("it is stopping")
 	s.drain.Begin()
 	if epoch != 0 {
-		s.deregister(context.WithoutCancel(ctx), d.nodeID, epoch)
+		s.deregister(context.WithoutCancel(ctx), self.NodeID, epoch)
 	}
 	stopCampaigning()
 	candidates.Wait()
@@ -233,53 +230,55 @@ func (s *Service) run(ctx context.Context) (err error) {
 }
 
 // join finds out, with etcd, to which cluster the node belongs and which number it
-// has, and records it. It tries until etcd answers or ctx ends.
-func (s *Service) join(ctx context.Context, d *directory) error {
-	if s.config.NodeID != 0 && d.nodeID != 0 && d.nodeID != s.config.NodeID {
-		return fmt.Errorf("data directory %s belongs to node %d, not to node %d: start the node with its own directory, or without a node id", d.path, d.nodeID, s.config.NodeID)
+// has, records it in the directory, and returns it. It tries until etcd answers or
+// ctx ends.
+func (s *Service) join(ctx context.Context, dir *datadir.Dir, self datadir.Identity) (datadir.Identity, error) {
+	if s.config.NodeID != 0 && self.NodeID != 0 && self.NodeID != s.config.NodeID {
+		return self, fmt.Errorf("data directory %s belongs to node %d, not to node %d: start the node with its own directory, or without a node id", dir.Path(), self.NodeID, s.config.NodeID)
 	}
-	return s.retry(ctx, "etcd cannot be reached", func(ctx context.Context) error {
-		clusterID, err := catalog.JoinCluster(ctx, s.client, s.layout, d.known())
+	err := s.retry(ctx, "etcd cannot be reached", func(ctx context.Context) error {
+		clusterID, err := catalog.JoinCluster(ctx, s.client, s.layout, self.Known())
 		if errors.Is(err, catalog.ErrNoCluster) {
 			return final{fmt.Errorf("%s holds nothing under %q, but data directory %s belongs to cluster %s: check the endpoints and the prefix, or restore etcd from a backup",
-				server.EtcdName(s.client), s.layout.Prefix(), d.path, cluster.TopicID(d.clusterID))}
+				server.EtcdName(s.client), s.layout.Prefix(), dir.Path(), cluster.TopicID(self.ClusterID))}
 		}
 		if err != nil {
 			return err
 		}
-		if d.known() && clusterID != d.clusterID {
+		if self.Known() && clusterID != self.ClusterID {
 			return final{fmt.Errorf("data directory %s belongs to cluster %s, but %s holds cluster %s under %q: check the endpoints and the prefix, or use an empty data directory",
-				d.path, cluster.TopicID(d.clusterID), server.EtcdName(s.client), cluster.TopicID(clusterID), s.layout.Prefix())}
+				dir.Path(), cluster.TopicID(self.ClusterID), server.EtcdName(s.client), cluster.TopicID(clusterID), s.layout.Prefix())}
 		}
-		id := max(d.nodeID, s.config.NodeID)
+		id := max(self.NodeID, s.config.NodeID)
 		if id == 0 {
 			if id, err = catalog.AllotNode(ctx, s.client, s.layout); err != nil {
 				return err
 			}
 		}
-		if d.clusterID == clusterID && d.nodeID == id {
+		if self.ClusterID == clusterID && self.NodeID == id {
 			return nil
 		}
-		d.clusterID, d.nodeID = clusterID, id
-		if err := d.save(); err != nil {
+		self.ClusterID, self.NodeID = clusterID, id
+		if err := dir.SetIdentity(self); err != nil {
 			return final{err}
 		}
 		return nil
 	})
+	return self, err
 }
 
 // enroll registers the node with the controller, which may be itself, and returns
 // the epoch of this process.
-func (s *Service) enroll(ctx context.Context, d *directory) (cluster.NodeEpoch, error) {
+func (s *Service) enroll(ctx context.Context, self datadir.Identity) (cluster.NodeEpoch, error) {
 	var epoch cluster.NodeEpoch
 	err := s.retry(ctx, "no controller has registered this node yet", func(ctx context.Context) error {
 		response, err := s.server.Register(ctx, &peerv1.RegisterRequest{
-			ClusterId:   d.clusterID[:],
-			NodeId:      int32(d.nodeID),
+			ClusterId:   self.ClusterID[:],
+			NodeId:      int32(self.NodeID),
 			Role:        metadatav1.NodeRole_NODE_ROLE_METADATA,
 			Address:     s.config.address(),
 			PeerAddress: s.config.peerAddress(),
-			DirectoryId: d.directoryID[:],
+			DirectoryId: self.DirectoryID[:],
 		})
 		if err != nil {
 			switch rpcerr.ReasonOf(err) {
@@ -367,29 +366,8 @@ func (s *Service) retry(ctx context.Context, what string, attempt func(context.C
 // Ready returns nil once the node is registered and shows the cluster, and an error
 // that says what it is doing when ctx ends before, or when the service has
 // stopped.
-func (s *Service) Ready(ctx context.Context) error {
-	select {
-	case <-s.stopped:
-	case <-s.ready:
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.err != nil:
-		return fmt.Errorf("metadata service has stopped: %w", s.err)
-	case s.phase != "":
-		return fmt.Errorf("metadata service is not ready: %s", s.phase)
-	}
-	return nil
-}
+func (s *Service) Ready(ctx context.Context) error { return s.status.Ready(ctx) }
 
 // Drain makes all streams end, so that watchers go on elsewhere. It returns at
 // once and may be called more than once.
 func (s *Service) Drain() { s.drain.Begin() }
-
-func (s *Service) setPhase(phase string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.phase, s.err = phase, err
-}

@@ -65,10 +65,10 @@ func (s *Service) register(ctx context.Context, st *store.Store, boot string) (*
 		BootId:      boot,
 		Clean:       st.Clean(),
 	}
-	if identity.ClusterID != [16]byte{} {
+	if identity.Known() {
 		req.ClusterId = identity.ClusterID[:]
 	}
-	s.setPhase("it waits for the metadata service to register it", nil)
+	s.status.SetPhase("it waits for the metadata service to register it")
 	var res *peerv1.RegisterResponse
 	err := retry(ctx, func() error {
 		attempt, cancel := context.WithTimeout(ctx, registerWithin)

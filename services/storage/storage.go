@@ -22,6 +22,7 @@ import (
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/app"
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
@@ -56,14 +57,8 @@ type Service struct {
 	log      *server.Server
 	nodes    peerv1connect.NodeServiceClient
 	clusters metadatav1connect.ClusterServiceClient
-	// leading is closed once the node leads what it is given, and stopped when Run
-	// returns; each by Run.
-	leading, stopped chan struct{}
-
-	mu sync.Mutex
-	// phase says what the service is doing until it leads.
-	phase string
-	err   error
+	// status is ready once the node leads what it is given.
+	status *app.Status
 }
 
 // New returns a service. It does no I/O and starts nothing; the configuration
@@ -92,9 +87,7 @@ func New(config Config, deps Deps) *Service {
 		ids:      server.NewProducerIDs(),
 		nodes:    peerv1connect.NewNodeServiceClient(client),
 		clusters: metadatav1connect.NewClusterServiceClient(client),
-		leading:  make(chan struct{}),
-		stopped:  make(chan struct{}),
-		phase:    "it has not been started",
+		status:   app.NewStatus("storage service"),
 	}
 	s.log = server.New(config.serverConfig(), host, s.replicas, s.ids, s.drain, logger, tel.Registry)
 	return s
@@ -118,9 +111,8 @@ func (s *Service) Register(public, _ *connect.Server) {
 // its place. While the metadata service cannot be reached it waits, and leads on
 // what it leads already. Run is called once.
 func (s *Service) Run(ctx context.Context) error {
-	defer close(s.stopped)
 	err := s.run(ctx)
-	s.setPhase("it has stopped", err)
+	s.status.SetStopped(err)
 	return err
 }
 
@@ -132,7 +124,7 @@ func (s *Service) run(ctx context.Context) error {
 		failed.CompareAndSwap(nil, &err)
 		stop()
 	}
-	s.setPhase("it opens the store", nil)
+	s.status.SetPhase("it opens the store")
 	boot := bootID()
 	config := s.config.storeConfig()
 	config.BootID = boot
@@ -163,12 +155,11 @@ func (s *Service) run(ctx context.Context) error {
 		start(n.heartbeat)
 		start(func(ctx context.Context) error { return s.ids.Run(ctx, n.allocate) })
 		start(func(ctx context.Context) error { return s.replicas.Run(ctx, st, n.version) })
-		s.setPhase("it waits for the cluster to know of it", nil)
+		s.status.SetPhase("it waits for the cluster to know of it")
 		err = s.replicas.WaitApplied(running, n.version)
 	}
 	if err == nil {
-		s.setPhase("", nil)
-		close(s.leading)
+		s.status.SetReady()
 		s.logger.Info("storage node leads", "node_id", n.id, "node_epoch", n.epoch, "address", s.config.address(), "directory", config.Dir)
 		<-running.Done()
 	}
@@ -180,7 +171,7 @@ func (s *Service) run(ctx context.Context) error {
 		}
 	}
 
-	s.setPhase("it is stopping", nil)
+	s.status.SetPhase("it is stopping")
 	s.drain.Begin()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Grace)
 	if s.log.Wait(grace) != nil {
@@ -201,29 +192,8 @@ func (s *Service) run(ctx context.Context) error {
 
 // Ready returns nil once the node leads what it is given, and an error that says
 // what it is doing when ctx ends before, or when the service has stopped.
-func (s *Service) Ready(ctx context.Context) error {
-	select {
-	case <-s.stopped:
-	case <-s.leading:
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.err != nil:
-		return fmt.Errorf("storage service has stopped: %w", s.err)
-	case s.phase != "":
-		return fmt.Errorf("storage service is not ready: %s", s.phase)
-	}
-	return nil
-}
+func (s *Service) Ready(ctx context.Context) error { return s.status.Ready(ctx) }
 
 // Drain makes all streams end, so that clients go on elsewhere. It returns at
 // once and may be called more than once.
 func (s *Service) Drain() { s.drain.Begin() }
-
-func (s *Service) setPhase(phase string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.phase, s.err = phase, err
-}

@@ -156,10 +156,14 @@ func run(t *testing.T, m *metadata, change ...func(*Config)) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, service: s, public: rpc.InProcess(public), cancel: cancel, done: make(chan error, 1)}
 	r.client = storagev1connect.NewLogServiceClient(connect.NewClient(r.public))
-	go func() { r.done <- s.Run(ctx) }()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		r.done <- s.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		<-r.service.stopped
+		<-stopped
 	})
 	return r
 }

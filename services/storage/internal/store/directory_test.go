@@ -1,16 +1,16 @@
 package store
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // refused opens a store that must refuse, and returns the error.
@@ -81,18 +81,11 @@ func asNobody(t *testing.T, dir string) {
 	})
 }
 
-func TestDescribeReadOnlyFilesystem(t *testing.T) {
-	wantError(t, describe("/data", &os.PathError{Op: "open", Path: "/data/LOCK", Err: syscall.EROFS}), ErrReadOnly)
-	if err := describe("/data", syscall.EIO); errors.Is(err, ErrReadOnly) {
-		t.Errorf("%v is no matter of rights", err)
-	}
-}
-
 func TestOpenRefusesNewerFormat(t *testing.T) {
 	t.Run("directory", func(t *testing.T) {
 		cfg := testConfig(t)
 		closeStore(t, open(t, cfg))
-		raise(t, filepath.Join(cfg.Dir, identityFile))
+		raise(t, filepath.Join(cfg.Dir, datadir.IdentityFile))
 		refused(t, cfg, ErrNewerFormat)
 	})
 	t.Run("volume", func(t *testing.T) {
@@ -123,12 +116,12 @@ func raise(t *testing.T, path string) {
 
 func TestOpenRefusesDamagedDescriptions(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, dir string){
-		"no identity": func(t *testing.T, dir string) { remove(t, filepath.Join(dir, identityFile)) },
+		"no identity": func(t *testing.T, dir string) { remove(t, filepath.Join(dir, datadir.IdentityFile)) },
 		"empty identity": func(t *testing.T, dir string) {
-			write(t, filepath.Join(dir, identityFile), "{}")
+			write(t, filepath.Join(dir, datadir.IdentityFile), "{}")
 		},
 		"torn identity": func(t *testing.T, dir string) {
-			write(t, filepath.Join(dir, identityFile), `{"formatVersion": 1, "dire`)
+			write(t, filepath.Join(dir, datadir.IdentityFile), `{"formatVersion": 1, "dire`)
 		},
 		"no description": func(t *testing.T, dir string) {
 			remove(t, filepath.Join(dir, volumesFolder, "synced-000001", volumeFile))
@@ -159,7 +152,7 @@ func TestOpenRemovesUnfinishedVolume(t *testing.T) {
 	if err := os.Mkdir(unfinished, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(unfinished, volumeFile+temporaryFiles), "{")
+	write(t, filepath.Join(unfinished, volumeFile+datadir.TemporarySuffix), "{")
 	s = open(t, cfg)
 	if _, err := os.Stat(unfinished); !os.IsNotExist(err) {
 		t.Errorf("the unfinished volume is still there: %v", err)

@@ -3,17 +3,19 @@ package store
 import (
 	"errors"
 	"fmt"
+
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // Reasons for which [Open] and [Store.SetIdentity] refuse a directory, and for
 // which calls fail. The errors that wrap them name the directory and the remedy.
 var (
 	// ErrLocked says that another process works in the directory.
-	ErrLocked = errors.New("data directory is in use")
+	ErrLocked = datadir.ErrLocked
 	// ErrReadOnly says that the process may not write to the directory.
-	ErrReadOnly = errors.New("data directory is not writable")
+	ErrReadOnly = datadir.ErrReadOnly
 	// ErrNewerFormat says that a newer release has written the directory.
-	ErrNewerFormat = errors.New("data directory has a newer format")
+	ErrNewerFormat = datadir.ErrNewerFormat
 	// ErrOtherNode says that the directory belongs to another cluster or node.
 	ErrOtherNode = errors.New("data directory belongs to another node")
 	// ErrClosed says that the store has been closed.

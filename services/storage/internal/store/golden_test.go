@@ -12,6 +12,7 @@ import (
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // The bytes of these tests are those of services/storage/FORMAT.md. Where they
@@ -135,8 +136,12 @@ func TestGoldenRecords(t *testing.T) {
 
 func TestGoldenFiles(t *testing.T) {
 	dir := t.TempDir()
-	d := &directory{path: dir, identity: Identity{DirectoryID: [16]byte{0xd1}}}
-	if err := d.writeIdentity(Identity{ClusterID: [16]byte{0xc1}, NodeID: 3, DirectoryID: [16]byte{0xd1}}); err != nil {
+	d, err := openDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.setIdentity(Identity{ClusterID: [16]byte{0xc1}, NodeID: 3, DirectoryID: [16]byte{0xd1}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.writeClean(12, "8c3f", []uint64{1, 2}); err != nil {
@@ -165,7 +170,7 @@ func TestGoldenFiles(t *testing.T) {
 		`  "sealedMs": "1700000360000",`,
 		`  "bytes": "123456"`,
 		`}`)
-	golden(t, dir, identityFile,
+	golden(t, dir, datadir.IdentityFile,
 		`{`,
 		`  "formatVersion": 1,`,
 		`  "clusterId": "c1000000-0000-0000-0000-000000000000",`,

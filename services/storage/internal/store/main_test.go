@@ -61,7 +61,7 @@ func closeStore(t testing.TB, s *Store) {
 func closeUnclean(t testing.TB, s *Store) {
 	t.Helper()
 	closeStore(t, s)
-	if err := os.Remove(s.directory.join(cleanFile)); err != nil {
+	if err := os.Remove(s.directory.Path(cleanFile)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // brokenCloseTimeout bounds how long a store that has failed takes to close.
@@ -91,14 +92,14 @@ func Open(cfg Config) (*Store, error) {
 		logs:      make(map[PartitionID]*Log),
 		failed:    make(chan struct{}),
 	}
-	s.volumes = newVolumes(directory.join(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
+	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
 	for _, name := range allSets {
 		s.sets[name] = newSet(s, name)
 	}
 	if err := s.recover(); err != nil {
-		err = errors.Join(err, s.volumes.close(), directory.close())
+		err = errors.Join(err, s.volumes.close(), directory.Close())
 		metrics.unregister()
-		return nil, fmt.Errorf("open the store in %s: %w", directory.path, err)
+		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), err)
 	}
 	return s, nil
 }
@@ -122,16 +123,16 @@ func (s *Store) SetIdentity(clusterID [16]byte, nodeID cluster.NodeID) error {
 	if clusterID == ([16]byte{}) || nodeID <= 0 {
 		return fmt.Errorf("record the node's identity: cluster %x and node %d name nobody", clusterID, nodeID)
 	}
-	other := identity.ClusterID != ([16]byte{}) && identity.ClusterID != clusterID
+	other := identity.Known() && identity.ClusterID != clusterID
 	if other || identity.NodeID != 0 && identity.NodeID != nodeID {
 		return fmt.Errorf("%w: %s holds the data of node %d of cluster %v, not of node %d of cluster %v; give the node its own directory",
-			ErrOtherNode, s.directory.path, identity.NodeID, uuid.UUID(identity.ClusterID), nodeID, uuid.UUID(clusterID))
+			ErrOtherNode, s.directory.Path(), identity.NodeID, uuid.UUID(identity.ClusterID), nodeID, uuid.UUID(clusterID))
 	}
 	if identity.ClusterID == clusterID && identity.NodeID == nodeID {
 		return nil
 	}
 	identity.ClusterID, identity.NodeID = clusterID, nodeID
-	return s.directory.writeIdentity(identity)
+	return s.directory.setIdentity(identity)
 }
 
 // Clean says whether the process before this one stopped in good order, with
@@ -192,7 +193,7 @@ func (s *Store) Close(nodeEpoch int64) error {
 			}
 		}
 		if err != nil {
-			s.closeErr = fmt.Errorf("close the store in %s: %w", s.directory.path, err)
+			s.closeErr = fmt.Errorf("close the store in %s: %w", s.directory.Path(), err)
 		}
 	})
 	return s.closeErr
@@ -207,12 +208,12 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 		err = s.failure()
 	}
 	if err == nil {
-		err = syncDirectory(s.volumes.path)
+		err = datadir.Sync(s.volumes.path)
 	}
 	if err == nil {
 		err = s.directory.writeClean(nodeEpoch, s.cfg.BootID, s.volumes.numbers())
 	}
-	err = errors.Join(err, s.directory.close())
+	err = errors.Join(err, s.directory.Close())
 	s.metrics.unregister()
 	return err
 }
@@ -234,7 +235,7 @@ func (s *Store) beginWriting() error {
 // fail records the first reason why the store can no longer be trusted, tells
 // it, and returns it.
 func (s *Store) fail(err error) error {
-	err = fmt.Errorf("the store in %s has failed: %w", s.directory.path, err)
+	err = fmt.Errorf("the store in %s has failed: %w", s.directory.Path(), err)
 	if s.broken.CompareAndSwap(nil, &err) {
 		s.cfg.Logger.Error("the store has failed", "error", err)
 		close(s.failed)

@@ -13,6 +13,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // Set names a sequence of volumes; a partition's batches go to the set of its
@@ -76,7 +77,7 @@ func (v *volume) describe(sealed time.Time, bytes int64) error {
 	if !sealed.IsZero() {
 		m.SealedMs, m.Bytes = sealed.UnixMilli(), bytes
 	}
-	if err := writeMessage(filepath.Join(v.path, volumeFile), m); err != nil {
+	if err := datadir.WriteMessage(filepath.Join(v.path, volumeFile), m); err != nil {
 		return fmt.Errorf("describe volume %d: %w", v.number, err)
 	}
 	return nil
@@ -87,7 +88,7 @@ func (v *volume) describe(sealed time.Time, bytes int64) error {
 // is nothing in it, and it is removed.
 func readVolume(path string) (*volume, error) {
 	var m diskv1.VolumeDescription
-	err := readMessage(filepath.Join(path, volumeFile), &m)
+	err := datadir.ReadMessage(filepath.Join(path, volumeFile), &m)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, removeUndescribed(path)
 	}
@@ -95,8 +96,7 @@ func readVolume(path string) (*volume, error) {
 		return nil, fmt.Errorf("volume %s: %w", path, err)
 	}
 	if m.GetFormatVersion() > formatVersion {
-		return nil, fmt.Errorf("%w: volume %s has version %d, this release knows up to %d; start a newer release there, or choose another data directory",
-			ErrNewerFormat, path, m.GetFormatVersion(), formatVersion)
+		return nil, datadir.NewerFormat("volume "+path, int(m.GetFormatVersion()), formatVersion)
 	}
 	v := &volume{
 		number:  m.GetVolume(),
@@ -117,7 +117,7 @@ func removeUndescribed(path string) error {
 		return err
 	}
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), temporaryFiles) {
+		if !strings.HasSuffix(e.Name(), datadir.TemporarySuffix) {
 			return fmt.Errorf("volume %s has no %s; restore the file from a backup", path, volumeFile)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // volumes owns all volumes of a store. It opens what readers need and closes
@@ -237,7 +239,7 @@ func (r *volumes) create(set Set) (*volume, error) {
 		if err := v.describe(time.Time{}, 0); err != nil {
 			return nil, err
 		}
-		if err := syncDirectory(r.path); err != nil {
+		if err := datadir.Sync(r.path); err != nil {
 			return nil, err
 		}
 		return openWritable(v.path, set, r.cfg, r.logger)

@@ -1,0 +1,110 @@
+package datadir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/google/uuid"
+
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+const (
+	// IdentityFile is the name of the file that holds the identity.
+	IdentityFile = "node.json"
+	// FormatVersion is that of the identity and of the layout of a directory that has
+	// one.
+	FormatVersion = 1
+)
+
+// Identity says whose a directory is.
+type Identity struct {
+	// ClusterID is zero before the node's first registration.
+	ClusterID [16]byte
+	// NodeID is 0 before the node's first registration.
+	NodeID cluster.NodeID
+	// DirectoryID names the directory for good.
+	DirectoryID [16]byte
+}
+
+// Known says that the directory has belonged to a cluster.
+func (i Identity) Known() bool { return i.ClusterID != [16]byte{} }
+
+// Identity reads the identity. A directory without one gets one with a new
+// directory id, unless one of the folders holds something: that would then belong
+// to nobody, and is refused with [ErrDamaged], as is a file that makes no sense. A
+// newer release's is refused with [ErrNewerFormat]; fields that it added to this
+// format are not.
+func (d *Dir) Identity(folders ...string) (Identity, error) {
+	file := d.Path(IdentityFile)
+	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.found(folders)
+	}
+	if err != nil {
+		return Identity{}, Unusable(d.path, err)
+	}
+	return parseIdentity(file, raw)
+}
+
+func (d *Dir) found(folders []string) (Identity, error) {
+	for _, folder := range folders {
+		entries, err := os.ReadDir(d.Path(folder))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Identity{}, Unusable(d.path, err)
+		}
+		if len(entries) > 0 {
+			return Identity{}, Damaged(d.Path(IdentityFile), fmt.Errorf("it is missing, but there are %s", folder))
+		}
+	}
+	identity := Identity{DirectoryID: uuid.New()}
+	return identity, d.SetIdentity(identity)
+}
+
+// parseIdentity reads what the file, which errors name, holds.
+func parseIdentity(file string, raw []byte) (Identity, error) {
+	var m diskv1.NodeIdentity
+	if err := decode(raw, &m); err != nil {
+		return Identity{}, Damaged(file, err)
+	}
+	if v := m.GetFormatVersion(); v > FormatVersion {
+		return Identity{}, NewerFormat(file, int(v), FormatVersion)
+	}
+	if m.GetFormatVersion() < 1 || m.GetNodeId() < 0 {
+		return Identity{}, Damaged(file, fmt.Errorf("it has format %d and node id %d", m.GetFormatVersion(), m.GetNodeId()))
+	}
+	identity := Identity{NodeID: cluster.NodeID(m.GetNodeId())}
+	directoryID, err := uuid.Parse(m.GetDirectoryId())
+	if err != nil {
+		return Identity{}, Damaged(file, fmt.Errorf("directory id: %w", err))
+	}
+	identity.DirectoryID = directoryID
+	if text := m.GetClusterId(); text != "" {
+		clusterID, err := uuid.Parse(text)
+		if err != nil {
+			return Identity{}, Damaged(file, fmt.Errorf("cluster id: %w", err))
+		}
+		identity.ClusterID = clusterID
+	}
+	return identity, nil
+}
+
+// SetIdentity records durably whose the directory is from now on. Whether that may
+// change is for the caller to say.
+func (d *Dir) SetIdentity(identity Identity) error {
+	m := &diskv1.NodeIdentity{
+		FormatVersion: FormatVersion,
+		NodeId:        int32(identity.NodeID),
+		DirectoryId:   uuid.UUID(identity.DirectoryID).String(),
+	}
+	if identity.Known() {
+		m.ClusterId = uuid.UUID(identity.ClusterID).String()
+	}
+	if err := WriteMessage(d.Path(IdentityFile), m); err != nil {
+		return Unusable(d.path, err)
+	}
+	return nil
+}
