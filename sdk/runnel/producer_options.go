@@ -75,7 +75,7 @@ const (
 func ParseCompression(name string) (Compression, error) { return recordbatch.ParseCodec(name) }
 
 const (
-	defaultBatchBytes      = 64 << 10
+	defaultBatchBytes      = 256 << 10
 	defaultBufferBytes     = 64 << 20
 	defaultRequestTimeout  = 30 * time.Second
 	defaultDeliveryTimeout = 2 * time.Minute
@@ -127,7 +127,7 @@ func WithCompression(compression Compression) ProducerOption {
 }
 
 // WithBatchBytes sets the size, before compression, at which a batch is full:
-// 1 byte to 16 MiB, default 64 KiB. A larger record has a batch to itself, and
+// 1 byte to 16 MiB, default 256 KiB. A larger record has a batch to itself, and
 // a topic with a smaller max.message.bytes gets smaller batches. Larger batches
 // raise throughput until about 256 KiB; memory for one is taken per partition
 // that is written to.

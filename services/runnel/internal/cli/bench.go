@@ -104,7 +104,7 @@ func (p *program) benchmark(name, short, long, records, recordSize, example stri
 	o.acks = acksFlag(command)
 	o.compression = compressionFlag(command)
 	o.linger = newFlag(flags, "linger", "", "D", "", "wait so long for more records before a batch is sent (default: while an earlier one is under way)", durationBetween(0, maxLinger))
-	o.batchBytes = newFlag(flags, "batch-bytes", "", "B", "", "send a batch when it has so many bytes (default 65536)", integerBetween(1, maxBatchBytes))
+	o.batchBytes = newFlag(flags, "batch-bytes", "", "B", "", "send a batch when it has so many bytes (default 262144)", integerBetween(1, maxBatchBytes))
 	o.rate = newFlag(flags, "rate", "", "R", "", "records per second to send (default: as fast as possible)", decimalBetween(0.001, 1e9))
 	if err := command.RegisterFlagCompletionFunc("topic", p.completeTopic); err != nil {
 		panic(err)
