@@ -10,8 +10,11 @@ import (
 )
 
 const (
-	// reserveStep is how far ahead of the writer disk space is reserved.
-	reserveStep = 16 << 20
+	// reserveStep is how far ahead of the writer disk space is reserved. The sync
+	// that follows a reservation waits for the file system's journal: with 16 MiB
+	// those made the p99 of 10 MB/s of small synced appends, with 64 MiB they do
+	// not.
+	reserveStep = 64 << 20
 	// flushStep is how much is sent to the disk at a time, unless it came faster
 	// than within flushInterval: then sending it slows the writer down by more than
 	// it spares.
