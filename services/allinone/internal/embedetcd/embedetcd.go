@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -35,21 +36,23 @@ const (
 
 // Etcd is a running etcd.
 type Etcd struct {
-	server *embed.Etcd
-	client *clientv3.Client
+	server   *embed.Etcd
+	client   *clientv3.Client
+	stopping *atomic.Bool
 }
 
 // Start starts etcd and returns once it serves, or an error if it does not
 // before ctx ends. The caller makes sure that nobody else uses the directory:
 // etcd would wait for the other one without end.
 func Start(ctx context.Context, c Config) (*Etcd, error) {
-	server, err := embed.StartEtcd(settings(c))
+	stopping := new(atomic.Bool)
+	server, err := embed.StartEtcd(settings(c, stopping))
 	if err != nil {
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}
 	select {
 	case <-server.Server.ReadyNotify():
-		return &Etcd{server: server, client: v3client.New(server.Server)}, nil
+		return &Etcd{server: server, client: v3client.New(server.Server), stopping: stopping}, nil
 	case err = <-server.Err():
 	case <-server.Server.StopNotify():
 		err = errors.New("it has stopped")
@@ -60,11 +63,11 @@ func Start(ctx context.Context, c Config) (*Etcd, error) {
 	return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 }
 
-func settings(c Config) *embed.Config {
+func settings(c Config, stopping *atomic.Bool) *embed.Config {
 	e := embed.NewConfig()
 	e.Name = "runnel"
 	e.Dir = c.Dir
-	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{logger: c.Logger}))
+	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{logger: c.Logger, stopping: stopping}))
 
 	// A member has to have addresses, even if it listens on none.
 	nowhere := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
@@ -99,6 +102,7 @@ func (e *Etcd) Failed() <-chan struct{} { return e.server.Server.StopNotify() }
 
 // Close stops etcd and waits for it. Whoever uses the client must be done.
 func (e *Etcd) Close() error {
+	e.stopping.Store(true)
 	err := e.client.Close()
 	e.server.Close()
 	if err != nil && !errors.Is(err, context.Canceled) {

@@ -3,6 +3,7 @@ package embedetcd
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -12,19 +13,26 @@ var irrelevant = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 }
 
-// slogCore hands etcd's warnings and errors to slog.
+// slogCore hands etcd's warnings and errors to slog; only errors once stopping is
+// set, because etcd warns of everything that its stop cuts short.
 type slogCore struct {
-	logger *slog.Logger
-	fields []zapcore.Field
+	logger   *slog.Logger
+	stopping *atomic.Bool
+	fields   []zapcore.Field
 }
 
 // Enabled implements zapcore.Core.
-func (c *slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.WarnLevel }
+func (c *slogCore) Enabled(level zapcore.Level) bool {
+	if c.stopping.Load() {
+		return level >= zapcore.ErrorLevel
+	}
+	return level >= zapcore.WarnLevel
+}
 
 // With implements zapcore.Core.
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
 	all := make([]zapcore.Field, 0, len(c.fields)+len(fields))
-	return &slogCore{logger: c.logger, fields: append(append(all, c.fields...), fields...)}
+	return &slogCore{logger: c.logger, stopping: c.stopping, fields: append(append(all, c.fields...), fields...)}
 }
 
 // Check implements zapcore.Core.
