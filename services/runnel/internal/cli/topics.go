@@ -55,7 +55,7 @@ func (p *program) topicsCommand() *cobra.Command {
 		`  runnel topics create orders --partitions 3
   runnel topics list
   runnel topics describe orders`,
-		p.topicsCreateCommand(), p.topicsListCommand(), p.topicsDescribeCommand(), p.topicsDeleteCommand())
+		p.topicsCreateCommand(), p.topicsListCommand(), p.topicsDescribeCommand(), p.topicsDeleteCommand(), p.topicsDeleteRecordsCommand())
 }
 
 func (p *program) topicsCreateCommand() *cobra.Command {

@@ -32,7 +32,7 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		{"frobnicate", `"runnel" has no command "frobnicate"; see "runnel --help"`},
 		{"topic list", `"runnel" has no command "topic", did you mean topics?; see "runnel --help"`},
-		{"topics", `"runnel topics" needs a command: create, delete, describe or list; see "runnel topics --help"`},
+		{"topics", `"runnel topics" needs a command: create, delete, delete-records, describe or list; see "runnel topics --help"`},
 		{"topics lst", `"runnel topics" has no command "lst", did you mean list?; see "runnel topics --help"`},
 		{"help topics frobnicate", `"runnel topics" has no command "frobnicate"; see "runnel --help"`},
 		{"completion tcsh", `"runnel completion" has no command "tcsh", did you mean bash, fish or zsh?; see "runnel completion --help"`},
@@ -58,6 +58,13 @@ func TestWrongUsage(t *testing.T) {
 		{"topics create t --replication-factor 0", `bad value "0" for --replication-factor: must be a whole number from 1 up; see "runnel topics create --help"`},
 		{"topics create t --config retention.ms", `bad value "retention.ms" for --config: must look like key=value; see "runnel topics create --help"`},
 		{"topics create t --config a=1 --config a=2", `--config gives a twice; see "runnel topics create --help"`},
+
+		{"topics delete-records t", `--before is needed, such as --before 0:1500 or --before 0:end; see "runnel topics delete-records --help"`},
+		{"topics delete-records --before 0:1", `"runnel topics delete-records" needs a NAME; see "runnel topics delete-records --help"`},
+		{"topics delete-records t --before 5", `bad value "5" for --before: must look like P:OFFSET, two numbers from 0, or like P:end, such as 0:1500 or 0:end; see "runnel topics delete-records --help"`},
+		{"topics delete-records t --before -1:end", `bad value "-1:end" for --before: must look like P:OFFSET, two numbers from 0, or like P:end, such as 0:1500 or 0:end; see "runnel topics delete-records --help"`},
+		{"topics delete-records t --before 0:-1", `bad value "0:-1" for --before: must look like P:OFFSET, two numbers from 0, or like P:end, such as 0:1500 or 0:end; see "runnel topics delete-records --help"`},
+		{"topics delete-records t --before 0:1 --before 0:end", `--before gives two offsets for partition 0; see "runnel topics delete-records --help"`},
 
 		{"produce t --acks some", `bad value "some" for --acks: must be none, leader or all; see "runnel produce --help"`},
 		{"produce t --compression rar", `bad value "rar" for --compression: must be none, gzip, snappy, lz4 or zstd; see "runnel produce --help"`},
@@ -140,7 +147,7 @@ func TestBootstrapVariableIsTheDefault(t *testing.T) {
 func TestHelp(t *testing.T) {
 	commands := [][]string{
 		nil,
-		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"},
+		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"}, {"topics", "delete-records"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
 		{"up"}, {"metadata"}, {"storage"}, {"version"},
