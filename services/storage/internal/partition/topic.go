@@ -33,8 +33,6 @@ func (t *Topic) SetConfig(config rules.TopicConfig) { t.config.Store(&config) }
 
 // set is where the store keeps what is written to the topic now.
 func (t *Topic) set() store.Set {
-	if t.Config().Synced() {
-		return store.SetSynced
-	}
-	return store.SetReplicated
+	config := t.Config()
+	return store.SetFor(config.Synced(), config.Compacted())
 }

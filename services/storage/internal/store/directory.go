@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// formatVersion is that of the volumes' layout.
-	formatVersion = 1
+	// formatVersion is that of the volumes' layout: 2 came with copies volumes,
+	// sparse spans, the sets of compacted topics, and what the state records say of
+	// compaction, deletion and failure. Volumes of version 1 are read as they are.
+	formatVersion = 2
 
 	cleanFile     = "clean.json"
 	volumesFolder = "volumes"

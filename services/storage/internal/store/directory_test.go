@@ -3,6 +3,7 @@ package store
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -98,14 +99,43 @@ func TestOpenRefusesNewerFormat(t *testing.T) {
 	})
 }
 
-// raise gives a file the next format version.
+// A volume that an older release has left active becomes one of the present
+// version before it is written to.
+func TestOpenTakesVersion1(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	id := partition(1)
+	want := []Batch{one(t, s.Log(id), SetSynced, 0, 3, 100)}
+	closeStore(t, s)
+	path := filepath.Join(cfg.Dir, volumesFolder, "synced-000001", volumeFile)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := strings.Replace(string(raw), `"formatVersion": 2`, `"formatVersion": 1`, 1)
+	write(t, path, old)
+
+	s = open(t, cfg)
+	if err := sameBatches(readAll(t, s.Log(id), 0, 3, 1<<20), want); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := os.ReadFile(path); err != nil || string(raw) != old {
+		t.Errorf("the description has changed before anything was written: %s, %v", raw, err)
+	}
+	one(t, s.Log(id), SetSynced, 3, 1, 100)
+	if now, err := os.ReadFile(path); err != nil || string(now) != string(raw) {
+		t.Errorf("the description is %s, want %s: %v", now, raw, err)
+	}
+}
+
+// raise gives a file a format version that nobody knows yet.
 func raise(t *testing.T, path string) {
 	t.Helper()
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.Replace(string(raw), `"formatVersion": 1`, `"formatVersion": 2, "unknown": true`, 1)
+	text := regexp.MustCompile(`"formatVersion": [12]`).ReplaceAllString(string(raw), `"formatVersion": 3, "unknown": true`)
 	if text == string(raw) {
 		t.Fatalf("%s has no format version: %s", path, raw)
 	}

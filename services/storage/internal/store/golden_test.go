@@ -3,9 +3,9 @@ package store
 import (
 	"bytes"
 	"encoding/hex"
-	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +72,14 @@ func TestGoldenRecords(t *testing.T) {
 	}
 	var progress diskv1.PartitionProgress
 	d.progress(&progress, 7)
+	later := durable{
+		State:       State{LogStart: 150, LogEnd: 300, HighWatermark: 290, Deleted: true},
+		generation:  10,
+		spans:       []span{{volume: 2, first: 150, end: 300, maxTimestamp: 2000, bytes: 8192, sparse: true}},
+		compactedTo: 290,
+		deletedAt:   1_700_000_000_000,
+		failed:      &failure{reason: "volume 1 is gone", volume: 1, logEndUnknown: true},
+	}
 	producer := Producer{ID: 4711, Epoch: 1, LastTimestamp: 2000, Batches: []ProducerBatch{{BaseSequence: 10, LastSequence: 19, BaseOffset: 280, AppendTime: -1}}}
 
 	for _, c := range []struct {
@@ -83,6 +91,14 @@ func TestGoldenRecords(t *testing.T) {
 			"320b0801189601" + "20e807" + "288020" + "320e0802109601" + "18ac0220d00f288040" + "3802" + "4a0408041078",
 			func() []byte {
 				_, v := appendMessage(nil, appendPartitionKey(nil, kindState, goldenPartition), d.message())
+				return v
+			}},
+		{"state of version 2", "c8b9ebdf" + "080a" + "109601" + "18ac02" + "20a202" +
+			"3210" + "0802" + "109601" + "18ac02" + "20d00f" + "288040" + "3001" +
+			"4001" + "50a202" + "5880d095ffbc31" +
+			"6216" + "0a10" + hex.EncodeToString([]byte("volume 1 is gone")) + "1001" + "1801",
+			func() []byte {
+				_, v := appendMessage(nil, appendPartitionKey(nil, kindState, goldenPartition), later.message())
 				return v
 			}},
 		{"progress", "c880b19c" + "0809" + "1007" + "1805" + "20ac02" + "28a202" + "3002" + "38d00f" + "408040",
@@ -112,15 +128,19 @@ func TestGoldenRecords(t *testing.T) {
 	}
 
 	var m diskv1.PartitionState
+	var value []byte
 	key := appendPartitionKey(nil, kindState, goldenPartition)
-	_, value := appendMessage(nil, key, d.message())
-	if err := parseMessage(key, value, &m); err != nil {
-		t.Fatal(err)
+	for _, d := range []durable{later, d} {
+		_, value = appendMessage(nil, key, d.message())
+		m.Reset()
+		if err := parseMessage(key, value, &m); err != nil {
+			t.Fatal(err)
+		}
+		if got := *parseState(&m); !reflect.DeepEqual(got, d) {
+			t.Errorf("the state record is read as %+v, want %+v", got, d)
+		}
+		documented(t, hex.EncodeToString(value))
 	}
-	if got, want := fmt.Sprint(*parseState(&m)), fmt.Sprint(d); got != want {
-		t.Errorf("the state record is read as %s, want %s", got, want)
-	}
-	documented(t, hex.EncodeToString(value))
 	for i := range len(key) + len(value) {
 		k, v := bytes.Clone(key), bytes.Clone(value)
 		if i < len(k) {
@@ -153,7 +173,7 @@ func TestGoldenFiles(t *testing.T) {
 	}
 	golden(t, dir, volumeFile,
 		`{`,
-		`  "formatVersion": 1,`,
+		`  "formatVersion": 2,`,
 		`  "volume": "2",`,
 		`  "set": "replicated",`,
 		`  "createdMs": "1700000000000"`,
@@ -163,12 +183,24 @@ func TestGoldenFiles(t *testing.T) {
 	}
 	golden(t, dir, volumeFile,
 		`{`,
-		`  "formatVersion": 1,`,
+		`  "formatVersion": 2,`,
 		`  "volume": "2",`,
 		`  "set": "replicated",`,
 		`  "createdMs": "1700000000000",`,
 		`  "sealedMs": "1700000360000",`,
 		`  "bytes": "123456"`,
+		`}`)
+	copies := &volume{number: 3, set: SetSyncedCompacted, copies: true, path: dir, created: time.UnixMilli(1_700_000_000_000)}
+	if err := copies.describe(time.Time{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, dir, volumeFile,
+		`{`,
+		`  "formatVersion": 2,`,
+		`  "volume": "3",`,
+		`  "set": "synced-compacted",`,
+		`  "createdMs": "1700000000000",`,
+		`  "copies": true`,
 		`}`)
 	golden(t, dir, datadir.IdentityFile,
 		`{`,

@@ -69,6 +69,8 @@ type span struct {
 	maxTimestamp int64
 	// bytes are those of its batches.
 	bytes int64
+	// sparse says that batches are missing in it, which compaction has removed.
+	sparse bool
 }
 
 // truncation voids what producer records of lower generations say of batches at
@@ -185,6 +187,25 @@ type durable struct {
 	generation  uint64
 	spans       []span
 	truncations []truncation
+	// compactedTo is the offset below which compaction has left at most one record
+	// of a key.
+	compactedTo int64
+	// deletedAt is when the partition was deleted, in milliseconds since the Unix
+	// epoch; 0 where it was not, or before that was recorded.
+	deletedAt int64
+	// failed is why the partition can no longer be trusted; nil while it can. It is
+	// replaced, never changed.
+	failed *failure
+}
+
+// failure says what was lost of a partition.
+type failure struct {
+	reason string
+	// volume is the one that was lost or damaged; 0 where it is not known.
+	volume uint64
+	// logEndUnknown says that the log may have had more records than the state
+	// says.
+	logEndUnknown bool
 }
 
 func (d *durable) message() *diskv1.PartitionState {
@@ -195,6 +216,12 @@ func (d *durable) message() *diskv1.PartitionState {
 		HighWatermark:    d.HighWatermark,
 		CoordinatorEpoch: d.CoordinatorEpoch,
 		Deleted:          d.Deleted,
+
+		CompactedToOffset: d.compactedTo,
+		DeletedAtMs:       d.deletedAt,
+	}
+	if f := d.failed; f != nil {
+		m.Failed = &diskv1.PartitionFailure{Reason: f.reason, Volume: f.volume, LogEndUnknown: f.logEndUnknown}
 	}
 	for _, e := range d.Epochs {
 		m.Epochs = append(m.Epochs, &diskv1.EpochStart{LeaderEpoch: int32(e.Epoch), StartOffset: e.StartOffset})
@@ -202,6 +229,7 @@ func (d *durable) message() *diskv1.PartitionState {
 	for _, s := range d.spans {
 		m.Spans = append(m.Spans, &diskv1.Span{
 			Volume: s.volume, FirstOffset: s.first, EndOffset: s.end, MaxTimestampMs: s.maxTimestamp, Bytes: s.bytes,
+			Sparse: s.sparse,
 		})
 	}
 	for _, t := range d.truncations {
@@ -234,7 +262,12 @@ func parseState(m *diskv1.PartitionState) *durable {
 			CoordinatorEpoch: m.GetCoordinatorEpoch(),
 			Deleted:          m.GetDeleted(),
 		},
-		generation: m.GetGeneration(),
+		generation:  m.GetGeneration(),
+		compactedTo: m.GetCompactedToOffset(),
+		deletedAt:   m.GetDeletedAtMs(),
+	}
+	if f := m.GetFailed(); f != nil {
+		d.failed = &failure{reason: f.GetReason(), volume: f.GetVolume(), logEndUnknown: f.GetLogEndUnknown()}
 	}
 	for _, e := range m.GetEpochs() {
 		d.Epochs = append(d.Epochs, EpochStart{Epoch: cluster.LeaderEpoch(e.GetLeaderEpoch()), StartOffset: e.GetStartOffset()})
@@ -242,6 +275,7 @@ func parseState(m *diskv1.PartitionState) *durable {
 	for _, s := range m.GetSpans() {
 		d.spans = append(d.spans, span{
 			volume: s.GetVolume(), first: s.GetFirstOffset(), end: s.GetEndOffset(), maxTimestamp: s.GetMaxTimestampMs(), bytes: s.GetBytes(),
+			sparse: s.GetSparse(),
 		})
 	}
 	for _, t := range m.GetTruncations() {

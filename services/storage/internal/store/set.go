@@ -335,7 +335,7 @@ func (s *set) create() (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := watchLogFiles(v.path, v.set == SetSynced, s.store.cfg.valueLogBytes)
+	files, err := watchLogFiles(v.path, v.set.synced(), s.store.cfg.valueLogBytes)
 	if err != nil {
 		return nil, fmt.Errorf("create volume %d: %w", v.number, err)
 	}

@@ -26,9 +26,31 @@ const (
 	// SetReplicated acknowledges what the kernel has: it survives the process, but
 	// not the machine.
 	SetReplicated Set = "replicated"
+	// SetSyncedCompacted and SetReplicatedCompacted are the same for compacted
+	// topics: their volumes empty in another pattern, and cleaning them together
+	// with others would copy more.
+	SetSyncedCompacted     Set = "synced-compacted"
+	SetReplicatedCompacted Set = "replicated-compacted"
 )
 
-var allSets = []Set{SetSynced, SetReplicated}
+var allSets = []Set{SetSynced, SetReplicated, SetSyncedCompacted, SetReplicatedCompacted}
+
+// synced says whether the set acknowledges only what has been synced.
+func (s Set) synced() bool { return s == SetSynced || s == SetSyncedCompacted }
+
+// SetFor returns the set of a durability class.
+func SetFor(synced, compacted bool) Set {
+	switch {
+	case synced && compacted:
+		return SetSyncedCompacted
+	case synced:
+		return SetSynced
+	case compacted:
+		return SetReplicatedCompacted
+	default:
+		return SetReplicated
+	}
+}
 
 // mode is what may be done with a volume.
 type mode uint8
@@ -51,6 +73,9 @@ type volume struct {
 	set     Set
 	path    string
 	created time.Time
+	// copies says that the volume holds what was copied from others, and
+	// that no group is ever written to it.
+	copies bool
 
 	// Guarded by volumes.mu.
 	mode mode
@@ -62,6 +87,8 @@ type volume struct {
 	idle *list.Element
 	// sealed says that nothing is written to it any more.
 	sealed bool
+	// version is that of the layout which the description names.
+	version int32
 }
 
 func volumeName(set Set, number uint64) string { return fmt.Sprintf("%s-%06d", set, number) }
@@ -73,6 +100,7 @@ func (v *volume) describe(sealed time.Time, bytes int64) error {
 		Volume:        v.number,
 		Set:           string(v.set),
 		CreatedMs:     v.created.UnixMilli(),
+		Copies:        v.copies,
 	}
 	if !sealed.IsZero() {
 		m.SealedMs, m.Bytes = sealed.UnixMilli(), bytes
@@ -80,6 +108,7 @@ func (v *volume) describe(sealed time.Time, bytes int64) error {
 	if err := datadir.WriteMessage(filepath.Join(v.path, volumeFile), m); err != nil {
 		return fmt.Errorf("describe volume %d: %w", v.number, err)
 	}
+	v.version = formatVersion
 	return nil
 }
 
@@ -103,7 +132,9 @@ func readVolume(path string) (*volume, error) {
 		set:     Set(m.GetSet()),
 		path:    path,
 		created: time.UnixMilli(m.GetCreatedMs()),
+		copies:  m.GetCopies(),
 		sealed:  m.GetSealedMs() != 0,
+		version: m.GetFormatVersion(),
 	}
 	if want := volumeName(v.set, v.number); want != filepath.Base(path) || v.number == 0 {
 		return nil, fmt.Errorf("volume %s: its %s is that of %s", path, volumeFile, want)

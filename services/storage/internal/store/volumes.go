@@ -260,7 +260,15 @@ func (r *volumes) activate(v *volume) error {
 	if v.mode == readOnly {
 		r.closeReadOnly(v)
 	}
-	err := r.change(v, writable, func() (*badger.DB, error) { return openWritable(v.path, v.set, r.cfg, r.logger) })
+	err := r.change(v, writable, func() (*badger.DB, error) {
+		if v.version < formatVersion {
+			// What is written from now on is of this version.
+			if err := v.describe(time.Time{}, 0); err != nil {
+				return nil, err
+			}
+		}
+		return openWritable(v.path, v.set, r.cfg, r.logger)
+	})
 	if err != nil {
 		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
 	}

@@ -93,7 +93,7 @@ func (w *writer) open() error {
 				return err
 			}
 		}
-		files, err := watchLogFiles(v.path, v.set == SetSynced, w.store.cfg.valueLogBytes)
+		files, err := watchLogFiles(v.path, v.set.synced(), w.store.cfg.valueLogBytes)
 		if err != nil {
 			return fmt.Errorf("open volume %d for writing: %w", v.number, err)
 		}

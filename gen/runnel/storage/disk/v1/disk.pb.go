@@ -48,7 +48,18 @@ type PartitionState struct {
 	Deleted bool `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	// Truncations of the log, oldest first, with ascending offsets: a later one at
 	// a lower offset replaces those before it.
-	Truncations   []*Truncation `protobuf:"bytes,9,rep,name=truncations,proto3" json:"truncations,omitempty"`
+	Truncations []*Truncation `protobuf:"bytes,9,rep,name=truncations,proto3" json:"truncations,omitempty"`
+	// Offset below which compaction has left at most one record of a key; 0 where
+	// the partition was never compacted.
+	CompactedToOffset int64 `protobuf:"varint,10,opt,name=compacted_to_offset,json=compactedToOffset,proto3" json:"compacted_to_offset,omitempty"`
+	// When the partition was deleted, milliseconds since the Unix epoch. Its spans
+	// stay for a while after.
+	DeletedAtMs int64 `protobuf:"varint,11,opt,name=deleted_at_ms,json=deletedAtMs,proto3" json:"deleted_at_ms,omitempty"`
+	// Why the partition can no longer be trusted; absent while it can.
+	Failed *PartitionFailure `protobuf:"bytes,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	// The partition's records have gone to another set since: a newer state record
+	// lies there, and losing that one must not bring this one back.
+	Moved         bool `protobuf:"varint,13,opt,name=moved,proto3" json:"moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -146,6 +157,98 @@ func (x *PartitionState) GetTruncations() []*Truncation {
 	return nil
 }
 
+func (x *PartitionState) GetCompactedToOffset() int64 {
+	if x != nil {
+		return x.CompactedToOffset
+	}
+	return 0
+}
+
+func (x *PartitionState) GetDeletedAtMs() int64 {
+	if x != nil {
+		return x.DeletedAtMs
+	}
+	return 0
+}
+
+func (x *PartitionState) GetFailed() *PartitionFailure {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *PartitionState) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
+}
+
+// PartitionFailure says what was lost of a partition.
+type PartitionFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For operators.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Number of the volume that was lost or damaged; 0 where it is not known.
+	Volume uint64 `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	// The log may have had more records than the state says.
+	LogEndUnknown bool `protobuf:"varint,3,opt,name=log_end_unknown,json=logEndUnknown,proto3" json:"log_end_unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartitionFailure) Reset() {
+	*x = PartitionFailure{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartitionFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartitionFailure) ProtoMessage() {}
+
+func (x *PartitionFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartitionFailure.ProtoReflect.Descriptor instead.
+func (*PartitionFailure) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PartitionFailure) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PartitionFailure) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *PartitionFailure) GetLogEndUnknown() bool {
+	if x != nil {
+		return x.LogEndUnknown
+	}
+	return false
+}
+
 // Truncation cut the end off the log. What producer records of lower
 // generations say of batches at or above the offset is void.
 type Truncation struct {
@@ -160,7 +263,7 @@ type Truncation struct {
 
 func (x *Truncation) Reset() {
 	*x = Truncation{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -172,7 +275,7 @@ func (x *Truncation) String() string {
 func (*Truncation) ProtoMessage() {}
 
 func (x *Truncation) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[1]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -185,7 +288,7 @@ func (x *Truncation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Truncation.ProtoReflect.Descriptor instead.
 func (*Truncation) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{1}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Truncation) GetGeneration() uint64 {
@@ -231,7 +334,7 @@ type PartitionProgress struct {
 
 func (x *PartitionProgress) Reset() {
 	*x = PartitionProgress{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -243,7 +346,7 @@ func (x *PartitionProgress) String() string {
 func (*PartitionProgress) ProtoMessage() {}
 
 func (x *PartitionProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[2]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -256,7 +359,7 @@ func (x *PartitionProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionProgress.ProtoReflect.Descriptor instead.
 func (*PartitionProgress) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{2}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PartitionProgress) GetGeneration() uint64 {
@@ -328,7 +431,7 @@ type EpochStart struct {
 
 func (x *EpochStart) Reset() {
 	*x = EpochStart{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +443,7 @@ func (x *EpochStart) String() string {
 func (*EpochStart) ProtoMessage() {}
 
 func (x *EpochStart) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[3]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +456,7 @@ func (x *EpochStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EpochStart.ProtoReflect.Descriptor instead.
 func (*EpochStart) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{3}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EpochStart) GetLeaderEpoch() int32 {
@@ -383,14 +486,16 @@ type Span struct {
 	// epoch.
 	MaxTimestampMs int64 `protobuf:"varint,4,opt,name=max_timestamp_ms,json=maxTimestampMs,proto3" json:"max_timestamp_ms,omitempty"`
 	// Bytes of the span's batches.
-	Bytes         int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Compaction has removed batches: those of the span have gaps between them.
+	Sparse        bool `protobuf:"varint,6,opt,name=sparse,proto3" json:"sparse,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +507,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[4]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +520,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{4}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Span) GetVolume() uint64 {
@@ -453,6 +558,13 @@ func (x *Span) GetBytes() int64 {
 	return 0
 }
 
+func (x *Span) GetSparse() bool {
+	if x != nil {
+		return x.Sparse
+	}
+	return false
+}
+
 // ProducerState is what a partition remembers of one idempotent producer.
 type ProducerState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -473,7 +585,7 @@ type ProducerState struct {
 
 func (x *ProducerState) Reset() {
 	*x = ProducerState{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +597,7 @@ func (x *ProducerState) String() string {
 func (*ProducerState) ProtoMessage() {}
 
 func (x *ProducerState) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[5]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +610,7 @@ func (x *ProducerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProducerState.ProtoReflect.Descriptor instead.
 func (*ProducerState) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{5}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProducerState) GetGeneration() uint64 {
@@ -553,7 +665,7 @@ type ProducerBatch struct {
 
 func (x *ProducerBatch) Reset() {
 	*x = ProducerBatch{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +677,7 @@ func (x *ProducerBatch) String() string {
 func (*ProducerBatch) ProtoMessage() {}
 
 func (x *ProducerBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[6]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +690,7 @@ func (x *ProducerBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProducerBatch.ProtoReflect.Descriptor instead.
 func (*ProducerBatch) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{6}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProducerBatch) GetBaseSequence() int32 {
@@ -628,7 +740,7 @@ type NodeIdentity struct {
 
 func (x *NodeIdentity) Reset() {
 	*x = NodeIdentity{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +752,7 @@ func (x *NodeIdentity) String() string {
 func (*NodeIdentity) ProtoMessage() {}
 
 func (x *NodeIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[7]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +765,7 @@ func (x *NodeIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeIdentity.ProtoReflect.Descriptor instead.
 func (*NodeIdentity) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{7}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeIdentity) GetFormatVersion() int32 {
@@ -698,14 +810,17 @@ type VolumeDescription struct {
 	// When the volume was sealed; 0 while it is active.
 	SealedMs int64 `protobuf:"varint,5,opt,name=sealed_ms,json=sealedMs,proto3" json:"sealed_ms,omitempty"`
 	// Bytes of all batches in it; set when it is sealed.
-	Bytes         int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The volume holds what cleaning and compaction have copied from others:
+	// batches and time index, and none of the other records.
+	Copies        bool `protobuf:"varint,7,opt,name=copies,proto3" json:"copies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeDescription) Reset() {
 	*x = VolumeDescription{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +832,7 @@ func (x *VolumeDescription) String() string {
 func (*VolumeDescription) ProtoMessage() {}
 
 func (x *VolumeDescription) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[8]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +845,7 @@ func (x *VolumeDescription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeDescription.ProtoReflect.Descriptor instead.
 func (*VolumeDescription) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{8}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VolumeDescription) GetFormatVersion() int32 {
@@ -775,6 +890,13 @@ func (x *VolumeDescription) GetBytes() int64 {
 	return 0
 }
 
+func (x *VolumeDescription) GetCopies() bool {
+	if x != nil {
+		return x.Copies
+	}
+	return false
+}
+
 // CleanMarker is the file clean.json: there only while the store is closed and
 // was closed in good order.
 type CleanMarker struct {
@@ -793,7 +915,7 @@ type CleanMarker struct {
 
 func (x *CleanMarker) Reset() {
 	*x = CleanMarker{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +927,7 @@ func (x *CleanMarker) String() string {
 func (*CleanMarker) ProtoMessage() {}
 
 func (x *CleanMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[9]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +940,7 @@ func (x *CleanMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CleanMarker.ProtoReflect.Descriptor instead.
 func (*CleanMarker) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{9}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CleanMarker) GetNodeEpoch() int64 {
@@ -853,7 +975,7 @@ var File_runnel_storage_disk_v1_disk_proto protoreflect.FileDescriptor
 
 const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
-	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\xa4\x03\n" +
+	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\xd0\x04\n" +
 	"\x0ePartitionState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -865,7 +987,16 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\x05spans\x18\x06 \x03(\v2\x1c.runnel.storage.disk.v1.SpanR\x05spans\x12+\n" +
 	"\x11coordinator_epoch\x18\a \x01(\x03R\x10coordinatorEpoch\x12\x18\n" +
 	"\adeleted\x18\b \x01(\bR\adeleted\x12D\n" +
-	"\vtruncations\x18\t \x03(\v2\".runnel.storage.disk.v1.TruncationR\vtruncations\"D\n" +
+	"\vtruncations\x18\t \x03(\v2\".runnel.storage.disk.v1.TruncationR\vtruncations\x12.\n" +
+	"\x13compacted_to_offset\x18\n" +
+	" \x01(\x03R\x11compactedToOffset\x12\"\n" +
+	"\rdeleted_at_ms\x18\v \x01(\x03R\vdeletedAtMs\x12@\n" +
+	"\x06failed\x18\f \x01(\v2(.runnel.storage.disk.v1.PartitionFailureR\x06failed\x12\x14\n" +
+	"\x05moved\x18\r \x01(\bR\x05moved\"j\n" +
+	"\x10PartitionFailure\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12&\n" +
+	"\x0flog_end_unknown\x18\x03 \x01(\bR\rlogEndUnknown\"D\n" +
 	"\n" +
 	"Truncation\x12\x1e\n" +
 	"\n" +
@@ -887,14 +1018,15 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
 	"EpochStart\x12!\n" +
 	"\fleader_epoch\x18\x01 \x01(\x05R\vleaderEpoch\x12!\n" +
-	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\"\xa0\x01\n" +
+	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\"\xb8\x01\n" +
 	"\x04Span\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\x04R\x06volume\x12!\n" +
 	"\ffirst_offset\x18\x02 \x01(\x03R\vfirstOffset\x12\x1d\n" +
 	"\n" +
 	"end_offset\x18\x03 \x01(\x03R\tendOffset\x12(\n" +
 	"\x10max_timestamp_ms\x18\x04 \x01(\x03R\x0emaxTimestampMs\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"\xdd\x01\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06sparse\x18\x06 \x01(\bR\x06sparse\"\xdd\x01\n" +
 	"\rProducerState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -914,7 +1046,7 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\x05R\x06nodeId\x12!\n" +
-	"\fdirectory_id\x18\x04 \x01(\tR\vdirectoryId\"\xb6\x01\n" +
+	"\fdirectory_id\x18\x04 \x01(\tR\vdirectoryId\"\xce\x01\n" +
 	"\x11VolumeDescription\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\x05R\rformatVersion\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12\x10\n" +
@@ -922,7 +1054,8 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\x12\x1b\n" +
 	"\tsealed_ms\x18\x05 \x01(\x03R\bsealedMs\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\"\x82\x01\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06copies\x18\a \x01(\bR\x06copies\"\x82\x01\n" +
 	"\vCleanMarker\x12\x1d\n" +
 	"\n" +
 	"node_epoch\x18\x01 \x01(\x03R\tnodeEpoch\x12!\n" +
@@ -943,29 +1076,31 @@ func file_runnel_storage_disk_v1_disk_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_disk_v1_disk_proto_rawDescData
 }
 
-var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*PartitionState)(nil),    // 0: runnel.storage.disk.v1.PartitionState
-	(*Truncation)(nil),        // 1: runnel.storage.disk.v1.Truncation
-	(*PartitionProgress)(nil), // 2: runnel.storage.disk.v1.PartitionProgress
-	(*EpochStart)(nil),        // 3: runnel.storage.disk.v1.EpochStart
-	(*Span)(nil),              // 4: runnel.storage.disk.v1.Span
-	(*ProducerState)(nil),     // 5: runnel.storage.disk.v1.ProducerState
-	(*ProducerBatch)(nil),     // 6: runnel.storage.disk.v1.ProducerBatch
-	(*NodeIdentity)(nil),      // 7: runnel.storage.disk.v1.NodeIdentity
-	(*VolumeDescription)(nil), // 8: runnel.storage.disk.v1.VolumeDescription
-	(*CleanMarker)(nil),       // 9: runnel.storage.disk.v1.CleanMarker
+	(*PartitionFailure)(nil),  // 1: runnel.storage.disk.v1.PartitionFailure
+	(*Truncation)(nil),        // 2: runnel.storage.disk.v1.Truncation
+	(*PartitionProgress)(nil), // 3: runnel.storage.disk.v1.PartitionProgress
+	(*EpochStart)(nil),        // 4: runnel.storage.disk.v1.EpochStart
+	(*Span)(nil),              // 5: runnel.storage.disk.v1.Span
+	(*ProducerState)(nil),     // 6: runnel.storage.disk.v1.ProducerState
+	(*ProducerBatch)(nil),     // 7: runnel.storage.disk.v1.ProducerBatch
+	(*NodeIdentity)(nil),      // 8: runnel.storage.disk.v1.NodeIdentity
+	(*VolumeDescription)(nil), // 9: runnel.storage.disk.v1.VolumeDescription
+	(*CleanMarker)(nil),       // 10: runnel.storage.disk.v1.CleanMarker
 }
 var file_runnel_storage_disk_v1_disk_proto_depIdxs = []int32{
-	3, // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
-	4, // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
-	1, // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
-	6, // 3: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	4, // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
+	5, // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
+	2, // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
+	1, // 3: runnel.storage.disk.v1.PartitionState.failed:type_name -> runnel.storage.disk.v1.PartitionFailure
+	7, // 4: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_disk_v1_disk_proto_init() }
@@ -979,7 +1114,7 @@ func file_runnel_storage_disk_v1_disk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_disk_v1_disk_proto_rawDesc), len(file_runnel_storage_disk_v1_disk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
