@@ -60,6 +60,6 @@ func ExampleError() {
 	var fault *recordbatch.Error
 	fmt.Println(errors.Is(err, recordbatch.ErrCorrupt), errors.As(err, &fault), fault.Field)
 	// Output:
-	// corrupt record batch: recordCount is 2, must be 1 to lastOffsetDelta+1 (1)
+	// corrupt record batch: recordCount is 2, must be 0 to lastOffsetDelta+1 (1)
 	// true true recordCount
 }

@@ -7,14 +7,14 @@ import (
 	"math"
 )
 
-// The bits of the attributes field. Bit 6, which newer brokers set in compacted
-// batches, and all above it are not known here.
+// The bits of the attributes field. All above bit 6 are not known here.
 const (
 	codecMask         int16 = 0x07
 	logAppendTimeBit  int16 = 0x08
 	transactionalBit  int16 = 0x10
 	controlBit        int16 = 0x20
-	knownAttributes         = codecMask | logAppendTimeBit | transactionalBit | controlBit
+	deleteHorizonBit  int16 = 0x40
+	knownAttributes         = codecMask | logAppendTimeBit | transactionalBit | controlBit | deleteHorizonBit
 	maxBatchLength          = math.MaxInt32 - lengthOverhead
 	minBatchLength          = HeaderSize - lengthOverhead
 	maxAssignedOffset       = math.MaxInt64 - 1
@@ -34,14 +34,15 @@ type Header struct {
 	LeaderEpoch int32
 	// CRC is the CRC-32C of everything after it.
 	CRC uint32
-	// Attributes are the bits that Codec, LogAppendTime, Transactional and
-	// Control read.
+	// Attributes are the bits that Codec, LogAppendTime, Transactional, Control
+	// and DeleteHorizon read.
 	Attributes int16
 	// LastOffsetDelta is the distance from the base offset to the last offset;
 	// from 0. Compaction leaves it alone.
 	LastOffsetDelta int32
 	// BaseTimestamp is what the timestamps of the records are relative to, in
-	// milliseconds since the Unix epoch; [NoTimestamp] when there is none.
+	// milliseconds since the Unix epoch; [NoTimestamp] when there is none. In a
+	// batch with a delete horizon it is that, and later than the records.
 	BaseTimestamp int64
 	// MaxTimestamp is the greatest timestamp of the records, or the time of the
 	// append, in the unit of BaseTimestamp.
@@ -54,8 +55,9 @@ type Header struct {
 	// BaseSequence numbers the first record among those of the producer; -1
 	// without one.
 	BaseSequence int32
-	// RecordCount is the number of records in the batch: from 1 to
-	// LastOffsetDelta+1, and exactly that in batches from producers.
+	// RecordCount is the number of records in the batch: from 0 to
+	// LastOffsetDelta+1, and exactly that in batches from producers. Compaction
+	// removes records, and may leave none.
 	RecordCount int32
 }
 
@@ -86,6 +88,13 @@ func (h Header) Transactional() bool { return h.Attributes&transactionalBit != 0
 // Control tells that the records are the log's own, such as the end of a
 // transaction, and not for applications.
 func (h Header) Control() bool { return h.Attributes&controlBit != 0 }
+
+// DeleteHorizon returns the time, in milliseconds since the Unix epoch, from
+// which on compaction may remove the batch's tombstones, records without a value
+// (KIP-534). It is false for a batch that no compaction has found a tombstone in.
+func (h Header) DeleteHorizon() (ms int64, ok bool) {
+	return h.BaseTimestamp, h.Attributes&deleteHorizonBit != 0
+}
 
 // Idempotent tells that the batch has a producer identity.
 func (h Header) Idempotent() bool { return h.ProducerID >= 0 }
@@ -146,8 +155,8 @@ func (h *Header) check() error {
 		return corrupt("producerEpoch", h.ProducerEpoch, "-1 or more")
 	case h.BaseSequence < -1:
 		return corrupt("baseSequence", h.BaseSequence, "-1 or more")
-	case h.RecordCount < 1 || int64(h.RecordCount) > int64(h.LastOffsetDelta)+1:
-		return corrupt("recordCount", h.RecordCount, "1 to lastOffsetDelta+1 (%d)", int64(h.LastOffsetDelta)+1)
+	case h.RecordCount < 0 || int64(h.RecordCount) > int64(h.LastOffsetDelta)+1:
+		return corrupt("recordCount", h.RecordCount, "0 to lastOffsetDelta+1 (%d)", int64(h.LastOffsetDelta)+1)
 	case h.Codec() == None && h.RecordCount > (h.BatchLength-minBatchLength)/minRecordSize:
 		return corrupt("recordCount", h.RecordCount, "at most %d: the batch has %d bytes of records",
 			(h.BatchLength-minBatchLength)/minRecordSize, h.BatchLength-minBatchLength)
@@ -175,9 +184,9 @@ func Verify(b []byte) (Header, error) {
 	return h, nil
 }
 
-// VerifyProduced is [Verify] for a batch that comes from a producer: offsets
-// must have no gaps, timestamps must be the producer's, and id, epoch and
-// sequence of the producer must be all there or all missing.
+// VerifyProduced is [Verify] for a batch that comes from a producer: there must
+// be records, offsets must have no gaps, timestamps must be the producer's, and
+// id, epoch and sequence of the producer must be all there or all missing.
 //
 // Whether control batches and transactions are welcome is for the caller to
 // decide.
@@ -191,6 +200,8 @@ func VerifyProduced(b []byte) (Header, error) {
 		return Header{}, corrupt("recordCount", h.RecordCount, "lastOffsetDelta+1 (%d)", int64(h.LastOffsetDelta)+1)
 	case h.LogAppendTime():
 		return Header{}, corrupt("attributes", "timestamp type LogAppendTime", "CreateTime: the server sets the other")
+	case h.Attributes&deleteHorizonBit != 0:
+		return Header{}, corrupt("attributes", "with a delete horizon", "without one: compaction sets it")
 	}
 	if err := checkProducer(ErrCorrupt, h.ProducerID, h.ProducerEpoch, h.BaseSequence); err != nil {
 		return Header{}, err

@@ -37,7 +37,8 @@ func TestParseHeaderChecksEachField(t *testing.T) {
 		{"codec 5", func(b *kmsg.RecordBatch) { b.Attributes = 5 }, "attributes", recordbatch.ErrUnsupported},
 		{"codec 7", func(b *kmsg.RecordBatch) { b.Attributes = 7 }, "attributes", recordbatch.ErrUnsupported},
 		{"known bits", func(b *kmsg.RecordBatch) { b.Attributes = 0x38 }, "", nil},
-		{"bit 6", func(b *kmsg.RecordBatch) { b.Attributes = 0x40 }, "attributes", recordbatch.ErrUnsupported},
+		{"delete horizon", func(b *kmsg.RecordBatch) { b.Attributes = 0x40 }, "", nil},
+		{"bit 7", func(b *kmsg.RecordBatch) { b.Attributes = 0x80 }, "attributes", recordbatch.ErrUnsupported},
 		{"bit 15", func(b *kmsg.RecordBatch) { b.Attributes = math.MinInt16 }, "attributes", recordbatch.ErrUnsupported},
 		{"negative delta", func(b *kmsg.RecordBatch) { b.LastOffsetDelta = -1 }, "lastOffsetDelta", recordbatch.ErrCorrupt},
 		{"negative base offset", func(b *kmsg.RecordBatch) { b.FirstOffset = -1 }, "baseOffset", recordbatch.ErrCorrupt},
@@ -50,7 +51,7 @@ func TestParseHeaderChecksEachField(t *testing.T) {
 		{"producer epoch -2", func(b *kmsg.RecordBatch) { b.ProducerEpoch = -2 }, "producerEpoch", recordbatch.ErrCorrupt},
 		{"sequence -2", func(b *kmsg.RecordBatch) { b.FirstSequence = -2 }, "baseSequence", recordbatch.ErrCorrupt},
 		{"negative count", func(b *kmsg.RecordBatch) { b.NumRecords = -1 }, "recordCount", recordbatch.ErrCorrupt},
-		{"no records", func(b *kmsg.RecordBatch) { b.NumRecords = 0 }, "recordCount", recordbatch.ErrCorrupt},
+		{"no records", func(b *kmsg.RecordBatch) { b.NumRecords = 0 }, "", nil},
 		{"fewer records than offsets", func(b *kmsg.RecordBatch) { b.NumRecords = 1 }, "", nil},
 		{"more records than offsets", func(b *kmsg.RecordBatch) { b.NumRecords = 11 }, "recordCount", recordbatch.ErrCorrupt},
 		{"more records than bytes", func(b *kmsg.RecordBatch) {
@@ -198,7 +199,9 @@ func TestVerifyProduced(t *testing.T) {
 		{"idempotent, last sequence", producer(1<<40, math.MaxInt16, math.MaxInt32), ""},
 		{"transactional", func(b *kmsg.RecordBatch) { b.Attributes |= 0x10 }, ""},
 		{"gap", func(b *kmsg.RecordBatch) { b.LastOffsetDelta++ }, "recordCount"},
+		{"no records", func(b *kmsg.RecordBatch) { b.NumRecords = 0 }, "recordCount"},
 		{"append time", func(b *kmsg.RecordBatch) { b.Attributes |= 0x08 }, "attributes"},
+		{"delete horizon", func(b *kmsg.RecordBatch) { b.Attributes |= 0x40 }, "attributes"},
 		{"id without epoch", producer(5, -1, 0), "producerEpoch"},
 		{"id without sequence", producer(5, 0, -1), "baseSequence"},
 		{"epoch without id", producer(-1, 0, -1), "producerEpoch"},
@@ -286,7 +289,7 @@ func TestSetAppendTime(t *testing.T) {
 func TestErrorsNameFieldValueAndLegalRange(t *testing.T) {
 	b := encodeBatch(recordbatch.None, 10, plainRecords(10), func(b *kmsg.RecordBatch) { b.NumRecords = 99 })
 	_, err := recordbatch.ParseHeader(b)
-	const want = "corrupt record batch: recordCount is 99, must be 1 to lastOffsetDelta+1 (10)"
+	const want = "corrupt record batch: recordCount is 99, must be 0 to lastOffsetDelta+1 (10)"
 	if err.Error() != want {
 		t.Errorf("message %q, want %q", err, want)
 	}
@@ -308,7 +311,7 @@ func FuzzParseHeader(f *testing.F) {
 			return
 		}
 		if h.Size() < recordbatch.HeaderSize || h.LastOffset() < h.BaseOffset || h.BaseOffset < 0 || h.LastOffset() == math.MaxInt64 ||
-			h.RecordCount < 1 || int64(h.RecordCount) > h.LastOffset()-h.BaseOffset+1 || h.LastSequence() < -1 {
+			h.RecordCount < 0 || int64(h.RecordCount) > h.LastOffset()-h.BaseOffset+1 || h.LastSequence() < -1 {
 			t.Fatalf("senseless header %+v", h)
 		}
 		var want kmsg.RecordBatch

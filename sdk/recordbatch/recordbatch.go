@@ -9,7 +9,7 @@
 //     it. Servers live here: they patch a batch with [Assign] and
 //     [SetAppendTime] and pass its bytes on.
 //   - [Records], [Decode] and [VerifyRecords] open a batch, within [Limits].
-//   - [Builder] makes one.
+//   - [Builder] makes one, and [Filter] makes one without some of its records.
 //
 // All bytes given to the reading functions are taken to come from a stranger:
 // no input makes them panic, and nothing is allocated on the word of a length

@@ -130,7 +130,8 @@ func (r *reader) open(b []byte, l Limits) error {
 		return corrupt("batchLength", h.BatchLength, "%d: there are %d bytes", len(b)-lengthOverhead, len(b))
 	}
 	r.header, r.rest = h, b[HeaderSize:]
-	if h.Codec() != None {
+	// Some brokers leave the codec of a batch that they have emptied.
+	if h.Codec() != None && (h.RecordCount > 0 || len(r.rest) > 0) {
 		if r.rest, err = decompress(h.Codec(), r.rest, l); err != nil {
 			return err
 		}
