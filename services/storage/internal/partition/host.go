@@ -93,6 +93,13 @@ func (h *Host) Budget() *Budget { return h.budget }
 // Decoding returns the limits for opening batches.
 func (h *Host) Decoding() recordbatch.Limits { return h.config.Decoding }
 
+// CountDormant says how many partitions there are in the process without a
+// [Partition], and how many there were before: they count as led and followed.
+func (h *Host) CountDormant(before, now Roles) {
+	h.metrics.leaders.Add(float64(now.Leaders - before.Leaders))
+	h.metrics.followers.Add(float64(now.Followers - before.Followers))
+}
+
 // Run looks after what is late until ctx ends: acknowledgements that do not
 // come and high watermarks that are not written. It costs nothing while there is
 // no such thing.

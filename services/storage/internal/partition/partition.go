@@ -69,6 +69,32 @@ func (r Role) String() string {
 	}
 }
 
+// RoleIn returns what a node is to a partition.
+func RoleIn(assignment cluster.Partition, node cluster.NodeID) Role {
+	switch {
+	case assignment.Leader == node:
+		return Leader
+	case assignment.Leader != cluster.NoNode && slices.Contains(assignment.Replicas, node):
+		return Follower
+	default:
+		return Offline
+	}
+}
+
+// Roles counts partitions by what this node is to them.
+type Roles struct{ Leaders, Followers int }
+
+// Add counts n partitions more, or less.
+func (r *Roles) Add(role Role, n int) {
+	switch role {
+	case Leader:
+		r.Leaders += n
+	case Follower:
+		r.Followers += n
+	case Offline:
+	}
+}
+
 // Partition is one replica. Its methods may be called concurrently.
 type Partition struct {
 	// Immutable.
@@ -207,15 +233,7 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 	}
 	before, epochBefore := p.role, p.assignment.LeaderEpoch
 	p.assignment, p.known = assignment, true
-	self := p.host.Self()
-	switch {
-	case assignment.Leader == self:
-		p.role = Leader
-	case assignment.Leader != cluster.NoNode && slices.Contains(assignment.Replicas, self):
-		p.role = Follower
-	default:
-		p.role = Offline
-	}
+	p.role = RoleIn(assignment, p.host.Self())
 	p.host.metrics.moved(before, p.role)
 	if p.role == Leader && (before != Leader || epochBefore != assignment.LeaderEpoch) {
 		p.setEpochs(p.epochs.Begin(assignment.LeaderEpoch, p.next))

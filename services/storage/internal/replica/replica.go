@@ -33,6 +33,8 @@ type Replicas struct {
 
 	mu     sync.RWMutex
 	topics map[cluster.TopicID]*topic
+	// store is where dormant partitions wake up; nil before Run.
+	store *store.Store
 	// applied is the version of the last image that was acted on; 0 before the
 	// first.
 	applied int64
@@ -44,11 +46,14 @@ type Replicas struct {
 // topic is a topic of which this node holds a partition.
 type topic struct {
 	shared *partition.Topic
-	// seen is the topic as it was acted on; owned by Run.
+	// seen is the topic as it was acted on. Replaced by Run, under the mutex.
 	seen *cluster.Topic
-	// partitions has nil for those that this node does not hold. Replaced, never
-	// changed, under the mutex.
+	// partitions has nil for those that this node does not hold, and for dormant
+	// ones. Run replaces it, and whoever wakes a partition sets its place, under
+	// the mutex.
 	partitions []*partition.Partition
+	// dormant counts the dormant ones by what this node is to them.
+	dormant partition.Roles
 }
 
 // New returns an empty set.
@@ -70,6 +75,12 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 	for _, id := range st.Partitions() {
 		found[id.Topic] = append(found[id.Topic], id.Index)
 	}
+	for _, indexes := range found {
+		slices.Sort(indexes)
+	}
+	r.mu.Lock()
+	r.store = st
+	r.mu.Unlock()
 	subscription := r.view.Subscribe()
 	defer subscription.Close()
 	for {
@@ -85,7 +96,7 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 		r.removeDeleted(st, image, found)
 		for _, t := range image.Topics() {
 			if known := r.topics[t.ID]; known == nil || known.seen != t {
-				r.apply(st, t)
+				r.apply(st, t, found[t.ID])
 			}
 		}
 		if r.setApplied(image.Version) == 0 {
@@ -103,6 +114,7 @@ func (r *Replicas) removeDeleted(st *store.Store, image *cluster.Image, found ma
 		}
 		r.mu.Lock()
 		delete(r.topics, id)
+		r.countDormant(t, partition.Roles{})
 		r.mu.Unlock()
 		for _, p := range t.partitions {
 			if p != nil {
@@ -134,8 +146,10 @@ func (r *Replicas) reportUnknown(image *cluster.Image, found map[cluster.TopicID
 	}
 }
 
-// apply acts on a topic that is new or changed.
-func (r *Replicas) apply(st *store.Store, now *cluster.Topic) {
+// apply acts on a topic that is new or changed, of which the store has had the
+// partitions in found, in ascending order, since it was opened. Those of which it
+// has nothing stay dormant.
+func (r *Replicas) apply(st *store.Store, now *cluster.Topic, found []int32) {
 	t := r.topics[now.ID]
 	if t == nil {
 		if !slices.ContainsFunc(now.Partitions, r.holds) {
@@ -143,29 +157,41 @@ func (r *Replicas) apply(st *store.Store, now *cluster.Topic) {
 		}
 		t = &topic{shared: partition.NewTopic(now.ID, now.Name, r.config(now)), seen: &cluster.Topic{Config: now.Config}}
 	}
-	reconfigured := !maps.Equal(t.seen.Config, now.Config)
+	before := t.seen
+	reconfigured := !maps.Equal(before.Config, now.Config)
 	if reconfigured {
 		t.shared.SetConfig(r.config(now))
 	}
 	partitions := make([]*partition.Partition, len(now.Partitions))
+	r.mu.RLock()
 	copy(partitions, t.partitions)
+	r.mu.RUnlock()
 	for i, assignment := range now.Partitions {
 		if partitions[i] == nil {
-			if !r.holds(assignment) {
+			if _, stored := slices.BinarySearch(found, int32(i)); !stored || !r.holds(assignment) {
 				continue
 			}
 			partitions[i] = partition.New(r.host, t.shared, int32(i), st.Log(store.PartitionID{Topic: now.ID, Index: int32(i)}))
-		} else if assignment.PartitionEpoch == t.seen.Partitions[i].PartitionEpoch && !reconfigured {
+		} else if assignment.PartitionEpoch == before.Partitions[i].PartitionEpoch && !reconfigured {
 			continue
 		}
-		if err := partitions[i].Apply(assignment); err != nil {
-			r.logger.Error("a partition is not served", "topic", now.Name, "partition", i, "error", err)
-		}
+		r.applyTo(partitions[i], assignment)
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	woken := adoptWoken(partitions, t.partitions)
 	t.seen, t.partitions = now, partitions
 	r.topics[now.ID] = t
+	r.countDormant(t, r.dormantRoles(t))
+	r.mu.Unlock()
+	for _, i := range woken {
+		r.applyTo(partitions[i], now.Partitions[i])
+	}
+}
+
+func (r *Replicas) applyTo(p *partition.Partition, assignment cluster.Partition) {
+	if err := p.Apply(assignment); err != nil {
+		r.logger.Error("a partition is not served", "topic", p.Topic().Name, "partition", p.Index(), "error", err)
+	}
 }
 
 func (r *Replicas) holds(p cluster.Partition) bool { return slices.Contains(p.Replicas, r.host.Self()) }
@@ -268,14 +294,31 @@ func (r *Replicas) Partition(ctx context.Context, name string, id []byte, index 
 
 func (r *Replicas) held(id cluster.TopicID, index int32) (*partition.Partition, int64, error) {
 	r.mu.RLock()
-	defer r.mu.RUnlock()
+	p, applied, dormant, err := r.heldLocked(id, index)
+	r.mu.RUnlock()
+	if !dormant {
+		return p, applied, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Others may have been faster, and the topic may be gone by now.
+	if p, applied, dormant, err = r.heldLocked(id, index); dormant {
+		p = r.wakeLocked(r.topics[id], index)
+	}
+	return p, applied, err
+}
+
+// heldLocked returns a partition, or that it is dormant; the mutex is held.
+func (r *Replicas) heldLocked(id cluster.TopicID, index int32) (p *partition.Partition, applied int64, dormant bool, err error) {
 	if r.closed {
-		return nil, 0, errClosed()
+		return nil, 0, false, errClosed()
 	}
-	if t := r.topics[id]; t != nil && int(index) < len(t.partitions) {
-		return t.partitions[index], r.applied, nil
+	t := r.topics[id]
+	if t == nil || int(index) >= len(t.partitions) {
+		return nil, r.applied, false, nil
 	}
-	return nil, r.applied, nil
+	p = t.partitions[index]
+	return p, r.applied, p == nil && r.holds(t.seen.Partitions[index]), nil
 }
 
 func (r *Replicas) address(id cluster.NodeID) string {
@@ -300,6 +343,9 @@ func (r *Replicas) Close() {
 	r.closed = true
 	close(r.changed)
 	r.changed = make(chan struct{})
+	for _, t := range r.topics {
+		r.countDormant(t, partition.Roles{})
+	}
 	r.mu.Unlock()
 	for _, t := range r.topics {
 		for _, p := range t.partitions {

@@ -1,0 +1,103 @@
+package replica
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
+)
+
+// awake counts the partitions of a topic that have an object.
+func (n *node) awake(id cluster.TopicID) (count int, dormant partition.Roles) {
+	n.replicas.mu.RLock()
+	defer n.replicas.mu.RUnlock()
+	t := n.replicas.topics[id]
+	for _, p := range t.partitions {
+		if p != nil {
+			count++
+		}
+	}
+	return count, t.dormant
+}
+
+func (n *node) wantAwake(id []byte, count int, dormant partition.Roles) {
+	n.t.Helper()
+	if gotCount, got := n.awake(cluster.TopicID(id)); gotCount != count || got != dormant {
+		n.t.Fatalf("%d partitions are awake, %+v dormant; want %d, %+v", gotCount, got, count, dormant)
+	}
+}
+
+func TestPartitionsThatNobodyWroteToAreDormant(t *testing.T) {
+	dir := t.TempDir()
+	n := startNode(t, dir, 0)
+	topic := newTopic("a", 1, 1, 1, 2, 2)
+	topic.Partitions[4].Replicas = []int32{2, 1}
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(1)
+	n.wantAwake(topic.TopicId, 0, partition.Roles{Leaders: 3, Followers: 1})
+	write(t, n.mustHave("a", 1, partition.Leader))
+	if p := n.mustHave("a", 1, partition.Leader); p != n.mustHave("a", 1, partition.Leader) {
+		t.Fatal("a partition woke up twice")
+	}
+	n.wantAwake(topic.TopicId, 1, partition.Roles{Leaders: 2, Followers: 1})
+
+	// A dormant partition that wakes up later knows what was agreed on meanwhile.
+	topic.Partitions[0].LeaderEpoch, topic.Partitions[0].PartitionEpoch = 7, 7
+	topic.Partitions[2].LeaderId, topic.Partitions[2].PartitionEpoch = 2, 1
+	topic.Partitions[2].Replicas = []int32{2, 1}
+	n.act(2)
+	n.wantAwake(topic.TopicId, 1, partition.Roles{Leaders: 1, Followers: 2})
+	if _, epoch := n.mustHave("a", 0, partition.Leader).Role(); epoch != 7 {
+		t.Fatalf("leader epoch %d, want 7", epoch)
+	}
+	n.mustHave("a", 2, partition.Follower)
+	n.stop()
+
+	// Those that were written to are awake from the start.
+	n = startNode(t, dir, 0)
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(2)
+	n.wantAwake(topic.TopicId, 1, partition.Roles{Leaders: 1, Followers: 2})
+	if got, want := len(n.store.Partitions()), 1; got != want {
+		t.Fatalf("the store knows %d partitions, want %d", got, want)
+	}
+}
+
+func TestWakingUpWhileTheClusterChanges(t *testing.T) {
+	n := startNode(t, t.TempDir(), 0)
+	id := uuid.New()
+	topic := newTopic("a", 1, 1, 1, 1, 1, 1, 1, 1)
+	topic.TopicId = id[:]
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(1)
+	const versions = 200
+	var callers sync.WaitGroup
+	for i := range topic.PartitionCount {
+		callers.Go(func() {
+			first, err := n.partition("a", i)
+			for range versions {
+				again, againErr := n.partition("a", i)
+				if err != nil || againErr != nil || first != again {
+					t.Errorf("partition %d: %p (%v), then %p (%v)", i, first, err, again, againErr)
+					return
+				}
+			}
+		})
+	}
+	for v := int64(2); v <= versions; v++ {
+		for _, p := range topic.Partitions {
+			p.LeaderEpoch, p.PartitionEpoch = int32(v), int32(v)
+		}
+		n.act(v)
+	}
+	callers.Wait()
+	n.wantAwake(topic.TopicId, int(topic.PartitionCount), partition.Roles{})
+	for i := range topic.PartitionCount {
+		if _, epoch := n.mustHave("a", i, partition.Leader).Role(); epoch != versions {
+			t.Fatalf("partition %d is in leader epoch %d, want %d", i, epoch, versions)
+		}
+	}
+}
