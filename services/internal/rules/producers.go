@@ -74,6 +74,11 @@ type ProducerVerdict struct {
 	CurrentEpoch int16
 }
 
+// lastOffset is the offset of the batch's last record.
+func (b ProducerBatch) lastOffset() int64 {
+	return b.BaseOffset + int64((b.LastSequence-b.BaseSequence)&math.MaxInt32)
+}
+
 // NextSequence returns the sequence number after one; they wrap from 2^31-1 to 0.
 func NextSequence(sequence int32) int32 {
 	if sequence == math.MaxInt32 {
@@ -203,14 +208,14 @@ func (p *Producers) Record(a ProducerAppend, baseOffset, appendTime, timestamp i
 	return known.state(), forgotten, forgot
 }
 
-// TruncateEnd forgets every batch at or above an offset. It returns the states
+// TruncateEnd forgets every batch with a record at or above an offset. It returns the states
 // that changed and the ids of producers of which nothing is left: these count
 // as unknown from then on.
 func (p *Producers) TruncateEnd(offset int64) (changed []ProducerState, removed []int64) {
 	for known := p.newest; known != nil; {
 		older := known.older
 		kept := known.count
-		for kept > 0 && known.batches[kept-1].BaseOffset >= offset {
+		for kept > 0 && known.batches[kept-1].lastOffset() >= offset {
 			kept--
 		}
 		switch {

@@ -38,8 +38,9 @@ type Log interface {
 	Read(ctx context.Context, offset, endOffset int64, maxBytes int) ([]store.Batch, error)
 	// OffsetForTime returns the first batch with a record at or after timestamp.
 	OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*store.Batch, error)
-	// Truncate cuts what is at or above offset.
-	Truncate(ctx context.Context, offset int64, state store.State) error
+	// Truncate cuts what is at or above offset, and the whole of the batch that
+	// holds it, and returns the log's end.
+	Truncate(ctx context.Context, offset int64, state store.State) (int64, error)
 	// Err returns why the log cannot be used, if so.
 	Err() error
 }

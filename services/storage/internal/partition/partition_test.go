@@ -99,11 +99,17 @@ func (l *memoryLog) OffsetForTime(_ context.Context, timestamp, endOffset int64)
 	return nil, nil
 }
 
-func (l *memoryLog) Truncate(_ context.Context, offset int64, _ store.State) error {
+func (l *memoryLog) Truncate(_ context.Context, offset int64, state store.State) (int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	end := offset
+	for _, b := range l.batches {
+		if b.LastOffset >= offset {
+			end = min(end, b.BaseOffset)
+		}
+	}
 	l.batches = slices.DeleteFunc(l.batches, func(b store.Batch) bool { return b.LastOffset >= offset })
-	return nil
+	return max(end, state.LogStart), nil
 }
 
 const self cluster.NodeID = 1
@@ -655,13 +661,13 @@ func TestTruncate(t *testing.T) {
 	apply(t, p, led(1))
 	add(t, p, idempotent(t, 9, 0, 2, "c"), all).result(t)
 	add(t, p, idempotent(t, 8, 0, 0, "d"), all).result(t)
-	if err := p.Truncate(t.Context(), 2); err == nil {
+	if _, err := p.Truncate(t.Context(), 2); err == nil {
 		t.Error("a leader was truncated")
 	}
 	follower := led(2)
 	follower.Leader, follower.Replicas = 2, []cluster.NodeID{self, 2}
 	apply(t, p, follower)
-	if err := p.Truncate(t.Context(), 2); err != nil {
+	if _, err := p.Truncate(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, ok := host.tails.read(&p.tail, 2, 100, 100); ok {

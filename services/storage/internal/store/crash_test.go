@@ -109,7 +109,7 @@ func child(dir string) {
 				if r.IntN(30) == 0 {
 					cut := max(0, producer.Batches[r.IntN(len(producer.Batches))].BaseOffset)
 					say("cut %d %d", p, cut)
-					if err := l.Truncate(context.Background(), cut, State{LogEnd: cut, HighWatermark: cut, Epochs: epochZero}); err != nil {
+					if _, err := l.Truncate(context.Background(), cut, State{LogEnd: cut, HighWatermark: cut, Epochs: epochZero}); err != nil {
 						say("fail %v", err)
 					}
 					offset = cut

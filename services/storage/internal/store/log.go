@@ -57,8 +57,8 @@ type Log struct {
 	set Set
 	// pending counts the operations that wait for their outcome.
 	pending int
-	// next is the log's end after all that is queued.
-	next int64
+	// start and next are the log's start and end after all that is queued.
+	start, next int64
 
 	// durable is the state after the latest group that was put together.
 	durable durable
@@ -137,7 +137,7 @@ func (l *Log) Append(a Append, done func(error)) {
 		op.err = l.admitLocked(&a)
 	}
 	if op.err == nil {
-		l.next = a.State.LogEnd
+		l.start, l.next = a.State.LogStart, a.State.LogEnd
 		op.measure(len(l.durable.spans))
 	}
 	l.mu.Unlock()
@@ -155,8 +155,8 @@ func (l *Log) admitLocked(a *Append) error {
 	if n := len(a.Producers) + len(a.RemovedProducers); n > maxProducers {
 		return invalid("%d producers change; at most %d may", n, maxProducers)
 	}
-	if s := a.State; s.LogStart < 0 || s.LogStart > s.LogEnd {
-		return invalid("log start %d does not lie between 0 and the log end %d", s.LogStart, s.LogEnd)
+	if s := a.State; s.LogStart < l.start || s.LogStart > s.LogEnd {
+		return invalid("log start %d does not lie between %d, where it was, and the log end %d", s.LogStart, l.start, s.LogEnd)
 	}
 	if len(a.Batches) == 0 {
 		// A replica that has fallen behind the log's start begins anew, empty.
@@ -182,6 +182,15 @@ func (l *Log) admitLocked(a *Append) error {
 	return nil
 }
 
+// followsLocked refuses what does not follow the log: the caller went on although
+// a truncation was refused, or did not wait for its outcome.
+func (l *Log) followsLocked(a *Append) error {
+	if len(a.Batches) > 0 && a.Batches[0].BaseOffset != l.durable.LogEnd {
+		return fmt.Errorf("%w: %v: a batch begins at %d, the log ends at %d", ErrInvalidAppend, l.id, a.Batches[0].BaseOffset, l.durable.LogEnd)
+	}
+	return nil
+}
+
 // complete tells that an operation has its outcome.
 func (l *Log) complete() {
 	l.mu.Lock()
@@ -192,14 +201,19 @@ func (l *Log) complete() {
 	}
 }
 
-// Truncate cuts off what is at or above offset, which must be where a batch
-// begins, and returns once that is as durable as the set of the latest append
-// says. state is as it is afterwards; its log end is offset. What producers did
-// at or above offset is forgotten, as [Log.Loaded] shows after a restart.
+// Truncate cuts off what is at or above offset, and the whole of the batch that
+// offset lies in. It returns the log's end once that is as durable as the set of
+// the latest append says. What producers did in the batches that are cut is
+// forgotten, as [Log.Loaded] shows after a restart.
+//
+// state is as it is afterwards, with offset for its log end; where the end
+// becomes a lower one, high watermark and epochs follow it. The log start never
+// goes back: where it lies in the batch that is cut, the log is empty from then
+// on, and ends at its start.
 //
 // Readers lose sight of what is cut at once. When ctx ends early, the log may or
 // may not be truncated later.
-func (l *Log) Truncate(ctx context.Context, offset int64, state State) error {
+func (l *Log) Truncate(ctx context.Context, offset int64, state State) (end int64, err error) {
 	l.mu.Lock()
 	l.producers = nil
 	for l.pending > 0 {
@@ -207,7 +221,7 @@ func (l *Log) Truncate(ctx context.Context, offset int64, state State) error {
 	}
 	if err := l.admitTruncateLocked(offset, state); err != nil {
 		l.mu.Unlock()
-		return err
+		return 0, err
 	}
 	if l.set == "" {
 		l.set = l.store.setOf(l.durable.spans)
@@ -231,22 +245,23 @@ func (l *Log) Truncate(ctx context.Context, offset int64, state State) error {
 	for _, set := range others {
 		if err := l.store.sets[set].roll(ctx); err != nil {
 			l.mu.Lock()
-			l.next = l.durable.LogEnd
+			l.start, l.next = l.durable.LogStart, l.durable.LogEnd
 			l.mu.Unlock()
 			l.complete()
-			return err
+			return 0, err
 		}
 	}
 	outcome := make(chan error, 1)
-	l.store.sets[own].push(&operation{
+	o := &operation{
 		kind: truncateLog, log: l, append: Append{Set: own, State: state}, offset: offset,
 		done: func(err error) { outcome <- err },
-	})
+	}
+	l.store.sets[own].push(o)
 	select {
 	case err := <-outcome:
-		return err
+		return o.append.State.LogEnd, err
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 }
 
@@ -254,11 +269,11 @@ func (l *Log) admitTruncateLocked(offset int64, state State) error {
 	if l.fault != nil {
 		return l.fault
 	}
-	if offset < 0 || offset > l.next || state.LogEnd != offset || state.LogStart < 0 || state.LogStart > offset {
-		return fmt.Errorf("%w: %v: truncate at %d with log start %d and log end %d; the log ends at %d",
-			ErrInvalidAppend, l.id, offset, state.LogStart, state.LogEnd, l.next)
+	if offset > l.next || state.LogEnd != offset || state.LogStart < l.start || state.LogStart > offset {
+		return fmt.Errorf("%w: %v: truncate at %d with log start %d and log end %d; the log begins at %d and ends at %d",
+			ErrInvalidAppend, l.id, offset, state.LogStart, state.LogEnd, l.start, l.next)
 	}
-	l.next = offset
+	l.start, l.next = state.LogStart, offset
 	return nil
 }
 
@@ -295,6 +310,21 @@ func (l *Log) setStateLocked(s State) {
 // sameEpochs compares tables that are never changed, only replaced.
 func sameEpochs(a, b []EpochStart) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// endAt is the state of a log whose end becomes a lower one.
+func (s State) endAt(end int64) State {
+	if end == s.LogEnd {
+		return s
+	}
+	s.LogEnd = end
+	s.HighWatermark = min(s.HighWatermark, end)
+	n := len(s.Epochs)
+	for n > 0 && s.Epochs[n-1].StartOffset >= end {
+		n--
+	}
+	s.Epochs = s.Epochs[:n:n]
+	return s
 }
 
 // cutLocked shortens and drops spans.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -227,44 +226,49 @@ func runModel(t *testing.T, r *rand.Rand, steps int) {
 	checkLoaded()
 }
 
-// truncateModel cuts at a batch of the log.
+// truncateModel cuts anywhere in the log, as a rule near its end.
 func truncateModel(t *testing.T, r *rand.Rand, l *Log, m *modelLog) {
-	live := m.from(m.state.LogStart)
-	if len(live) == 0 {
-		return
+	low := m.state.LogStart
+	if live := m.from(low); r.IntN(3) > 0 && len(live) > 0 {
+		low = max(low, live[max(len(live)-3, 0)].BaseOffset)
 	}
-	cut := live[r.IntN(len(live))].BaseOffset
-	if r.IntN(3) > 0 {
-		cut = live[max(len(live)-3, 0)].BaseOffset
-	}
+	offset := low + r.Int64N(m.end()-low+1)
+	// As a replica does it, which does not know where batches begin.
 	state := m.state
-	state.LogEnd = cut
-	state.LogStart = min(state.LogStart, cut)
-	state.HighWatermark = min(state.HighWatermark, cut)
-	state.Epochs = slices.DeleteFunc(slices.Clone(state.Epochs), func(e EpochStart) bool { return e.StartOffset >= cut })
-	if within := cut - 1; within >= 0 && len(live) > 1 {
-		for _, b := range m.batches {
-			if b.BaseOffset < within && within <= b.LastOffset {
-				bad := state
-				bad.LogEnd, bad.LogStart, bad.HighWatermark = within, min(state.LogStart, within), 0
-				if within >= m.state.LogStart {
-					if err := l.Truncate(context.Background(), within, bad); !errors.Is(err, ErrInvalidAppend) {
-						t.Fatalf("truncating within the batch from %d to %d: %v", b.BaseOffset, b.LastOffset, err)
-					}
-				}
-			}
-		}
-	}
-	if err := l.Truncate(context.Background(), cut, state); err != nil {
+	state.LogEnd = offset
+	state.HighWatermark = min(state.HighWatermark, offset)
+	state.Epochs = epochsBelow(state.Epochs, offset)
+	end, err := l.Truncate(context.Background(), offset, state)
+	if err != nil {
 		t.Fatal(err)
 	}
-	m.state = state
-	m.batches = slices.DeleteFunc(slices.Clone(m.batches), func(b Batch) bool { return b.BaseOffset >= cut })
+	if want := m.truncate(offset); end != want {
+		t.Fatalf("truncated at %d: the log ends at %d, want %d", offset, end, want)
+	}
+}
+
+func epochsBelow(epochs []EpochStart, end int64) []EpochStart {
+	return slices.DeleteFunc(slices.Clone(epochs), func(e EpochStart) bool { return e.StartOffset >= end })
+}
+
+// truncate cuts off what is at or above an offset, batches as a whole, and
+// returns the end of the log.
+func (m *modelLog) truncate(offset int64) int64 {
+	from := offset
+	if i := slices.IndexFunc(m.batches, func(b Batch) bool { return b.LastOffset >= offset }); i >= 0 {
+		from = min(from, m.batches[i].BaseOffset)
+		m.batches = m.batches[:i:i]
+	}
+	end := max(from, m.state.LogStart)
+	m.state.LogEnd = end
+	m.state.HighWatermark = min(m.state.HighWatermark, end)
+	m.state.Epochs = epochsBelow(m.state.Epochs, end)
 	for id, p := range m.producers {
-		p.Batches = slices.DeleteFunc(slices.Clone(p.Batches), func(b ProducerBatch) bool { return b.BaseOffset >= cut })
+		p.Batches = slices.DeleteFunc(slices.Clone(p.Batches), func(b ProducerBatch) bool { return b.BaseOffset >= from })
 		m.producers[id] = p
 		if len(p.Batches) == 0 {
 			delete(m.producers, id)
 		}
 	}
+	return end
 }

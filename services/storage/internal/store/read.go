@@ -283,31 +283,35 @@ func indexedBefore(txn *badger.Txn, id PartitionID, in span, timestamp int64) (i
 	return from, nil
 }
 
-// measureCut returns how many bytes of batches a truncation cuts off the span
-// that holds its offset. It fails where no batch begins there.
-func (s *Store) measureCut(l *Log, offset int64) (int64, error) {
+// measureCut returns where the first batch begins that a truncation cuts off
+// the span that holds its offset, and how many bytes of batches it cuts off it;
+// 0 where nothing of the span stays.
+func (s *Store) measureCut(l *Log, offset int64) (from, freed int64, err error) {
 	v, ok, err := l.viewAt(offset)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if !ok {
-		return 0, fmt.Errorf("%w: %v has nothing at %d", ErrInvalidAppend, l.id, offset)
+		return 0, 0, fmt.Errorf("%w: %v has nothing at %d", ErrInvalidAppend, l.id, offset)
+	}
+	corrupt := func(cause error, format string, args ...any) error {
+		return &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: fmt.Sprintf(format, args...), Cause: cause}
 	}
 	volume, err := s.volumes.acquire(context.Background(), v.volume)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer s.volumes.release(volume)
 	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, l.id)})
 	defer it.Close()
-	var total int64
+	from = offset
 	it.Seek(appendOffsetKey(nil, kindBatch, l.id, offset))
 	for first := true; it.Valid(); it.Next() {
 		_, _, last, err := parseKey(it.Item().Key())
 		if err != nil {
-			return 0, &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: "the key of a batch is damaged", Cause: err}
+			return 0, 0, corrupt(err, "the key of a batch is damaged")
 		}
 		if last >= v.end {
 			break
@@ -316,15 +320,19 @@ func (s *Store) measureCut(l *Log, offset int64) (int64, error) {
 			first = false
 			var header recordbatch.Header
 			if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
-				return 0, &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: "a batch is damaged", Cause: err}
+				return 0, 0, corrupt(err, "a batch is damaged")
 			}
-			if header.BaseOffset != offset {
-				return 0, fmt.Errorf("%w: %v cannot be truncated at %d, within the batch from %d to %d", ErrInvalidAppend, l.id, offset, header.BaseOffset, last)
+			if header.LastOffset() != last || header.BaseOffset < v.first {
+				return 0, 0, corrupt(nil, "the batch that ends at %d says that it has the offsets %d to %d", last, header.BaseOffset, header.LastOffset())
 			}
+			from = min(from, header.BaseOffset)
 		}
-		total += int64(valueBytes(it.Item()))
+		if from == v.first {
+			return from, 0, nil
+		}
+		freed += int64(valueBytes(it.Item()))
 	}
-	return total, nil
+	return from, freed, nil
 }
 
 // noteCorruption counts errors that mean damage.

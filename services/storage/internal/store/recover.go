@@ -202,7 +202,7 @@ func (s *Store) restore(r *recovery) {
 		l.durable = *p.durable
 		l.stateVolume, l.stateGeneration = p.stateVolume, p.stateGeneration
 		l.loaded = l.durable.State
-		l.next, l.readable = l.durable.LogEnd, l.durable.LogEnd
+		l.start, l.next, l.readable = l.durable.LogStart, l.durable.LogEnd, l.durable.LogEnd
 		for _, sp := range l.durable.spans {
 			s.liveBytes[sp.volume] += sp.bytes
 			if !s.volumes.has(sp.volume) {

@@ -179,7 +179,10 @@ func TestAppendRefusesWhatDoesNotFit(t *testing.T) {
 	mustAppend(t, l, Append{Set: SetSynced, State: State{LogStart: 100, LogEnd: 100}})
 	_, err := l.Read(context.Background(), 12, 100, 1)
 	wantError(t, err, ErrOffsetOutOfRange)
-	one(t, l, SetSynced, 100, 3, 100)
+	next := Append{Set: SetSynced, Batches: []Batch{makeBatch(100, 3, 100, 0, 1000, 1)}, State: State{LogStart: 99, LogEnd: 103}}
+	wantError(t, appendSync(t, l, next), ErrInvalidAppend)
+	next.State.LogStart = 100
+	mustAppend(t, l, next)
 	readAll(t, l, 100, 103, 1)
 	if n := len(l.durable.spans); n != 1 {
 		t.Errorf("%d spans", n)
@@ -402,7 +405,7 @@ func TestAppendBeyondTransaction(t *testing.T) {
 			}
 			// More keys than one transaction deletes are cut off with their volume.
 			l = s.Log(partition(1))
-			if err := l.Truncate(context.Background(), 1, State{LogEnd: 1, Epochs: epochZero}); err != nil {
+			if _, err := l.Truncate(context.Background(), 1, State{LogEnd: 1, Epochs: epochZero}); err != nil {
 				t.Fatal(err)
 			}
 			b := one(t, l, SetSynced, 1, 3, 50)
@@ -431,7 +434,7 @@ func TestTruncateIntoAnotherSet(t *testing.T) {
 	for i := range int64(10) {
 		want = append(want, one(t, l, allSets[i/5], i, 1, 100))
 	}
-	if err := l.Truncate(context.Background(), 2, State{LogEnd: 2, Epochs: epochZero}); err != nil {
+	if _, err := l.Truncate(context.Background(), 2, State{LogEnd: 2, Epochs: epochZero}); err != nil {
 		t.Fatal(err)
 	}
 	want = append(want[:2], one(t, l, SetSynced, 2, 6, 100), one(t, l, SetReplicated, 8, 6, 100))
@@ -486,7 +489,7 @@ func TestReadDuringTruncation(t *testing.T) {
 			offset = b.LastOffset + 1
 		}
 		mustAppend(t, l, a)
-		if err := l.Truncate(context.Background(), kept, State{LogEnd: kept, Epochs: epochZero}); err != nil {
+		if _, err := l.Truncate(context.Background(), kept, State{LogEnd: kept, Epochs: epochZero}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -536,7 +539,7 @@ func TestTruncateManyKeysSealsVolume(t *testing.T) {
 		a.Batches = append(a.Batches, makeBatch(i, 1, 8, 0, 1000, 1))
 	}
 	mustAppend(t, l, a)
-	if err := l.Truncate(context.Background(), 5, State{LogEnd: 5, Epochs: epochZero}); err != nil {
+	if _, err := l.Truncate(context.Background(), 5, State{LogEnd: 5, Epochs: epochZero}); err != nil {
 		t.Fatal(err)
 	}
 	b := one(t, l, SetReplicated, 5, 4, 50)
@@ -781,7 +784,7 @@ func TestOpenNoticesLostTail(t *testing.T) {
 	if _, err := damaged.Read(context.Background(), 0, 3, 1); !errors.As(err, &corrupt) {
 		t.Errorf("read of the damaged partition: %v", err)
 	}
-	if err := damaged.Truncate(context.Background(), 0, State{}); !errors.As(err, &corrupt) {
+	if _, err := damaged.Truncate(context.Background(), 0, State{}); !errors.As(err, &corrupt) {
 		t.Errorf("truncation of the damaged partition: %v", err)
 	}
 	one(t, s.Log(partition(2)), SetSynced, 3, 1, 100)
@@ -1056,7 +1059,8 @@ func TestCloseAnswersEveryAppendOnce(t *testing.T) {
 	}
 	_, err := l.Read(context.Background(), 0, 1, 1)
 	wantError(t, err, ErrClosed)
-	wantError(t, l.Truncate(context.Background(), 3, State{LogEnd: 3}), ErrClosed)
+	_, err = l.Truncate(context.Background(), 3, State{LogEnd: 3})
+	wantError(t, err, ErrClosed)
 	s.late.Wait()
 }
 

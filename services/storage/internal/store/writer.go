@@ -236,6 +236,12 @@ func (w *writer) stage(o *operation) error {
 	if o.err != nil {
 		return nil
 	}
+	o.log.mu.Lock()
+	o.err = o.log.followsLocked(&o.append)
+	o.log.mu.Unlock()
+	if o.err != nil {
+		return nil
+	}
 	var total cost
 	w.begin(int64(len(o.append.Batches)))
 	defer w.end()
@@ -318,12 +324,10 @@ func (w *writer) apply(o *operation) error {
 	l := o.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	batches := o.append.Batches
-	if len(batches) > 0 && batches[0].BaseOffset != l.durable.LogEnd {
-		// The caller went on although a truncation was refused.
-		o.err = fmt.Errorf("%w: %v: a batch begins at %d, the log ends at %d", ErrInvalidAppend, l.id, batches[0].BaseOffset, l.durable.LogEnd)
+	if o.err = l.followsLocked(&o.append); o.err != nil {
 		return nil
 	}
+	batches := o.append.Batches
 	staged := o.batches == cost{}
 	for i := range batches {
 		b := &batches[i]
@@ -445,7 +449,8 @@ func (w *writer) publish(bytes int64) {
 
 // truncate cuts the end off a log. In the active volume it deletes keys, so that
 // what is appended later stands alone there; sealed ones are never written, and
-// what a span does not cover in them is nobody's. Where there are more keys than
+// what a span does not cover in them is nobody's. Of a batch that the offset lies
+// in nothing stays. Where there are more keys than
 // one transaction should delete, the volume is sealed first, and none is.
 func (w *writer) truncate(o *operation) error {
 	l := o.log
@@ -456,22 +461,23 @@ func (w *writer) truncate(o *operation) error {
 		here = here || s.volume == w.volume.number && s.end > o.offset
 	}
 	l.mu.Unlock()
-	var freed int64
+	// from is where the first batch begins that is cut off.
+	from, freed := o.offset, int64(0)
 	if cut {
-		bytes, err := w.store.measureCut(l, o.offset)
-		if err != nil {
+		var err error
+		if from, freed, err = w.store.measureCut(l, o.offset); err != nil {
 			// Nothing has changed yet.
 			o.err = err
 			l.mu.Lock()
-			l.next = l.durable.LogEnd
+			l.start, l.next = l.durable.LogStart, l.durable.LogEnd
 			l.mu.Unlock()
 			return nil
 		}
-		freed = bytes
 	}
+	o.append.State = o.append.State.endAt(max(from, o.append.State.LogStart))
 	var doomed [][]byte
 	if here {
-		keys, fits := keysFrom(w.volume.db, l.id, o.offset, w.limits.deletes())
+		keys, fits := keysFrom(w.volume.db, l.id, from, w.limits.deletes())
 		if doomed = keys; !fits {
 			doomed = nil
 			if err := w.roll(true); err != nil {
@@ -488,13 +494,16 @@ func (w *writer) truncate(o *operation) error {
 		}
 	}
 	l.mu.Lock()
-	l.cutLocked(o.offset)
+	l.cutLocked(from)
 	if n := len(l.durable.spans); n > 0 {
 		l.durable.spans[n-1].bytes -= freed
 	}
 	l.setStateLocked(o.append.State)
+	if from < o.offset {
+		l.next = l.durable.LogEnd
+	}
 	l.durable.generation++
-	l.durable.truncations = addTruncation(l.durable.truncations, truncation{generation: l.durable.generation, offset: o.offset})
+	l.durable.truncations = addTruncation(l.durable.truncations, truncation{generation: l.durable.generation, offset: from})
 	l.grouped = true
 	w.touched = append(w.touched, l)
 	l.mu.Unlock()
