@@ -13,14 +13,17 @@ import (
 
 // Names of the topic settings.
 const (
-	CleanupPolicy        = "cleanup.policy"
-	CompressionType      = "compression.type"
-	Durability           = "durability"
-	MaxMessageBytes      = "max.message.bytes"
-	MessageTimestampType = "message.timestamp.type"
-	MinInsyncReplicas    = "min.insync.replicas"
-	RetentionBytes       = "retention.bytes"
-	RetentionMs          = "retention.ms"
+	CleanupPolicy          = "cleanup.policy"
+	CompressionType        = "compression.type"
+	DeleteRetentionMs      = "delete.retention.ms"
+	Durability             = "durability"
+	MaxMessageBytes        = "max.message.bytes"
+	MessageTimestampType   = "message.timestamp.type"
+	MinCleanableDirtyRatio = "min.cleanable.dirty.ratio"
+	MinCompactionLagMs     = "min.compaction.lag.ms"
+	MinInsyncReplicas      = "min.insync.replicas"
+	RetentionBytes         = "retention.bytes"
+	RetentionMs            = "retention.ms"
 )
 
 // Values of settings that are words.
@@ -58,6 +61,15 @@ type TopicConfig struct {
 	MaxMessageBytes int
 	// CleanupPolicy is one of CleanupDelete, CleanupCompact, CleanupCompactDelete.
 	CleanupPolicy string
+	// MinCompactionLagMs is how old a record must be, in milliseconds, before
+	// compaction may remove it.
+	MinCompactionLagMs int64
+	// DeleteRetentionMs is how long a tombstone, a record without a value, stays
+	// after compaction has removed what came before it, in milliseconds.
+	DeleteRetentionMs int64
+	// MinCleanableDirtyRatio is the share of a partition's bytes, from 0 to 1, that
+	// must have come since it was last compacted before it is compacted again.
+	MinCleanableDirtyRatio float64
 	// TimestampType is TimestampCreateTime or TimestampLogAppendTime.
 	TimestampType string
 	// MinInsyncReplicas is as set; see [EffectiveMinInsync].
@@ -144,6 +156,13 @@ var settings = []setting{
 		},
 	},
 	{
+		DeleteRetentionMs, "86400000",
+		fmt.Sprintf("Milliseconds for which a record without a value is kept after compaction has removed the earlier records of its key: 0 to %d.", maxRetentionMs),
+		func(c *TopicConfig, value string) string {
+			return integer(&c.DeleteRetentionMs, value, 0, maxRetentionMs, false)
+		},
+	},
+	{
 		Durability, DurabilitySynced,
 		"When records count as acknowledged: synced waits until they are on disk, replicated until they are in the page cache of the in-sync replicas.",
 		func(c *TopicConfig, value string) string {
@@ -165,6 +184,20 @@ var settings = []setting{
 		"Which timestamp records carry: CreateTime is the producer's, LogAppendTime the server's.",
 		func(c *TopicConfig, value string) string {
 			return word(&c.TimestampType, value, TimestampCreateTime, TimestampLogAppendTime)
+		},
+	},
+	{
+		MinCleanableDirtyRatio, "0.5",
+		"Share of a partition's bytes that must be new since its last compaction before it is compacted again: 0 to 1.",
+		func(c *TopicConfig, value string) string {
+			return fraction(&c.MinCleanableDirtyRatio, value)
+		},
+	},
+	{
+		MinCompactionLagMs, "0",
+		fmt.Sprintf("Milliseconds for which a record is safe from compaction after it was written: 0 to %d.", maxRetentionMs),
+		func(c *TopicConfig, value string) string {
+			return integer(&c.MinCompactionLagMs, value, 0, maxRetentionMs, false)
 		},
 	},
 	{
@@ -262,6 +295,15 @@ func integer(target *int64, value string, least, most int64, unlimited bool) str
 	default:
 		return fmt.Sprintf("%d to %d", least, most)
 	}
+}
+
+func fraction(target *float64, value string) string {
+	f, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(f >= 0 && f <= 1) {
+		return "0 to 1"
+	}
+	*target = f
+	return ""
 }
 
 // joined puts errors into one sentence rather than one line each.

@@ -16,6 +16,7 @@ func TestTopicConfigDefaults(t *testing.T) {
 	want := TopicConfig{
 		RetentionMs: 604800000, RetentionBytes: -1, MaxMessageBytes: 1048576, CleanupPolicy: "delete",
 		TimestampType: "CreateTime", MinInsyncReplicas: 2, Durability: "synced", CompressionType: "producer",
+		MinCompactionLagMs: 0, DeleteRetentionMs: 86400000, MinCleanableDirtyRatio: 0.5,
 	}
 	if got != want {
 		t.Errorf("defaults are %+v, want %+v", got, want)
@@ -64,7 +65,20 @@ func TestTopicConfigValues(t *testing.T) {
 		{Durability, "none", "synced or replicated"},
 		{CompressionType, "producer", ""},
 		{CompressionType, "zstd", "use producer"},
-		{"retention", "1", "use one of cleanup.policy, compression.type, durability, max.message.bytes, message.timestamp.type, min.insync.replicas, retention.bytes, retention.ms"},
+		{MinCompactionLagMs, "0", ""},
+		{MinCompactionLagMs, "9223372036854", ""},
+		{MinCompactionLagMs, "-1", "0 to 9223372036854"},
+		{DeleteRetentionMs, "0", ""},
+		{DeleteRetentionMs, "9223372036855", "0 to 9223372036854"},
+		{DeleteRetentionMs, "1h", "0 to 9223372036854"},
+		{MinCleanableDirtyRatio, "0", ""},
+		{MinCleanableDirtyRatio, "0.01", ""},
+		{MinCleanableDirtyRatio, "1", ""},
+		{MinCleanableDirtyRatio, "1.01", "0 to 1"},
+		{MinCleanableDirtyRatio, "-0.1", "0 to 1"},
+		{MinCleanableDirtyRatio, "NaN", "0 to 1"},
+		{MinCleanableDirtyRatio, "", "0 to 1"},
+		{"retention", "1", "use one of cleanup.policy, compression.type, delete.retention.ms, durability, max.message.bytes, message.timestamp.type, min.cleanable.dirty.ratio, min.compaction.lag.ms, min.insync.replicas, retention.bytes, retention.ms"},
 		{"Retention.ms", "1", "is unknown"},
 	} {
 		_, err := ParseTopicConfig(map[string]string{test.name: test.value})
@@ -148,7 +162,8 @@ func FuzzParseTopicConfig(f *testing.F) {
 			return
 		}
 		if c.MaxMessageBytes < minMaxMessageBytes || c.MaxMessageBytes > maxMaxMessageBytes || c.MinInsyncReplicas < 1 ||
-			c.RetentionMs < -1 || c.RetentionMs == 0 || c.RetentionBytes < -1 || c.RetentionBytes == 0 {
+			c.RetentionMs < -1 || c.RetentionMs == 0 || c.RetentionBytes < -1 || c.RetentionBytes == 0 ||
+			c.MinCompactionLagMs < 0 || c.DeleteRetentionMs < 0 || !(c.MinCleanableDirtyRatio >= 0 && c.MinCleanableDirtyRatio <= 1) {
 			t.Errorf("%s=%q gives %+v", name, value, c)
 		}
 	})

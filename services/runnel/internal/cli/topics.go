@@ -94,8 +94,8 @@ func (p *program) topicsCreateCommand() *cobra.Command {
 
 // topicSettings are offered by the shell; the cluster judges them.
 var topicSettings = []string{
-	"cleanup.policy", "compression.type", "durability", "max.message.bytes", "message.timestamp.type",
-	"min.insync.replicas", "retention.bytes", "retention.ms",
+	"cleanup.policy", "compression.type", "delete.retention.ms", "durability", "max.message.bytes", "message.timestamp.type",
+	"min.cleanable.dirty.ratio", "min.compaction.lag.ms", "min.insync.replicas", "retention.bytes", "retention.ms",
 }
 
 func settingsMap(pairs []pair) (map[string]string, error) {

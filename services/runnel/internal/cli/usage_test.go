@@ -196,8 +196,8 @@ func TestCompletion(t *testing.T) {
 	}
 	tests := map[string]string{
 		"produce t --acks ": "none\nleader\nall\n:4\n",
-		"topics create t --config ": "cleanup.policy=\ncompression.type=\ndurability=\nmax.message.bytes=\nmessage.timestamp.type=\n" +
-			"min.insync.replicas=\nretention.bytes=\nretention.ms=\n:6\n",
+		"topics create t --config ": "cleanup.policy=\ncompression.type=\ndelete.retention.ms=\ndurability=\nmax.message.bytes=\nmessage.timestamp.type=\n" +
+			"min.cleanable.dirty.ratio=\nmin.compaction.lag.ms=\nmin.insync.replicas=\nretention.bytes=\nretention.ms=\n:6\n",
 		"produce t --property ": "linger.ms=\nbatch.bytes=\nbuffer.bytes=\nrequest.timeout.ms=\npartitioner=\nidempotence=\n:6\n",
 		"-o ":                   "table\njson\n:4\n",
 		"topics create ":        ":4\n",
