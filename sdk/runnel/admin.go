@@ -173,6 +173,36 @@ func (a *Admin) CreateTopic(ctx context.Context, spec TopicSpec) (Topic, error) 
 	return topic, err
 }
 
+// TopicChange is what to change of the settings of a topic. Those that it does
+// not name stay as they are.
+type TopicChange struct {
+	// Name of the topic.
+	Name string
+	// Config holds the settings that get a value, by name.
+	Config map[string]string
+	// Unset names the settings that go back to their defaults.
+	Unset []string
+	// ValidateOnly asks only whether the settings could be changed.
+	ValidateOnly bool
+}
+
+// AlterTopic changes settings of a topic, all that the change names or none, and
+// returns the topic as it is then. The leaders of its partitions follow a moment
+// later.
+func (a *Admin) AlterTopic(ctx context.Context, change TopicChange) (Topic, error) {
+	request := &metadatav1.AlterTopicRequest{Name: change.Name, Config: change.Config, Unset: change.Unset, ValidateOnly: change.ValidateOnly}
+	var topic Topic
+	err := a.metadata(ctx, IsRetriable, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {
+		response, err := within(ctx, changeTimeout, address, client.AlterTopic, request)
+		if err != nil {
+			return err
+		}
+		topic = newTopic(response.GetTopic())
+		return nil
+	})
+	return topic, err
+}
+
 // DeleteTopic deletes a topic and its records.
 func (a *Admin) DeleteTopic(ctx context.Context, name string) error {
 	return a.metadata(ctx, IsRetriable, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) error {

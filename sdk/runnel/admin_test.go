@@ -35,6 +35,19 @@ func TestTopicsComeAndGo(t *testing.T) {
 		if err != nil || len(topics) != 3 || topics[1].Name != "t1" || topics[1].Partitions != 2 || topics[1].Config["k"] != "v" {
 			t.Errorf("topics = %+v, %v", topics, err)
 		}
+		change := TopicChange{Name: "t1", Config: map[string]string{"a": "b"}, Unset: []string{"k"}, ValidateOnly: true}
+		for range 2 {
+			if altered, err := admin.AlterTopic(t.Context(), change); err != nil || fmt.Sprint(altered.Config) != "map[a:b]" || altered.ID != topics[1].ID || altered.Partitions != 2 {
+				t.Errorf("altered = %+v, %v", altered, err)
+			}
+			if d, err := admin.DescribeTopic(t.Context(), "t1"); err != nil || (d.Config["a"] == "b") == change.ValidateOnly {
+				t.Errorf("with ValidateOnly %t: %+v, %v", change.ValidateOnly, d.Config, err)
+			}
+			change.ValidateOnly = false
+		}
+		if _, err := admin.AlterTopic(t.Context(), TopicChange{Name: "t9"}); ReasonOf(err) != errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+			t.Errorf("altering t9: %v", err)
+		}
 		if err := admin.DeleteTopic(t.Context(), "t1"); err != nil {
 			t.Error(err)
 		}

@@ -481,6 +481,27 @@ func (s fakeTopicService) CreateTopic(_ context.Context, request *metadatav1.Cre
 	return &metadatav1.CreateTopicResponse{Topic: t.proto()}, nil
 }
 
+func (s fakeTopicService) AlterTopic(_ context.Context, request *metadatav1.AlterTopicRequest) (*metadatav1.AlterTopicResponse, error) {
+	c := s.node.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.topics[request.GetName()]
+	if t == nil {
+		return nil, statusError(failureOf(errorsv1.Reason_REASON_TOPIC_NOT_FOUND))
+	}
+	after := t.proto()
+	after.Config = maps.Clone(after.GetConfig())
+	maps.Copy(after.Config, request.GetConfig())
+	for _, name := range request.GetUnset() {
+		delete(after.Config, name)
+	}
+	if !request.GetValidateOnly() {
+		t.config = after.Config
+		c.changedLocked()
+	}
+	return &metadatav1.AlterTopicResponse{Topic: after}, nil
+}
+
 func (s fakeTopicService) DeleteTopic(_ context.Context, request *metadatav1.DeleteTopicRequest) (*metadatav1.DeleteTopicResponse, error) {
 	c := s.node.cluster
 	c.mu.Lock()

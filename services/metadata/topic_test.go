@@ -3,6 +3,7 @@ package metadata
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	catalogv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/catalog/v1"
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
@@ -133,6 +135,141 @@ func TestCreateTopicRefuses(t *testing.T) {
 		if want := "replication factor 2 is not supported yet: followers do not replicate in this version; use 1"; failure.Message != want {
 			t.Errorf("refused with %q", failure.Message)
 		}
+	}
+}
+
+// alter changes settings through a node, and returns what they are then.
+func (n *member) alter(req *metadatav1.AlterTopicRequest) *metadatav1.AlterTopicResponse {
+	n.mesh.t.Helper()
+	response, err := n.topics.AlterTopic(n.mesh.t.Context(), req)
+	if err != nil {
+		n.mesh.t.Fatal(err)
+	}
+	return response
+}
+
+func TestAlterTopic(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, etcd)
+	first, second := m.start().ready(), m.start().ready()
+	first.storage().register(false)
+	created := first.create(&metadatav1.CreateTopicRequest{Name: "orders", Partitions: 3, Config: map[string]string{"retention.ms": "1000", "durability": "replicated"}})
+	// One of the two forwards.
+	for i, n := range []*member{first, second} {
+		value := fmt.Sprint(5000 + i)
+		before := n.view.Image().Version
+		checked := n.alter(&metadatav1.AlterTopicRequest{Name: "orders", Config: map[string]string{"retention.ms": value}, ValidateOnly: true})
+		if got := checked.GetTopic().GetConfig(); got["retention.ms"] != value || checked.GetVersion() != 0 || n.view.Image().Version != before {
+			t.Errorf("validation returns %v and leads from version %d to %d", checked, before, n.view.Image().Version)
+		}
+		altered := n.alter(&metadatav1.AlterTopicRequest{Name: "orders", Config: map[string]string{"retention.ms": value, "retention.bytes": "7"}, Unset: []string{"durability"}})
+		want := proto.CloneOf(created)
+		want.Config = map[string]string{"retention.ms": value, "retention.bytes": "7"}
+		if !proto.Equal(altered.GetTopic(), want) || altered.GetVersion() <= before {
+			t.Errorf("altered to %v after version %d, want %v", altered, before, want)
+		}
+		// This node shows it at once, and in the same words.
+		described, err := n.topics.DescribeTopic(t.Context(), &metadatav1.DescribeTopicRequest{Name: "orders"})
+		if err != nil || !proto.Equal(described.GetTopic(), want) {
+			t.Errorf("described as %v, %v", described.GetTopic(), err)
+		}
+		// To say it again changes nothing.
+		again := n.alter(&metadatav1.AlterTopicRequest{Name: "orders", Config: map[string]string{"retention.ms": value}})
+		if !proto.Equal(again.GetTopic(), want) || again.GetVersion() != altered.GetVersion() {
+			t.Errorf("the second time altered to %v", again)
+		}
+	}
+	// What stands in etcd is what a node that comes later reads.
+	third := m.start().ready()
+	if topic, _ := third.view.Image().Topic("orders"); topic == nil || topic.Config["retention.ms"] != "5001" || len(topic.Config) != 2 || len(topic.Partitions) != 3 {
+		t.Errorf("a new node finds %+v", topic)
+	}
+}
+
+func TestAlterTopicRefuses(t *testing.T) {
+	t.Parallel()
+	n := newMesh(t, etcd).start().ready()
+	n.storage().register(false)
+	created := n.create(&metadatav1.CreateTopicRequest{Name: "a", Config: map[string]string{"retention.ms": "5"}})
+	config := func(pairs ...string) map[string]string {
+		m := make(map[string]string)
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	for _, test := range []struct {
+		name string
+		req  *metadatav1.AlterTopicRequest
+		want errorsv1.Reason
+		says string
+	}{
+		{"no such topic", &metadatav1.AlterTopicRequest{Name: "b", Config: config("retention.ms", "6")}, errorsv1.Reason_REASON_TOPIC_NOT_FOUND, `"b"`},
+		{"no name", &metadatav1.AlterTopicRequest{Config: config("retention.ms", "6")}, errorsv1.Reason_REASON_TOPIC_NOT_FOUND, `""`},
+		{"internal", &metadatav1.AlterTopicRequest{Name: "__offsets", Config: config("retention.ms", "6")}, errorsv1.Reason_REASON_INTERNAL_TOPIC, "__offsets"},
+		{"nothing to change", &metadatav1.AlterTopicRequest{Name: "a"}, errorsv1.Reason_REASON_INVALID_CONFIG, "names no setting"},
+		{"unknown setting", &metadatav1.AlterTopicRequest{Name: "a", Config: config("retention.ms", "6", "x", "1")}, errorsv1.Reason_REASON_INVALID_CONFIG, "retention.ms"},
+		{"senseless setting", &metadatav1.AlterTopicRequest{Name: "a", Config: config("retention.ms", "0")}, errorsv1.Reason_REASON_INVALID_CONFIG, "or -1 for no limit"},
+		{"set and unset", &metadatav1.AlterTopicRequest{Name: "a", Config: config("retention.ms", "6"), Unset: []string{"retention.ms"}}, errorsv1.Reason_REASON_INVALID_CONFIG, "both"},
+		{"unset unknown", &metadatav1.AlterTopicRequest{Name: "a", Unset: []string{"x"}}, errorsv1.Reason_REASON_INVALID_CONFIG, "cannot be unset"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, only := range []bool{true, false} {
+				test.req.ValidateOnly = only
+				_, err := n.topics.AlterTopic(t.Context(), test.req)
+				if failure := wantReason(t, err, test.want); !strings.Contains(failure.Message, test.says) {
+					t.Errorf("refused with %q, which does not say %q", failure.Message, test.says)
+				}
+			}
+		})
+	}
+	if described, err := n.topics.DescribeTopic(t.Context(), &metadatav1.DescribeTopicRequest{Name: "a"}); err != nil || !proto.Equal(described.GetTopic(), created) {
+		t.Errorf("after refusals the topic is %v, %v", described.GetTopic(), err)
+	}
+	if _, err := n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.topics.AlterTopic(t.Context(), &metadatav1.AlterTopicRequest{Name: "a", Config: config("retention.ms", "6")})
+	wantReason(t, err, errorsv1.Reason_REASON_TOPIC_NOT_FOUND)
+}
+
+// TestAlterTopicTogether: changes of different settings at the same time, through
+// different nodes and past them, all hold.
+func TestAlterTopicTogether(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, etcd)
+	members := []*member{m.start().ready(), m.start().ready()}
+	members[0].storage().register(false)
+	topic := members[0].create(&metadatav1.CreateTopicRequest{Name: "a"})
+	settings := map[string]string{"retention.ms": "5", "retention.bytes": "6", "max.message.bytes": "777", "min.insync.replicas": "3", "durability": "replicated"}
+	errs := make(chan error, len(settings))
+	turn := 0
+	for name, value := range settings {
+		n := members[turn%2]
+		turn++
+		go func() {
+			_, err := n.topics.AlterTopic(t.Context(), &metadatav1.AlterTopicRequest{Name: "a", Config: map[string]string{name: value}})
+			errs <- err
+		}()
+	}
+	for range settings {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	image := members[0].image("all settings", func(image *cluster.Image) bool {
+		now, _ := image.Topic("a")
+		return maps.Equal(now.Config, settings)
+	})
+	// A write past the controller: what it read before no longer holds.
+	record := &catalogv1.TopicRecord{Name: "a", PartitionCount: 1, State: catalogv1.TopicState_TOPIC_STATE_READY, Config: map[string]string{"retention.ms": "9"}}
+	put := catalog.Put(m.layout.Topic(cluster.TopicID(topic.GetTopicId())), record)
+	if _, err := m.raw.Txn(t.Context()).Then(put).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	altered := members[1].alter(&metadatav1.AlterTopicRequest{Name: "a", Config: map[string]string{"durability": "replicated"}})
+	if got := altered.GetTopic().GetConfig(); !maps.Equal(got, map[string]string{"retention.ms": "9", "durability": "replicated"}) {
+		t.Errorf("altered to %v after version %d", got, image.Version)
 	}
 }
 
@@ -266,6 +403,13 @@ func TestChangeSendsADelta(t *testing.T) {
 	n.create(&metadatav1.CreateTopicRequest{Name: "another"})
 	if d := delta("a new topic"); len(d.GetTopics()) != 1 || d.GetTopics()[0].GetName() != "another" || len(d.GetNodes()) != 0 {
 		t.Errorf("a new topic sends %v", d)
+	}
+	n.alter(&metadatav1.AlterTopicRequest{Name: "topic8", Config: map[string]string{"retention.ms": "5"}})
+	if d := delta("a changed setting"); len(d.GetTopics()) != 1 || d.GetTopics()[0].GetConfig()["retention.ms"] != "5" || len(d.GetTopics()[0].GetPartitions()) != 0 {
+		t.Errorf("a changed setting sends %v", d)
+	}
+	if topic, _ := image.Topic("topic8"); len(topic.Partitions) != 100 || topic.Partitions[99].Leader != node.id {
+		t.Errorf("a changed setting leaves %+v", topic)
 	}
 	if _, err := n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "topic7"}); err != nil {
 		t.Fatal(err)

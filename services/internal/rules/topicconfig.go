@@ -254,6 +254,26 @@ func ParseTopicConfig(config map[string]string) (TopicConfig, error) {
 	return c, nil
 }
 
+// ParseUnderstoodTopicConfig is [ParseTopicConfig] for a node that has to act on
+// settings which a newer release may have stored. What it does not understand
+// has its default, except that nothing is removed then: the defaults of retention
+// must not delete what a setting of that release means to keep. The error says
+// what was not understood.
+func ParseUnderstoodTopicConfig(config map[string]string) (TopicConfig, error) {
+	parsed, err := ParseTopicConfig(config)
+	if err == nil {
+		return parsed, nil
+	}
+	understood := maps.Clone(config)
+	maps.DeleteFunc(understood, func(name, value string) bool {
+		_, unknown := ParseTopicConfig(map[string]string{name: value})
+		return unknown != nil
+	})
+	parsed, _ = ParseTopicConfig(understood)
+	parsed.RetentionMs, parsed.RetentionBytes = Unlimited, Unlimited
+	return parsed, err
+}
+
 // TopicConfigEntries returns all settings of a topic that sets those in config,
 // in ascending order of names. Unknown settings are left out.
 func TopicConfigEntries(config map[string]string) []ConfigEntry {

@@ -168,3 +168,28 @@ func FuzzParseTopicConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestParseUnderstoodTopicConfig(t *testing.T) {
+	t.Parallel()
+	understood := map[string]string{MaxMessageBytes: "5000", Durability: "replicated", RetentionMs: "7", CleanupPolicy: "compact"}
+	want, err := ParseTopicConfig(understood)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ParseUnderstoodTopicConfig(understood); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	// Whatever is not understood, what is holds, and nothing is removed by retention.
+	want.RetentionMs, want.RetentionBytes = Unlimited, Unlimited
+	for name, value := range map[string]string{"future.setting": "1", RetentionBytes: "half the disk", MinInsyncReplicas: "most"} {
+		config := maps.Clone(understood)
+		config[name] = value
+		got, err := ParseUnderstoodTopicConfig(config)
+		if err == nil || !strings.Contains(err.Error(), name) || got != want {
+			t.Errorf("%s=%s: got %+v, %v, want %+v", name, value, got, err, want)
+		}
+		if config[name] != value || len(config) != 5 {
+			t.Errorf("the settings of before have become %v", config)
+		}
+	}
+}

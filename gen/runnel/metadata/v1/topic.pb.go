@@ -155,6 +155,136 @@ func (x *CreateTopicResponse) GetTopic() *Topic {
 	return nil
 }
 
+// AlterTopicRequest names the settings to change; the others stay as they are.
+type AlterTopicRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the topic. Set by the client.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Settings to give a value, by name. Set by the client.
+	Config map[string]string `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Settings to take back to their defaults, by name; none may be in config
+	// too. Set by the client.
+	Unset []string `protobuf:"bytes,3,rep,name=unset,proto3" json:"unset,omitempty"`
+	// Only check whether the settings could be changed. Set by the client.
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlterTopicRequest) Reset() {
+	*x = AlterTopicRequest{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlterTopicRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlterTopicRequest) ProtoMessage() {}
+
+func (x *AlterTopicRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlterTopicRequest.ProtoReflect.Descriptor instead.
+func (*AlterTopicRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AlterTopicRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AlterTopicRequest) GetConfig() map[string]string {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *AlterTopicRequest) GetUnset() []string {
+	if x != nil {
+		return x.Unset
+	}
+	return nil
+}
+
+func (x *AlterTopicRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// AlterTopicResponse describes the topic as it is now.
+type AlterTopicResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The topic with its partitions; with validate_only, as it would be.
+	Topic *Topic `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Version of the cluster's state from which on the settings are in it; 0
+	// with validate_only.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlterTopicResponse) Reset() {
+	*x = AlterTopicResponse{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlterTopicResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlterTopicResponse) ProtoMessage() {}
+
+func (x *AlterTopicResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlterTopicResponse.ProtoReflect.Descriptor instead.
+func (*AlterTopicResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AlterTopicResponse) GetTopic() *Topic {
+	if x != nil {
+		return x.Topic
+	}
+	return nil
+}
+
+func (x *AlterTopicResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 // DeleteTopicRequest names the topic to delete.
 type DeleteTopicRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -166,7 +296,7 @@ type DeleteTopicRequest struct {
 
 func (x *DeleteTopicRequest) Reset() {
 	*x = DeleteTopicRequest{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[2]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -178,7 +308,7 @@ func (x *DeleteTopicRequest) String() string {
 func (*DeleteTopicRequest) ProtoMessage() {}
 
 func (x *DeleteTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[2]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -191,7 +321,7 @@ func (x *DeleteTopicRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTopicRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTopicRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{2}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeleteTopicRequest) GetName() string {
@@ -210,7 +340,7 @@ type DeleteTopicResponse struct {
 
 func (x *DeleteTopicResponse) Reset() {
 	*x = DeleteTopicResponse{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[3]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +352,7 @@ func (x *DeleteTopicResponse) String() string {
 func (*DeleteTopicResponse) ProtoMessage() {}
 
 func (x *DeleteTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[3]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +365,7 @@ func (x *DeleteTopicResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTopicResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTopicResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{3}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{5}
 }
 
 // ListTopicsRequest asks for a page of topics.
@@ -252,7 +382,7 @@ type ListTopicsRequest struct {
 
 func (x *ListTopicsRequest) Reset() {
 	*x = ListTopicsRequest{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[4]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +394,7 @@ func (x *ListTopicsRequest) String() string {
 func (*ListTopicsRequest) ProtoMessage() {}
 
 func (x *ListTopicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[4]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +407,7 @@ func (x *ListTopicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopicsRequest.ProtoReflect.Descriptor instead.
 func (*ListTopicsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{4}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListTopicsRequest) GetPageSize() int32 {
@@ -307,7 +437,7 @@ type ListTopicsResponse struct {
 
 func (x *ListTopicsResponse) Reset() {
 	*x = ListTopicsResponse{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[5]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +449,7 @@ func (x *ListTopicsResponse) String() string {
 func (*ListTopicsResponse) ProtoMessage() {}
 
 func (x *ListTopicsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[5]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +462,7 @@ func (x *ListTopicsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTopicsResponse.ProtoReflect.Descriptor instead.
 func (*ListTopicsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{5}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListTopicsResponse) GetTopics() []*Topic {
@@ -360,7 +490,7 @@ type DescribeTopicRequest struct {
 
 func (x *DescribeTopicRequest) Reset() {
 	*x = DescribeTopicRequest{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[6]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +502,7 @@ func (x *DescribeTopicRequest) String() string {
 func (*DescribeTopicRequest) ProtoMessage() {}
 
 func (x *DescribeTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[6]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +515,7 @@ func (x *DescribeTopicRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeTopicRequest.ProtoReflect.Descriptor instead.
 func (*DescribeTopicRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{6}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DescribeTopicRequest) GetName() string {
@@ -408,7 +538,7 @@ type DescribeTopicResponse struct {
 
 func (x *DescribeTopicResponse) Reset() {
 	*x = DescribeTopicResponse{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[7]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +550,7 @@ func (x *DescribeTopicResponse) String() string {
 func (*DescribeTopicResponse) ProtoMessage() {}
 
 func (x *DescribeTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[7]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +563,7 @@ func (x *DescribeTopicResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeTopicResponse.ProtoReflect.Descriptor instead.
 func (*DescribeTopicResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{7}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DescribeTopicResponse) GetTopic() *Topic {
@@ -467,7 +597,7 @@ type ConfigEntry struct {
 
 func (x *ConfigEntry) Reset() {
 	*x = ConfigEntry{}
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[8]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +609,7 @@ func (x *ConfigEntry) String() string {
 func (*ConfigEntry) ProtoMessage() {}
 
 func (x *ConfigEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[8]
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +622,7 @@ func (x *ConfigEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigEntry.ProtoReflect.Descriptor instead.
 func (*ConfigEntry) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{8}
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ConfigEntry) GetName() string {
@@ -540,7 +670,18 @@ const file_runnel_metadata_v1_topic_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
 	"\x13CreateTopicResponse\x12/\n" +
-	"\x05topic\x18\x01 \x01(\v2\x19.runnel.metadata.v1.TopicR\x05topic\"(\n" +
+	"\x05topic\x18\x01 \x01(\v2\x19.runnel.metadata.v1.TopicR\x05topic\"\xe8\x01\n" +
+	"\x11AlterTopicRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12I\n" +
+	"\x06config\x18\x02 \x03(\v21.runnel.metadata.v1.AlterTopicRequest.ConfigEntryR\x06config\x12\x14\n" +
+	"\x05unset\x18\x03 \x03(\tR\x05unset\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x1a9\n" +
+	"\vConfigEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\x12AlterTopicResponse\x12/\n" +
+	"\x05topic\x18\x01 \x01(\v2\x19.runnel.metadata.v1.TopicR\x05topic\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"(\n" +
 	"\x12DeleteTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
 	"\x13DeleteTopicResponse\"O\n" +
@@ -561,9 +702,11 @@ const file_runnel_metadata_v1_topic_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
 	"\n" +
 	"is_default\x18\x03 \x01(\bR\tisDefault\x12$\n" +
-	"\rdocumentation\x18\x04 \x01(\tR\rdocumentation2\x91\x03\n" +
+	"\rdocumentation\x18\x04 \x01(\tR\rdocumentation2\xee\x03\n" +
 	"\fTopicService\x12^\n" +
-	"\vCreateTopic\x12&.runnel.metadata.v1.CreateTopicRequest\x1a'.runnel.metadata.v1.CreateTopicResponse\x12^\n" +
+	"\vCreateTopic\x12&.runnel.metadata.v1.CreateTopicRequest\x1a'.runnel.metadata.v1.CreateTopicResponse\x12[\n" +
+	"\n" +
+	"AlterTopic\x12%.runnel.metadata.v1.AlterTopicRequest\x1a&.runnel.metadata.v1.AlterTopicResponse\x12^\n" +
 	"\vDeleteTopic\x12&.runnel.metadata.v1.DeleteTopicRequest\x1a'.runnel.metadata.v1.DeleteTopicResponse\x12[\n" +
 	"\n" +
 	"ListTopics\x12%.runnel.metadata.v1.ListTopicsRequest\x1a&.runnel.metadata.v1.ListTopicsResponse\x12d\n" +
@@ -583,39 +726,46 @@ func file_runnel_metadata_v1_topic_proto_rawDescGZIP() []byte {
 	return file_runnel_metadata_v1_topic_proto_rawDescData
 }
 
-var file_runnel_metadata_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_runnel_metadata_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_runnel_metadata_v1_topic_proto_goTypes = []any{
 	(*CreateTopicRequest)(nil),    // 0: runnel.metadata.v1.CreateTopicRequest
 	(*CreateTopicResponse)(nil),   // 1: runnel.metadata.v1.CreateTopicResponse
-	(*DeleteTopicRequest)(nil),    // 2: runnel.metadata.v1.DeleteTopicRequest
-	(*DeleteTopicResponse)(nil),   // 3: runnel.metadata.v1.DeleteTopicResponse
-	(*ListTopicsRequest)(nil),     // 4: runnel.metadata.v1.ListTopicsRequest
-	(*ListTopicsResponse)(nil),    // 5: runnel.metadata.v1.ListTopicsResponse
-	(*DescribeTopicRequest)(nil),  // 6: runnel.metadata.v1.DescribeTopicRequest
-	(*DescribeTopicResponse)(nil), // 7: runnel.metadata.v1.DescribeTopicResponse
-	(*ConfigEntry)(nil),           // 8: runnel.metadata.v1.ConfigEntry
-	nil,                           // 9: runnel.metadata.v1.CreateTopicRequest.ConfigEntry
-	(*Topic)(nil),                 // 10: runnel.metadata.v1.Topic
+	(*AlterTopicRequest)(nil),     // 2: runnel.metadata.v1.AlterTopicRequest
+	(*AlterTopicResponse)(nil),    // 3: runnel.metadata.v1.AlterTopicResponse
+	(*DeleteTopicRequest)(nil),    // 4: runnel.metadata.v1.DeleteTopicRequest
+	(*DeleteTopicResponse)(nil),   // 5: runnel.metadata.v1.DeleteTopicResponse
+	(*ListTopicsRequest)(nil),     // 6: runnel.metadata.v1.ListTopicsRequest
+	(*ListTopicsResponse)(nil),    // 7: runnel.metadata.v1.ListTopicsResponse
+	(*DescribeTopicRequest)(nil),  // 8: runnel.metadata.v1.DescribeTopicRequest
+	(*DescribeTopicResponse)(nil), // 9: runnel.metadata.v1.DescribeTopicResponse
+	(*ConfigEntry)(nil),           // 10: runnel.metadata.v1.ConfigEntry
+	nil,                           // 11: runnel.metadata.v1.CreateTopicRequest.ConfigEntry
+	nil,                           // 12: runnel.metadata.v1.AlterTopicRequest.ConfigEntry
+	(*Topic)(nil),                 // 13: runnel.metadata.v1.Topic
 }
 var file_runnel_metadata_v1_topic_proto_depIdxs = []int32{
-	9,  // 0: runnel.metadata.v1.CreateTopicRequest.config:type_name -> runnel.metadata.v1.CreateTopicRequest.ConfigEntry
-	10, // 1: runnel.metadata.v1.CreateTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
-	10, // 2: runnel.metadata.v1.ListTopicsResponse.topics:type_name -> runnel.metadata.v1.Topic
-	10, // 3: runnel.metadata.v1.DescribeTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
-	8,  // 4: runnel.metadata.v1.DescribeTopicResponse.config:type_name -> runnel.metadata.v1.ConfigEntry
-	0,  // 5: runnel.metadata.v1.TopicService.CreateTopic:input_type -> runnel.metadata.v1.CreateTopicRequest
-	2,  // 6: runnel.metadata.v1.TopicService.DeleteTopic:input_type -> runnel.metadata.v1.DeleteTopicRequest
-	4,  // 7: runnel.metadata.v1.TopicService.ListTopics:input_type -> runnel.metadata.v1.ListTopicsRequest
-	6,  // 8: runnel.metadata.v1.TopicService.DescribeTopic:input_type -> runnel.metadata.v1.DescribeTopicRequest
-	1,  // 9: runnel.metadata.v1.TopicService.CreateTopic:output_type -> runnel.metadata.v1.CreateTopicResponse
-	3,  // 10: runnel.metadata.v1.TopicService.DeleteTopic:output_type -> runnel.metadata.v1.DeleteTopicResponse
-	5,  // 11: runnel.metadata.v1.TopicService.ListTopics:output_type -> runnel.metadata.v1.ListTopicsResponse
-	7,  // 12: runnel.metadata.v1.TopicService.DescribeTopic:output_type -> runnel.metadata.v1.DescribeTopicResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	11, // 0: runnel.metadata.v1.CreateTopicRequest.config:type_name -> runnel.metadata.v1.CreateTopicRequest.ConfigEntry
+	13, // 1: runnel.metadata.v1.CreateTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	12, // 2: runnel.metadata.v1.AlterTopicRequest.config:type_name -> runnel.metadata.v1.AlterTopicRequest.ConfigEntry
+	13, // 3: runnel.metadata.v1.AlterTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	13, // 4: runnel.metadata.v1.ListTopicsResponse.topics:type_name -> runnel.metadata.v1.Topic
+	13, // 5: runnel.metadata.v1.DescribeTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	10, // 6: runnel.metadata.v1.DescribeTopicResponse.config:type_name -> runnel.metadata.v1.ConfigEntry
+	0,  // 7: runnel.metadata.v1.TopicService.CreateTopic:input_type -> runnel.metadata.v1.CreateTopicRequest
+	2,  // 8: runnel.metadata.v1.TopicService.AlterTopic:input_type -> runnel.metadata.v1.AlterTopicRequest
+	4,  // 9: runnel.metadata.v1.TopicService.DeleteTopic:input_type -> runnel.metadata.v1.DeleteTopicRequest
+	6,  // 10: runnel.metadata.v1.TopicService.ListTopics:input_type -> runnel.metadata.v1.ListTopicsRequest
+	8,  // 11: runnel.metadata.v1.TopicService.DescribeTopic:input_type -> runnel.metadata.v1.DescribeTopicRequest
+	1,  // 12: runnel.metadata.v1.TopicService.CreateTopic:output_type -> runnel.metadata.v1.CreateTopicResponse
+	3,  // 13: runnel.metadata.v1.TopicService.AlterTopic:output_type -> runnel.metadata.v1.AlterTopicResponse
+	5,  // 14: runnel.metadata.v1.TopicService.DeleteTopic:output_type -> runnel.metadata.v1.DeleteTopicResponse
+	7,  // 15: runnel.metadata.v1.TopicService.ListTopics:output_type -> runnel.metadata.v1.ListTopicsResponse
+	9,  // 16: runnel.metadata.v1.TopicService.DescribeTopic:output_type -> runnel.metadata.v1.DescribeTopicResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_runnel_metadata_v1_topic_proto_init() }
@@ -630,7 +780,7 @@ func file_runnel_metadata_v1_topic_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_metadata_v1_topic_proto_rawDesc), len(file_runnel_metadata_v1_topic_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -454,7 +455,13 @@ func (s *State) delta(image *cluster.Image, c *change) *metadatav1.ClusterDelta 
 	}
 	for id := range c.topics {
 		if partitions, ok := s.Ready(id); ok {
-			out.Topics = append(out.Topics, topicProto(s.Topics[id], partitions, nil))
+			var changed map[int32]struct{}
+			if _, known := image.TopicByID(id); known {
+				// Only its settings are news. Not nil, which stands for all partitions.
+				changed = make(map[int32]struct{})
+				maps.Copy(changed, c.partitions[id])
+			}
+			out.Topics = append(out.Topics, topicProto(s.Topics[id], partitions, changed))
 			out.Version = max(out.Version, s.topicVersion(id))
 		}
 	}
@@ -487,6 +494,11 @@ func (n Node) proto() *metadatav1.Node {
 		Fenced:    n.Status.GetFenced(),
 		Since:     n.Status.GetSince(),
 	}
+}
+
+// TopicProto returns a topic with all its partitions.
+func TopicProto(t Topic, partitions []Partition) *metadatav1.Topic {
+	return topicProto(t, partitions, nil)
 }
 
 // topicProto returns a topic with those of its partitions, or with all for nil.

@@ -3,12 +3,14 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
@@ -187,6 +189,71 @@ func (c *Controller) store(ctx context.Context, id cluster.TopicID, record *cata
 	}
 	_, err = c.commit(ctx, unchanged, catalog.Put(layout.Topic(id), record))
 	return err
+}
+
+// TopicChange is what to change of the settings of a topic.
+type TopicChange struct {
+	Name string
+	// Config holds the settings that get a value, Unset those that go back to
+	// their defaults.
+	Config map[string]string
+	Unset  []string
+	// ValidateOnly changes nothing.
+	ValidateOnly bool
+}
+
+// AlterTopic changes settings of a topic, all of them or none, and returns the
+// topic with the version of the image that has them; 0 if they were only to be
+// validated.
+func (c *Controller) AlterTopic(ctx context.Context, change TopicChange) (*metadatav1.Topic, int64, error) {
+	if err := c.begin(ctx); err != nil {
+		return nil, 0, err
+	}
+	defer c.end()
+	var altered *metadatav1.Topic
+	layout := c.o.Layout
+	err := c.retry(ctx, func() error {
+		var topic catalog.Topic
+		ready := false
+		c.o.Catalog.Read(func(s *catalog.State) {
+			topic = s.Topics[s.Names[change.Name]]
+			var partitions []catalog.Partition
+			if partitions, ready = s.Ready(topic.ID); ready {
+				altered = catalog.TopicProto(topic, partitions)
+			}
+		})
+		if !ready {
+			return TopicNotFound(change.Name)
+		}
+		before := topic.Record.GetConfig()
+		after, err := rules.AlterTopicConfig(before, change.Config, change.Unset)
+		if err != nil {
+			return rpcerr.New(errorsv1.Reason_REASON_INVALID_CONFIG, "%s", err)
+		}
+		altered.Config = after
+		if change.ValidateOnly || maps.Equal(before, after) {
+			return nil
+		}
+		record := proto.CloneOf(topic.Record)
+		record.Config = after
+		// Unless somebody else has changed or deleted it: then from the beginning.
+		_, err = c.commit(ctx, []clientv3.Cmp{catalog.Unchanged(layout.Topic(topic.ID), topic.Revision)}, catalog.Put(layout.Topic(topic.ID), record))
+		if err == nil {
+			c.o.Logger.Info("topic altered", "topic", change.Name, "id", topic.ID, "config", after)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("alter topic %q: %w", change.Name, err)
+	}
+	if change.ValidateOnly {
+		return altered, 0, nil
+	}
+	version, err := c.version(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("alter topic %q: %w", change.Name, err)
+	}
+	return altered, version, nil
 }
 
 // DeleteTopic deletes a topic. The record of its deletion is what takes it out of

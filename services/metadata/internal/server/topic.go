@@ -55,6 +55,37 @@ func (s *Server) CreateTopic(ctx context.Context, req *metadatav1.CreateTopicReq
 	return response, nil
 }
 
+// AlterTopic implements metadatav1connect.TopicServiceHandler.
+func (s *Server) AlterTopic(ctx context.Context, req *metadatav1.AlterTopicRequest) (*metadatav1.AlterTopicResponse, error) {
+	if name := req.GetName(); strings.HasPrefix(name, "__") {
+		return nil, rpcerr.New(errorsv1.Reason_REASON_INTERNAL_TOPIC, "topic %q belongs to the cluster and its settings cannot be changed", name)
+	}
+	response, err := decide(ctx, s,
+		func(ctx context.Context) (*metadatav1.AlterTopicResponse, error) {
+			topic, version, err := s.o.Controller.AlterTopic(ctx, controller.TopicChange{
+				Name:         req.GetName(),
+				Config:       req.GetConfig(),
+				Unset:        req.GetUnset(),
+				ValidateOnly: req.GetValidateOnly(),
+			})
+			if err != nil {
+				return nil, err
+			}
+			return &metadatav1.AlterTopicResponse{Topic: topic, Version: version}, nil
+		},
+		func(ctx context.Context, client *connect.Client) (*metadatav1.AlterTopicResponse, error) {
+			return metadatav1connect.NewTopicServiceClient(client).AlterTopic(ctx, req)
+		})
+	if err != nil || req.GetValidateOnly() {
+		return response, err
+	}
+	err = s.show(ctx, "the topic was altered", func(image *cluster.Image) bool { return image.Version >= response.GetVersion() })
+	if err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
 // DeleteTopic implements metadatav1connect.TopicServiceHandler.
 func (s *Server) DeleteTopic(ctx context.Context, req *metadatav1.DeleteTopicRequest) (*metadatav1.DeleteTopicResponse, error) {
 	name := req.GetName()

@@ -197,12 +197,11 @@ func (r *Replicas) applyTo(p *partition.Partition, assignment cluster.Partition)
 func (r *Replicas) holds(p cluster.Partition) bool { return slices.Contains(p.Replicas, r.host.Self()) }
 
 // config reads a topic's settings. What this release does not understand leaves
-// the defaults in effect: a node that refused to serve would help nobody.
+// the rest in effect: a node that refused to serve would help nobody.
 func (r *Replicas) config(t *cluster.Topic) rules.TopicConfig {
-	config, err := rules.ParseTopicConfig(t.Config)
+	config, err := rules.ParseUnderstoodTopicConfig(t.Config)
 	if err != nil {
-		r.logger.Error("settings of a topic are not understood; defaults apply", "topic", t.Name, "error", err)
-		config, _ = rules.ParseTopicConfig(nil)
+		r.logger.Error("settings of a topic are not understood; their defaults apply, and retention removes nothing of it", "topic", t.Name, "error", err)
 	}
 	return config
 }

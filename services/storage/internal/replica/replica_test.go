@@ -234,10 +234,14 @@ func TestSettingsFollowTheCluster(t *testing.T) {
 	if got := p.Topic().Config().MaxMessageBytes; got != 5000 {
 		t.Errorf("max.message.bytes is %d", got)
 	}
-	// A setting of a later release leaves the defaults, and the partition served.
+	// A setting of a later release leaves the others, and the partition served; but
+	// then nothing is removed.
 	topic.Config["future.setting"] = "1"
 	n.act(3)
 	write(t, n.mustHave("orders", 0, partition.Leader))
+	if got := p.Topic().Config(); got.MaxMessageBytes != 5000 || got.RetentionMs != rules.Unlimited {
+		t.Errorf("beside an unknown setting: %+v", got)
+	}
 }
 
 // Partitions are deleted when the cluster says so, and only then: not because a

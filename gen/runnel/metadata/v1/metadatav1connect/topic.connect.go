@@ -28,6 +28,8 @@ const (
 const (
 	// TopicServiceCreateTopicProcedure is the procedure name of the TopicService's CreateTopic RPC.
 	TopicServiceCreateTopicProcedure = "/runnel.metadata.v1.TopicService/CreateTopic"
+	// TopicServiceAlterTopicProcedure is the procedure name of the TopicService's AlterTopic RPC.
+	TopicServiceAlterTopicProcedure = "/runnel.metadata.v1.TopicService/AlterTopic"
 	// TopicServiceDeleteTopicProcedure is the procedure name of the TopicService's DeleteTopic RPC.
 	TopicServiceDeleteTopicProcedure = "/runnel.metadata.v1.TopicService/DeleteTopic"
 	// TopicServiceListTopicsProcedure is the procedure name of the TopicService's ListTopics RPC.
@@ -42,6 +44,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_runnel_metadata_v1_topic_proto.Services().ByName("TopicService").Methods().ByName("CreateTopic"),
 			Procedure:  TopicServiceCreateTopicProcedure,
+		}
+	})
+	topicServiceAlterTopicSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_runnel_metadata_v1_topic_proto.Services().ByName("TopicService").Methods().ByName("AlterTopic"),
+			Procedure:  TopicServiceAlterTopicProcedure,
 		}
 	})
 	topicServiceDeleteTopicSpec = sync.OnceValue(func() connect.Spec {
@@ -72,6 +81,10 @@ type TopicServiceClient interface {
 	// CreateTopic creates a topic with all its partitions, or nothing. It
 	// returns once the topic can be used through this node.
 	CreateTopic(context.Context, *v1.CreateTopicRequest) (*v1.CreateTopicResponse, error)
+	// AlterTopic changes settings of a topic, all that the request names or none.
+	// It returns once this node shows them. The leader of a partition follows as
+	// soon as it hears of them; what was appended before stays as it is stored.
+	AlterTopic(context.Context, *v1.AlterTopicRequest) (*v1.AlterTopicResponse, error)
 	// DeleteTopic deletes a topic and its records.
 	DeleteTopic(context.Context, *v1.DeleteTopicRequest) (*v1.DeleteTopicResponse, error)
 	// ListTopics returns all topics, page by page.
@@ -91,6 +104,10 @@ type TopicServiceHandler interface {
 	// CreateTopic creates a topic with all its partitions, or nothing. It
 	// returns once the topic can be used through this node.
 	CreateTopic(context.Context, *v1.CreateTopicRequest) (*v1.CreateTopicResponse, error)
+	// AlterTopic changes settings of a topic, all that the request names or none.
+	// It returns once this node shows them. The leader of a partition follows as
+	// soon as it hears of them; what was appended before stays as it is stored.
+	AlterTopic(context.Context, *v1.AlterTopicRequest) (*v1.AlterTopicResponse, error)
 	// DeleteTopic deletes a topic and its records.
 	DeleteTopic(context.Context, *v1.DeleteTopicRequest) (*v1.DeleteTopicResponse, error)
 	// ListTopics returns all topics, page by page.
@@ -105,6 +122,7 @@ func RegisterTopicServiceHandler(server *connect.Server, svc TopicServiceHandler
 	adapter := topicServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: topicServiceCreateTopicSpec(), Handler: adapter.createTopic},
+		connect.Method{Spec: topicServiceAlterTopicSpec(), Handler: adapter.alterTopic},
 		connect.Method{Spec: topicServiceDeleteTopicSpec(), Handler: adapter.deleteTopic},
 		connect.Method{Spec: topicServiceListTopicsSpec(), Handler: adapter.listTopics},
 		connect.Method{Spec: topicServiceDescribeTopicSpec(), Handler: adapter.describeTopic},
@@ -116,6 +134,10 @@ type UnimplementedTopicServiceHandler struct{}
 
 func (UnimplementedTopicServiceHandler) CreateTopic(context.Context, *v1.CreateTopicRequest) (*v1.CreateTopicResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.v1.TopicService.CreateTopic is not implemented")
+}
+
+func (UnimplementedTopicServiceHandler) AlterTopic(context.Context, *v1.AlterTopicRequest) (*v1.AlterTopicResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.v1.TopicService.AlterTopic is not implemented")
 }
 
 func (UnimplementedTopicServiceHandler) DeleteTopic(context.Context, *v1.DeleteTopicRequest) (*v1.DeleteTopicResponse, error) {
@@ -137,6 +159,14 @@ type topicServiceClient struct {
 func (c *topicServiceClient) CreateTopic(ctx context.Context, req *v1.CreateTopicRequest) (*v1.CreateTopicResponse, error) {
 	var res v1.CreateTopicResponse
 	if err := c.client.CallUnary(ctx, topicServiceCreateTopicSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *topicServiceClient) AlterTopic(ctx context.Context, req *v1.AlterTopicRequest) (*v1.AlterTopicResponse, error) {
+	var res v1.AlterTopicResponse
+	if err := c.client.CallUnary(ctx, topicServiceAlterTopicSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -174,6 +204,18 @@ func (h topicServiceHandler) createTopic(ctx context.Context, _ connect.Spec, st
 		return err
 	}
 	res, err := h.svc.CreateTopic(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h topicServiceHandler) alterTopic(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AlterTopicRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AlterTopic(ctx, &req)
 	if err != nil {
 		return err
 	}
