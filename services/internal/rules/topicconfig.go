@@ -256,9 +256,9 @@ func ParseTopicConfig(config map[string]string) (TopicConfig, error) {
 
 // ParseUnderstoodTopicConfig is [ParseTopicConfig] for a node that has to act on
 // settings which a newer release may have stored. What it does not understand
-// has its default, except that nothing is removed then: the defaults of retention
-// must not delete what a setting of that release means to keep. The error says
-// what was not understood.
+// has its default, except that neither retention nor compaction removes anything
+// then: their defaults must not delete what a setting of that release means to
+// keep. The error says what was not understood.
 func ParseUnderstoodTopicConfig(config map[string]string) (TopicConfig, error) {
 	parsed, err := ParseTopicConfig(config)
 	if err == nil {
@@ -270,7 +270,7 @@ func ParseUnderstoodTopicConfig(config map[string]string) (TopicConfig, error) {
 		return unknown != nil
 	})
 	parsed, _ = ParseTopicConfig(understood)
-	parsed.RetentionMs, parsed.RetentionBytes = Unlimited, Unlimited
+	parsed.RetentionMs, parsed.RetentionBytes, parsed.MinCompactionLagMs = Unlimited, Unlimited, maxRetentionMs
 	return parsed, err
 }
 

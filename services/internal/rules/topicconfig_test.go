@@ -179,8 +179,8 @@ func TestParseUnderstoodTopicConfig(t *testing.T) {
 	if got, err := ParseUnderstoodTopicConfig(understood); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
-	// Whatever is not understood, what is holds, and nothing is removed by retention.
-	want.RetentionMs, want.RetentionBytes = Unlimited, Unlimited
+	// Whatever is not understood, what is holds, and nothing is removed.
+	want.RetentionMs, want.RetentionBytes, want.MinCompactionLagMs = Unlimited, Unlimited, maxRetentionMs
 	for name, value := range map[string]string{"future.setting": "1", RetentionBytes: "half the disk", MinInsyncReplicas: "most"} {
 		config := maps.Clone(understood)
 		config[name] = value

@@ -201,7 +201,7 @@ func (r *Replicas) holds(p cluster.Partition) bool { return slices.Contains(p.Re
 func (r *Replicas) config(t *cluster.Topic) rules.TopicConfig {
 	config, err := rules.ParseUnderstoodTopicConfig(t.Config)
 	if err != nil {
-		r.logger.Error("settings of a topic are not understood; their defaults apply, and retention removes nothing of it", "topic", t.Name, "error", err)
+		r.logger.Error("settings of a topic are not understood; their defaults apply, and neither retention nor compaction removes any of its records", "topic", t.Name, "error", err)
 	}
 	return config
 }
