@@ -11,6 +11,7 @@ import (
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 const (
@@ -88,5 +89,10 @@ func (d *directory) removeClean() error {
 	if err := os.Remove(d.Path(cleanFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the clean marker: %w", err)
 	}
-	return datadir.Sync(d.Path())
+	failpoint.Hit("start/before-marker-is-gone")
+	if err := datadir.Sync(d.Path()); err != nil {
+		return err
+	}
+	failpoint.Hit("start/after-marker-is-gone")
+	return nil
 }

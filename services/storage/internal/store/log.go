@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"sync"
+
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 // Batch is one record batch as it lies on disk. Its fields say what its header
@@ -250,6 +252,7 @@ func (l *Log) Truncate(ctx context.Context, offset int64, state State) (end int6
 			l.complete()
 			return 0, err
 		}
+		failpoint.Hit("truncate/after-other-set")
 	}
 	outcome := make(chan error, 1)
 	o := &operation{

@@ -14,6 +14,7 @@ import (
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 // recovery collects what the volumes know of the partitions.
@@ -65,13 +66,19 @@ func (s *Store) recover() error {
 				return err
 			}
 			s.recovered[v.number] = true
+			failpoint.Hit("start/after-activate")
 		}
 		if err := s.readSet(r, list); err != nil {
 			return err
 		}
 	}
 	s.restore(r)
-	return s.finishRecovery()
+	failpoint.Hit("start/after-restore")
+	if err := s.finishRecovery(); err != nil {
+		return err
+	}
+	failpoint.Hit("start/after-recovery")
+	return nil
 }
 
 // readSet reads the records of a set's volumes, of which the newest comes first.
@@ -251,6 +258,7 @@ func (s *Store) finishRecovery() error {
 					return err
 				}
 				delete(s.recovered, v.number)
+				failpoint.Hit("start/after-seal")
 			case i > 0:
 				if err := s.volumes.markSealed(v, s.liveBytes[v.number]); err != nil {
 					return err
@@ -314,9 +322,11 @@ func (s *Store) removeStaged(v *volume) error {
 				return fmt.Errorf("remove staged batches: %w", err)
 			}
 		}
+		failpoint.Hit("start/before-remove-staged")
 		if err := txn.CommitAt(v.db.MaxVersion()+1, nil); err != nil {
 			return fmt.Errorf("remove staged batches: %w", err)
 		}
+		failpoint.Hit("start/after-remove-staged")
 		s.cfg.Logger.Info("removed batches of appends that were never finished", "volume", v.number, "batches", len(keys))
 	}
 }

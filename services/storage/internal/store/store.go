@@ -21,6 +21,7 @@ import (
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 // brokenCloseTimeout bounds how long a store that has failed takes to close.
@@ -203,6 +204,7 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	for _, name := range allSets {
 		s.sets[name].close()
 	}
+	failpoint.Hit("stop/before-volumes")
 	err := s.volumes.close()
 	if err == nil {
 		err = s.failure()
@@ -210,9 +212,11 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	if err == nil {
 		err = datadir.Sync(s.volumes.path)
 	}
+	failpoint.Hit("stop/before-marker")
 	if err == nil {
 		err = s.directory.writeClean(nodeEpoch, s.cfg.BootID, s.volumes.numbers())
 	}
+	failpoint.Hit("stop/after-marker")
 	err = errors.Join(err, s.directory.Close())
 	s.metrics.unregister()
 	return err

@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 // volumes owns all volumes of a store. It opens what readers need and closes
@@ -236,12 +237,15 @@ func (r *volumes) create(set Set) (*volume, error) {
 		if err := os.Mkdir(v.path, 0o750); err != nil {
 			return nil, err
 		}
+		failpoint.Hit("create/before-describe")
 		if err := v.describe(time.Time{}, 0); err != nil {
 			return nil, err
 		}
+		failpoint.Hit("create/after-describe")
 		if err := datadir.Sync(r.path); err != nil {
 			return nil, err
 		}
+		failpoint.Hit("create/before-open")
 		return openWritable(v.path, set, r.cfg, r.logger)
 	})
 	if err != nil {
@@ -280,9 +284,14 @@ func (r *volumes) activate(v *volume) error {
 func (r *volumes) seal(v *volume, bytes int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.closeWritable(v, func() error { return v.describe(time.Now(), bytes) }); err != nil {
+	failpoint.Hit("seal/before-close")
+	if err := r.closeWritable(v, func() error {
+		failpoint.Hit("seal/before-describe")
+		return v.describe(time.Now(), bytes)
+	}); err != nil {
 		return fmt.Errorf("seal volume %d: %w", v.number, err)
 	}
+	failpoint.Hit("seal/after-describe")
 	v.sealed = true
 	return nil
 }
@@ -341,6 +350,7 @@ func (r *volumes) close() error {
 			if err := r.closeWritable(v, func() error { return nil }); err != nil {
 				faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
 			}
+			failpoint.Hit("stop/after-volume")
 		}
 	}
 	return errors.Join(faults...)

@@ -8,6 +8,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
 
 // timeIndexShift makes the distance of entries in the time index of a partition:
@@ -92,6 +93,7 @@ func (w *writer) open() error {
 			if err := w.store.volumes.activate(v); err != nil {
 				return err
 			}
+			failpoint.Hit("start/after-first-append-opens")
 		}
 		files, err := watchLogFiles(v.path, v.set.synced(), w.store.cfg.valueLogBytes)
 		if err != nil {
@@ -138,6 +140,7 @@ func (w *writer) replaceLocked() {
 	s.standby = nil
 	s.metrics.rolls.Inc()
 	s.poke()
+	failpoint.Hit("roll/after-replace")
 }
 
 // execute does what a group asks for. Its error is fatal.
@@ -211,9 +214,11 @@ func (w *writer) append(group []*operation) error {
 			return err
 		}
 	}
+	failpoint.Hit("append/before-commit")
 	if err := w.commit(); err != nil {
 		return err
 	}
+	failpoint.Hit("append/after-commit")
 	w.publish(int64(bytes))
 	w.set.metrics.groupBytes.Observe(float64(bytes))
 	w.set.metrics.groupAppends.Observe(float64(len(group)))
@@ -254,6 +259,7 @@ func (w *writer) stage(o *operation) error {
 			if err := w.commit(); err != nil {
 				return err
 			}
+			failpoint.Hit("stage/after-part")
 			w.end()
 			w.begin(int64(len(o.append.Batches) - i))
 			total = c
@@ -263,7 +269,12 @@ func (w *writer) stage(o *operation) error {
 		}
 	}
 	o.batches = cost{}
-	return w.commit()
+	failpoint.Hit("stage/before-last-part")
+	if err := w.commit(); err != nil {
+		return err
+	}
+	failpoint.Hit("stage/after-last-part")
+	return nil
 }
 
 // begin starts a transaction of at most that many entries.
@@ -408,6 +419,7 @@ func (w *writer) commit() error {
 	if err := w.files.reserve(w.logged); err != nil {
 		return err
 	}
+	failpoint.Hit("commit/after-reserve")
 	w.version++
 	started := time.Now()
 	if err := w.txn.CommitAt(w.version, nil); err != nil {
@@ -483,6 +495,7 @@ func (w *writer) truncate(o *operation) error {
 			if err := w.roll(true); err != nil {
 				return err
 			}
+			failpoint.Hit("truncate/after-roll")
 		}
 	}
 
@@ -510,9 +523,11 @@ func (w *writer) truncate(o *operation) error {
 	if err := w.writeState(l); err != nil {
 		return err
 	}
+	failpoint.Hit("truncate/before-commit")
 	if err := w.commit(); err != nil {
 		return err
 	}
+	failpoint.Hit("truncate/after-commit")
 	w.publish(0)
 	return nil
 }
