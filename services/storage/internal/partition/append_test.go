@@ -159,6 +159,20 @@ func TestCompactedTopicsNeedKeys(t *testing.T) {
 			t.Errorf("message %q does not name the record", e.Message)
 		}
 	}
+	// What is refused leaves nothing behind, of its producer neither.
+	for range 2 {
+		if err := b.Append(nil, []byte("v"), nil, 1); err != nil {
+			t.Fatal(err)
+		}
+		keyless, err := b.Build(recordbatch.Options{ProducerID: 9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantReason(t, p.Append(request(keyless, all), newOutcome()), errorsv1.Reason_REASON_KEY_REQUIRED)
+	}
+	if r := add(t, p, idempotent(t, 9, 0, 0, "a"), all).result(t); r.Duplicate || r.BaseOffset != 10 {
+		t.Errorf("the first batch that is not refused: %+v", r)
+	}
 	// A checksum says nothing of the records: here they are opened.
 	lies := resum(change(build(recordbatch.None, "value", []byte("k")), func(b []byte) { b[recordbatch.HeaderSize] = 0x7f }))
 	wantReason(t, p.Append(request(lies, all), newOutcome()), errorsv1.Reason_REASON_CORRUPT_BATCH)

@@ -39,8 +39,8 @@ type Fetch struct {
 type Fetched struct {
 	Bounds
 	// Batches are in the order of their offsets; the first may begin below the
-	// position. They are shared and must not be changed. Empty when the reader has
-	// caught up.
+	// position, or behind it where compaction has removed what was there. They are
+	// shared and must not be changed. Empty when there is nothing up to the bound.
 	Batches [][]byte
 	// NextOffset is the reader's next position.
 	NextOffset int64
@@ -98,14 +98,19 @@ func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
 		out.Batches = append(out.Batches, b.Bytes)
 		out.NextOffset = b.LastOffset + 1
 	}
-	if len(out.Batches) == 0 {
-		return Fetched{}, p.readError(ctx, f.Offset, errNoBatch)
+	switch {
+	case len(out.Batches) > 0:
+	case len(batches) > 0:
+		return Fetched{}, p.readError(ctx, f.Offset, errBound)
+	default:
+		// Compaction has removed what there was.
+		out.NextOffset = end
 	}
 	return out, nil
 }
 
-// errNoBatch is a hole in the log below the high watermark.
-var errNoBatch = errors.New("the store has no batch there")
+// errBound says that the high watermark does not lie where a batch begins.
+var errBound = errors.New("the batch there reaches beyond the high watermark")
 
 // readableLocked says whether a reader may read on at an offset.
 func (p *Partition) readableLocked(offset int64, believed cluster.LeaderEpoch) error {
@@ -298,7 +303,7 @@ func (p *Partition) readError(ctx context.Context, offset int64, err error) erro
 		defer p.mu.Unlock()
 		return p.outOfRangeLocked(offset)
 	}
-	if _, corrupt := errors.AsType[*store.ErrCorrupt](err); corrupt || errors.Is(err, errNoBatch) {
+	if _, corrupt := errors.AsType[*store.ErrCorrupt](err); corrupt || errors.Is(err, errBound) {
 		return p.unreadable(offset, err)
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_STORAGE_FAILED, "the store of this node cannot read %s at offset %d; see its log", p.name(), offset).WithCause(err)

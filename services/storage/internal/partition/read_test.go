@@ -258,7 +258,7 @@ func TestReadErrors(t *testing.T) {
 		{fmt.Errorf("read: %w", store.ErrClosed), errorsv1.Reason_REASON_DRAINING},
 		{fmt.Errorf("read: %w", store.ErrOffsetOutOfRange), errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
 		{fmt.Errorf("read: %w", &store.ErrCorrupt{}), errorsv1.Reason_REASON_CORRUPT_LOG},
-		{errNoBatch, errorsv1.Reason_REASON_CORRUPT_LOG},
+		{errBound, errorsv1.Reason_REASON_CORRUPT_LOG},
 		{errors.New("input/output error"), errorsv1.Reason_REASON_STORAGE_FAILED},
 	} {
 		wantReason(t, p.readError(t.Context(), 0, test.err), test.reason)
@@ -351,5 +351,45 @@ func TestTailEvictsTheOldestOfAll(t *testing.T) {
 	}
 	if f, err := p.Read(t.Context(), fetch(0)); err != nil || log.reads != 1 || f.NextOffset != 4 {
 		t.Errorf("%d reads of the store for the oldest, next %d, %v", log.reads, f.NextOffset, err)
+	}
+}
+
+// TestReadAcrossGaps: where compaction has left nothing below the bound, the
+// reader goes on at it.
+func TestReadAcrossGaps(t *testing.T) {
+	t.Parallel()
+	log := &memoryLog{}
+	host, p := open(t, log)
+	for _, value := range []string{"a", "b", "c", "d"} {
+		add(t, p, plain(t, value, value), all).result(t)
+	}
+	host.tails.drop(&p.tail)
+	log.batches = slices.Delete(log.batches, 1, 3)
+	for _, test := range []struct {
+		offset, end, next int64
+		batches           int
+	}{
+		{0, 8, 8, 2},
+		{0, 2, 2, 1},
+		{2, 8, 8, 1},
+		{3, 7, 0, -1},
+		{2, 6, 6, 0},
+		{3, 5, 5, 0},
+		{2, 3, 3, 0},
+		{8, 8, 8, 0},
+	} {
+		f := fetch(test.offset)
+		f.End = test.end
+		got, err := p.Read(t.Context(), f)
+		if test.batches < 0 {
+			wantReason(t, err, errorsv1.Reason_REASON_CORRUPT_LOG)
+			continue
+		}
+		if err != nil || len(got.Batches) != test.batches || got.NextOffset != test.next {
+			t.Errorf("%d to %d: %d batches, next offset %d, %v; want %d and %d", test.offset, test.end, len(got.Batches), got.NextOffset, err, test.batches, test.next)
+		}
+	}
+	if got, err := p.FindTime(t.Context(), 0, rules.NoEpoch); err != nil || got.Offset != 0 {
+		t.Errorf("found %+v, %v", got, err)
 	}
 }

@@ -181,6 +181,10 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 		}
 		return false, c.fail(ctx, slot, err)
 	}
+	if len(f.Batches) == 0 && f.NextOffset > r.position {
+		// Compaction has removed what there was up to here.
+		r.position, r.news = f.NextOffset, true
+	}
 	switch {
 	case len(f.Batches) > 0 && c.req.GetForm() == storagev1.RecordForm_RECORD_FORM_BATCHES:
 		r.position = f.NextOffset

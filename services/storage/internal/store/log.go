@@ -341,6 +341,7 @@ func (l *Log) cutLocked(offset int64) {
 	if n > 0 && spans[n-1].end > offset {
 		spans[n-1].end = offset
 	}
+	l.durable.compactedTo = min(l.durable.compactedTo, offset)
 	l.readable = min(l.readable, offset)
 	l.cuts++
 	l.rewrite = true

@@ -57,9 +57,11 @@ func (l *Log) truncatedSince(cuts uint64) bool {
 
 // Read returns the batch that holds offset and those that follow, as far as they
 // begin below endOffset and together have at most maxBytes; at least one batch
-// if there is any. None is returned where offset is the log's end. The bytes are
-// the caller's own. Each batch has been verified: against its checksum, its key
-// and the leader epochs of the log.
+// if there is any. None is returned where offset is the log's end, and where
+// compaction has left nothing before endOffset: else the first batch that is left
+// behind offset comes in place of the one that held it. The bytes are the caller's
+// own. Each batch has been verified: against its checksum, its key and the leader
+// epochs of the log.
 //
 // The errors are [ErrOffsetOutOfRange], [*ErrCorrupt], [ErrClosed] and those of
 // ctx. Batches before a damaged one are returned without it.
@@ -117,15 +119,21 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 			return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: next, Reason: fmt.Sprintf(format, args...), Cause: cause}
 		}
 		if !it.Valid() {
+			if v.sparse {
+				return batches, false, nil
+			}
 			return batches, false, corrupt(nil, "the span ends at %d, but there is no batch", v.end)
 		}
 		item := it.Item()
-		if n := valueBytes(item); n > *room && len(batches) > 0 {
-			return batches, true, nil
-		}
 		_, _, last, err := parseKey(item.Key())
-		if err != nil {
+		switch {
+		case err != nil:
 			return batches, false, corrupt(err, "the key of a batch is damaged")
+		case v.sparse && last >= v.end:
+			// What follows is not the span's.
+			return batches, false, nil
+		case valueBytes(item) > *room && len(batches) > 0:
+			return batches, true, nil
 		}
 		var raw []byte
 		// Badger's lock on the file is held meanwhile: copy, and nothing else.
@@ -138,13 +146,16 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 			return batches, false, corrupt(err, "a batch is damaged")
 		case header.LastOffset() != last:
 			return batches, false, corrupt(nil, "the batch that ends at %d says it ends at %d", last, header.LastOffset())
-		case header.BaseOffset > next || header.BaseOffset < next && len(batches) > 0:
+		case header.BaseOffset > next && !v.sparse || header.BaseOffset < next && len(batches) > 0:
 			return batches, false, corrupt(nil, "the next batch begins at %d", header.BaseOffset)
 		case header.BaseOffset < v.first || last >= v.end:
 			return batches, false, corrupt(nil, "the batch from %d to %d reaches out of its span from %d to %d", header.BaseOffset, last, v.first, v.end)
 		}
 		if epoch, ok := epochAt(v.epochs, last); ok && epoch != header.LeaderEpoch {
 			return batches, false, corrupt(nil, "the batch names leader epoch %d, the epoch table %d", header.LeaderEpoch, epoch)
+		}
+		if header.BaseOffset >= endOffset {
+			return batches, true, nil
 		}
 		batches = append(batches, Batch{Bytes: raw, BaseOffset: header.BaseOffset, LastOffset: last, MaxTimestamp: header.MaxTimestamp})
 		*room -= len(raw)

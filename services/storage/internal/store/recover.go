@@ -284,7 +284,7 @@ func (s *Store) checkTails(v *volume) {
 	for _, id := range slices.SortedFunc(maps.Keys(s.logs), comparePartitions) {
 		l := s.logs[id]
 		n := len(l.durable.spans)
-		if l.fault != nil || n == 0 || l.durable.spans[n-1].volume != v.number {
+		if l.fault != nil || n == 0 || l.durable.spans[n-1].volume != v.number || l.durable.spans[n-1].sparse {
 			continue
 		}
 		last := l.durable.LogEnd - 1
