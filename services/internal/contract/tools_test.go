@@ -56,6 +56,10 @@ func TestTools(t *testing.T) {
 		if refused.code == 0 || !strings.Contains(refused.stderr, "REASON_INVALID_TOPIC_NAME") {
 			t.Errorf("a bad name is answered with code %d:\n%s", refused.code, refused.stderr)
 		}
+		altered := call("", "-d", `{"name":"grpcurl","config":{"retention.ms":"1000"},"unset":["durability"]}`, cluster.address, "runnel.metadata.v1.TopicService/AlterTopic").mustSucceed(t)
+		if !strings.Contains(altered.stdout, `"retention.ms": "1000"`) {
+			t.Errorf("AlterTopic answered:\n%s", altered.stdout)
+		}
 		health := call("", cluster.address, "grpc.health.v1.Health/Check").mustSucceed(t)
 		if !strings.Contains(health.stdout, "SERVING") {
 			t.Errorf("health: %s", health.stdout)

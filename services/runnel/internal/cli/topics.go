@@ -12,9 +12,10 @@ import (
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
-const topicsHelp = `Create, list, describe and delete topics.`
+const topicsHelp = `Create, change, list, describe and delete topics, and delete their oldest records.`
 
 const topicsCreateHelp = `Create a topic.
 
@@ -51,11 +52,12 @@ where there is no leader or no answer) and settings (all of them: name, value,
 default, documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {
-	return commandGroup("topics", "Create, list, describe and delete topics", topicsHelp,
+	return commandGroup("topics", "Create, change, list, describe and delete topics", topicsHelp,
 		`  runnel topics create orders --partitions 3
   runnel topics list
   runnel topics describe orders`,
-		p.topicsCreateCommand(), p.topicsListCommand(), p.topicsDescribeCommand(), p.topicsDeleteCommand(), p.topicsDeleteRecordsCommand())
+		p.topicsCreateCommand(), p.topicsListCommand(), p.topicsDescribeCommand(), p.topicsAlterCommand(),
+		p.topicsDeleteCommand(), p.topicsDeleteRecordsCommand())
 }
 
 func (p *program) topicsCreateCommand() *cobra.Command {
@@ -74,7 +76,7 @@ func (p *program) topicsCreateCommand() *cobra.Command {
 	partitions := newFlag(flags, "partitions", "", "N", "", "how many partitions (default: the cluster's)", integerBetween(1, maxPartition))
 	replicas := newFlag(flags, "replication-factor", "", "R", "", "on how many nodes each partition lies (default: the cluster's)", integerBetween(1, maxPartition))
 	config := newListFlag(flags, "config", "key=value", "setting of the topic; may be repeated", parsePair)
-	completeWords(command, "config", topicSettings, "=")
+	completeWords(command, "config", topicSettings(), "=")
 	command.RunE = func(c *cobra.Command, args []string) error {
 		settings, err := settingsMap(config.values)
 		if err != nil {
@@ -93,9 +95,12 @@ func (p *program) topicsCreateCommand() *cobra.Command {
 }
 
 // topicSettings are offered by the shell; the cluster judges them.
-var topicSettings = []string{
-	"cleanup.policy", "compression.type", "delete.retention.ms", "durability", "max.message.bytes", "message.timestamp.type",
-	"min.cleanable.dirty.ratio", "min.compaction.lag.ms", "min.insync.replicas", "retention.bytes", "retention.ms",
+func topicSettings() []string {
+	var names []string
+	for _, entry := range rules.TopicConfigEntries(nil) {
+		names = append(names, entry.Name)
+	}
+	return names
 }
 
 func settingsMap(pairs []pair) (map[string]string, error) {

@@ -32,7 +32,7 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		{"frobnicate", `"runnel" has no command "frobnicate"; see "runnel --help"`},
 		{"topic list", `"runnel" has no command "topic", did you mean topics?; see "runnel --help"`},
-		{"topics", `"runnel topics" needs a command: create, delete, delete-records, describe or list; see "runnel topics --help"`},
+		{"topics", `"runnel topics" needs a command: alter, create, delete, delete-records, describe or list; see "runnel topics --help"`},
 		{"topics lst", `"runnel topics" has no command "lst", did you mean list?; see "runnel topics --help"`},
 		{"help topics frobnicate", `"runnel topics" has no command "frobnicate"; see "runnel --help"`},
 		{"completion tcsh", `"runnel completion" has no command "tcsh", did you mean bash, fish or zsh?; see "runnel completion --help"`},
@@ -58,6 +58,13 @@ func TestWrongUsage(t *testing.T) {
 		{"topics create t --replication-factor 0", `bad value "0" for --replication-factor: must be a whole number from 1 up; see "runnel topics create --help"`},
 		{"topics create t --config retention.ms", `bad value "retention.ms" for --config: must look like key=value; see "runnel topics create --help"`},
 		{"topics create t --config a=1 --config a=2", `--config gives a twice; see "runnel topics create --help"`},
+
+		{"topics alter t", `give a setting to change, such as --config retention.ms=86400000 or --unset retention.ms; see "runnel topics alter --help"`},
+		{"topics alter --unset a", `"runnel topics alter" needs a NAME; see "runnel topics alter --help"`},
+		{"topics alter t --config retention.ms", `bad value "retention.ms" for --config: must look like key=value; see "runnel topics alter --help"`},
+		{"topics alter t --config a=1 --config a=2", `--config gives a twice; see "runnel topics alter --help"`},
+		{"topics alter t --config a=1 --unset a", `--config and --unset contradict each other about a: give only one of them; see "runnel topics alter --help"`},
+		{"topics alter t --unset _", `bad value "" for --unset: must be the name of a setting, such as retention.ms; see "runnel topics alter --help"`},
 
 		{"topics delete-records t", `--before is needed, such as --before 0:1500 or --before 0:end; see "runnel topics delete-records --help"`},
 		{"topics delete-records --before 0:1", `"runnel topics delete-records" needs a NAME; see "runnel topics delete-records --help"`},
@@ -147,7 +154,7 @@ func TestBootstrapVariableIsTheDefault(t *testing.T) {
 func TestHelp(t *testing.T) {
 	commands := [][]string{
 		nil,
-		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"}, {"topics", "delete-records"},
+		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"}, {"topics", "delete-records"}, {"topics", "alter"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
 		{"up"}, {"metadata"}, {"storage"}, {"version"},
