@@ -872,3 +872,66 @@ func TestBoundEndsTheStream(t *testing.T) {
 		}
 	})
 }
+
+// TestConsumeCompacted: batches are missing, others have lost records or all of
+// them. The consumer passes over what is not there, and ends at its bound also
+// where nothing is left before it.
+func TestConsumeCompacted(t *testing.T) {
+	for codec := recordbatch.None; codec <= recordbatch.Zstd; codec++ {
+		t.Run(codec.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				p := c.createTopic("t", 1).partitions[0]
+				for i := range 6 {
+					c.fill(t, "t", 0, codec, strconv.Itoa(3*i), strconv.Itoa(3*i+1), strconv.Itoa(3*i+2))
+				}
+				c.change(func() {
+					// Offsets 3 to 5 and 9 to 11 are gone as batches.
+					p.batches = append(p.batches[:1:1], p.batches[2], p.batches[4], p.batches[5])
+					for i, stays := range map[int][]int64{1: {7}, 2: {12, 14}, 3: nil} {
+						left, err := recordbatch.Filter(p.batches[i], recordbatch.Limits{}, recordbatch.NoTimestamp,
+							func(r recordbatch.Record) bool { return slices.Contains(stays, r.Offset) })
+						if err != nil {
+							t.Fatal(err)
+						}
+						p.batches[i] = left.Batch
+					}
+				})
+				left := []int{0, 1, 2, 7, 12, 14}
+				for from := range 18 {
+					for until := from; until <= 18; until++ {
+						consumer := c.consumer(t)
+						if err := consumer.Assign(t.Context(), At("t", 0, Offset(int64(from))).Until(int64(until))); err != nil {
+							t.Fatal(err)
+						}
+						var wanted []string
+						for _, n := range left {
+							if n >= from && n < until {
+								wanted = append(wanted, fmt.Sprintf("0:%d=%d", n, n))
+							}
+						}
+						want(t, poll(t, consumer, len(wanted)), wanted...)
+						if records, err := consumer.Poll(t.Context()); !errors.Is(err, ErrEnd) {
+							t.Fatalf("%d to %d: Poll at the end returned %v, %v", from, until, records.Slice(), err)
+						}
+						if position, err := consumer.Position(t0); err != nil || position.Offset != int64(until) {
+							t.Fatalf("%d to %d: position at the end %+v, %v", from, until, position, err)
+						}
+						if err := consumer.Close(); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				// Position moves by batches, not by records.
+				consumer := c.consumer(t)
+				if err := consumer.Assign(t.Context(), At("t", 0, Earliest()).UntilEnd()); err != nil {
+					t.Fatal(err)
+				}
+				poll(t, consumer, len(left))
+				if _, err := consumer.Poll(t.Context()); !errors.Is(err, ErrEnd) {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
