@@ -52,6 +52,10 @@ type Config struct {
 	// QueueBytes bounds the batches that wait for a commit; at least GroupBytes.
 	// Default 64 MiB.
 	QueueBytes int
+	// MinFreeBytes is how much of the disk stays free: while less is, records are
+	// refused; at least 0. 0 stands for 1 GiB, or an eighth of the disk if that is
+	// less. Default 0.
+	MinFreeBytes int64
 
 	// TailBytes bounds the memory for the batches appended last, from which tailing
 	// consumers are served; at least 0. Default 64 MiB.
@@ -130,6 +134,7 @@ func (c Config) Validate() error {
 	check(c.MaxOpenSealed >= 1, "MaxOpenSealed", c.MaxOpenSealed, "at least 1")
 	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
 	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
+	check(c.MinFreeBytes >= 0, "MinFreeBytes", c.MinFreeBytes, "at least 0")
 	check(c.TailBytes >= 0, "TailBytes", c.TailBytes, "at least 0")
 	check(c.InFlightBytes >= 1, "InFlightBytes", c.InFlightBytes, "at least 1")
 	check(c.ProducersPerPartition >= 1, "ProducersPerPartition", c.ProducersPerPartition, "at least 1")
@@ -180,6 +185,7 @@ func (c Config) storeConfig() store.Config {
 		MaxOpenSealed: c.MaxOpenSealed,
 		GroupBytes:    c.GroupBytes,
 		QueueBytes:    c.QueueBytes,
+		MinFreeBytes:  c.MinFreeBytes,
 	}
 }
 

@@ -137,6 +137,10 @@ func (p *Partition) append(a Append, done Completion) error {
 		}
 	}
 
+	// Duplicates are answered on a full disk too: they are there.
+	if err := p.log.Admit(len(a.Batch)); err != nil {
+		return p.noRoom(err)
+	}
 	base := p.next
 	recordbatch.Assign(a.Batch, base, int32(epoch))
 	if config.TimestampType == rules.TimestampLogAppendTime {

@@ -29,6 +29,11 @@ func (p *Partition) failed(err error) error {
 		"the store of this node failed while it wrote %s; the node stops, and whether the records are kept is unknown", p.name()).WithCause(err)
 }
 
+// noRoom says that the store has refused a batch.
+func (p *Partition) noRoom(err error) error {
+	return rpcerr.New(errorsv1.Reason_REASON_DISK_FULL, "batch for %s refused, nothing was appended: %v", p.name(), err).WithCause(err)
+}
+
 // tooNew says that the log has records that the cluster cannot have written.
 func (p *Partition) tooNew(epoch cluster.LeaderEpoch) error {
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG,

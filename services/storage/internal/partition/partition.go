@@ -31,6 +31,8 @@ import (
 type Log interface {
 	// Loaded returns the state and the producers that the log was opened with.
 	Loaded() (store.State, []store.Producer)
+	// Admit says whether there is room on the disk for so many bytes of batches.
+	Admit(bytes int) error
 	// Append queues batches and state and calls done once they are durable, from
 	// one goroutine and in the order of the calls.
 	Append(a store.Append, done func(error))

@@ -32,6 +32,7 @@ type memoryLog struct {
 	state    store.State
 	restored []store.Producer
 	fault    error
+	full     error
 	held     []func(error)
 	hold     bool
 	appends  []store.Append
@@ -40,6 +41,8 @@ type memoryLog struct {
 }
 
 func (l *memoryLog) Err() error { return l.fault }
+
+func (l *memoryLog) Admit(int) error { return l.full }
 
 func (l *memoryLog) Loaded() (store.State, []store.Producer) { return l.state, l.restored }
 

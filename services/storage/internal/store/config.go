@@ -46,6 +46,9 @@ type Config struct {
 	// QueueBytes bounds the batches that wait in each set; at least GroupBytes.
 	// Append waits while more would be there.
 	QueueBytes int
+	// MinFreeBytes is how much of the disk is kept free: while less is, [Log.Admit]
+	// refuses. 0 stands for 1 GiB, or an eighth of the disk if that is less.
+	MinFreeBytes int64
 	// BootID names the kernel's boot; it is recorded when the store is closed.
 	BootID string
 	// Logger may be nil.
@@ -59,6 +62,8 @@ type Config struct {
 
 	// Tests use less than the constants of the same names; 0 stands for these.
 	valueLogBytes, memTableBytes int64
+	// Tests replace what the file system says about its space.
+	measureDisk func(dir string) (usage, error)
 }
 
 // DefaultConfig returns the defaults; Dir is to be set.
@@ -86,6 +91,7 @@ func (c Config) Validate() error {
 	check(c.MaxOpenSealed >= 1, "MaxOpenSealed", c.MaxOpenSealed, "at least 1")
 	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
 	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
+	check(c.MinFreeBytes >= 0, "MinFreeBytes", c.MinFreeBytes, "at least 0")
 	return errors.Join(faults...)
 }
 

@@ -112,6 +112,11 @@ func (l *Log) Loaded() (State, []Producer) {
 	return l.loaded, l.producers
 }
 
+// Admit says whether the disk has room for that many bytes of batches: if not,
+// with an error that wraps [ErrDiskFull]. What was admitted is appended, if need
+// be once there is room.
+func (l *Log) Admit(bytes int) error { return l.store.disk.admit(int64(bytes)) }
+
 // Append queues an append and returns. done is called once, from a goroutine of
 // the store and in the order of the calls, when the append is as durable as its
 // set says or has failed; it must not block, nor call Append or Truncate, nor

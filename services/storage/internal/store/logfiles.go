@@ -1,11 +1,9 @@
 package store
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
+	"strings"
 	"time"
 )
 
@@ -22,6 +20,9 @@ const (
 	flushInterval = 125 * time.Millisecond
 	// valueLogHeader is where the first entry of a value log file begins.
 	valueLogHeader = 20
+	// rotationSpace is what must be free for Badger to begin a value log file, whose
+	// first page it writes at once.
+	rotationSpace = 1 << 20
 	// clockTick is the coarsest step of a directory's modification time.
 	clockTick = 20 * time.Millisecond
 )
@@ -45,6 +46,8 @@ type logFiles struct {
 	synced bool
 	// limit is the size at which Badger begins the next value log file.
 	limit int64
+	disk  *disk
+	mem   *memFiles
 	// changed is the directory's modification time at the last look.
 	changed time.Time
 
@@ -62,13 +65,13 @@ type logFiles struct {
 	unreservable bool
 }
 
-func watchLogFiles(path string, synced bool, limit int64) (*logFiles, error) {
+func watchLogFiles(path string, synced bool, cfg *Config, disk *disk) (*logFiles, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	f := &logFiles{dir: dir, synced: synced, limit: limit}
-	if _, err := f.committed(); err != nil {
+	f := &logFiles{dir: dir, synced: synced, limit: cfg.valueLogBytes, disk: disk, mem: newMemFiles(path, cfg.memTableBytes)}
+	if _, err := f.committed(0, 0); err != nil {
 		f.close()
 		return nil, err
 	}
@@ -76,6 +79,7 @@ func watchLogFiles(path string, synced bool, limit int64) (*logFiles, error) {
 }
 
 func (f *logFiles) close() {
+	f.mem.remove()
 	// Both were only looked at; nothing is lost by an error.
 	_ = f.dir.Close()
 	if f.log != nil {
@@ -83,29 +87,58 @@ func (f *logFiles) close() {
 	}
 }
 
-// reserve prepares for a transaction that adds bytes to the value log.
-func (f *logFiles) reserve(bytes int64) error {
-	if f.log == nil || bytes == 0 {
-		return nil
+// prepare sees to it that a transaction finds space which adds that many bytes
+// of values and of keys. An error that wraps ENOSPC comes with what has to be
+// free; it may be called again then.
+func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
+	if f.unreservable {
+		return 0, nil
 	}
-	f.used += bytes
-	if f.unreservable || f.used <= f.reserved {
-		return nil
+	if f.mem.rotates(keys) {
+		// The table that Badger writes from memory has its keys.
+		need += f.mem.limit
 	}
-	end := max(f.used, min(f.reserved+reserveStep, f.limit))
-	switch err := reserveSpace(f.log, f.reserved, end-f.reserved); {
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("the disk is full: make room on the disk of %s and start again: %w", f.dir.Name(), err)
+	if f.used+values > f.limit {
+		need += rotationSpace
+	}
+	if need > 0 {
+		if err := f.disk.has(need); err != nil {
+			return need, err
+		}
+	}
+	if err := f.mem.prepare(keys); err != nil {
+		return need + f.mem.space, err
+	}
+	f.unreservable = f.mem.unreservable
+	if f.log == nil || values == 0 || f.used+values <= f.reserved {
+		return 0, nil
+	}
+	ahead := f.reserved + f.disk.ahead(reserveStep)
+	end := max(f.used+values, min(ahead, f.limit))
+	err = reserveSpace(f.log, f.reserved, end-f.reserved)
+	if outOfSpace(err) {
+		end = f.used + values
+		err = reserveSpace(f.log, f.reserved, end-f.reserved)
+	}
+	switch {
+	case outOfSpace(err):
+		return end - f.reserved + rotationSpace, err
 	case err != nil:
 		f.unreservable = true
 	default:
 		f.reserved = end
+		f.disk.spent()
 	}
-	return nil
+	return 0, nil
 }
 
-// committed follows up a transaction. It returns what to send to the disk.
-func (f *logFiles) committed() (writeback, error) {
+// committed follows up a transaction that added that many bytes of values and of
+// keys. It returns what to send to the disk.
+func (f *logFiles) committed(values, keys int64) (writeback, error) {
+	f.used += values
+	if err := f.mem.committed(keys); err != nil {
+		return writeback{}, err
+	}
 	if err := f.look(); err != nil {
 		return writeback{}, err
 	}
@@ -138,13 +171,25 @@ func (f *logFiles) look() error {
 			return err
 		}
 	}
-	logs, err := filepath.Glob(filepath.Join(f.dir.Name(), "*.vlog"))
-	if err != nil || len(logs) == 0 {
+	entries, err := os.ReadDir(f.dir.Name())
+	if err != nil {
 		return err
 	}
-	// Their names have leading zeros.
-	latest := logs[len(logs)-1]
-	if latest == f.name {
+	latest := ""
+	var memory []string
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case strings.HasSuffix(name, ".vlog"):
+			// They are sorted, and have leading zeros.
+			latest = filepath.Join(f.dir.Name(), name)
+		case strings.HasSuffix(name, memExtension):
+			memory = append(memory, name)
+		}
+	}
+	if err := f.mem.look(memory); err != nil {
+		return err
+	}
+	if latest == "" || latest == f.name {
 		return nil
 	}
 	file, err := os.OpenFile(latest, os.O_RDWR, 0)

@@ -15,6 +15,10 @@ type metrics struct {
 	open         prometheus.Gauge
 	readBytes    prometheus.Counter
 	corrupt      prometheus.Counter
+	diskFree     prometheus.Gauge
+	minFree      prometheus.Gauge
+	ballast      prometheus.Gauge
+	refused      prometheus.Counter
 
 	registerer prometheus.Registerer
 }
@@ -45,6 +49,14 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Namespace: namespace, Subsystem: subsystem, Name: "store_read_bytes_total", Help: "Bytes of batches read from disk."}),
 		corrupt: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "corruptions_total", Help: "Reads and partitions that failed because bytes on disk are damaged or missing."}),
+		diskFree: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "disk_free_bytes", Help: "Bytes that are free on the disk of the store."}),
+		minFree: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "disk_min_free_bytes", Help: "Bytes that are kept free on the disk: records are refused below."}),
+		ballast: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "disk_ballast_bytes", Help: "Bytes held back for a full disk; 0 once they were given up."}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "disk_full_refusals_total", Help: "Appends that were refused because the disk is nearly full."}),
 		registerer: registerer,
 	}
 	if registerer == nil {
@@ -80,7 +92,8 @@ func (m *metrics) of(name Set) setMetrics {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt}
+	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt,
+		m.diskFree, m.minFree, m.ballast, m.refused}
 }
 
 // unregister makes room for the metrics of the store that is opened next.

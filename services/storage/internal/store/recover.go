@@ -55,6 +55,9 @@ func (s *Store) recover() error {
 			return err
 		}
 	}
+	if err := s.disk.has(s.repairSpace()); err != nil {
+		return fmt.Errorf("repair what an unclean stop has left: %w", err)
+	}
 	r := &recovery{partitions: make(map[PartitionID]*recoveredPartition)}
 	for _, set := range allSets {
 		list := s.volumes.ofSet(set)

@@ -12,6 +12,21 @@ func reserveSpace(file *os.File, offset, bytes int64) error {
 	return unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, offset, bytes)
 }
 
+// allocateSpace makes a file that large, with room on the disk.
+func allocateSpace(file *os.File, bytes int64) error {
+	return unix.Fallocate(int(file.Fd()), 0, 0, bytes)
+}
+
+// measureDisk asks the file system of a directory for its space.
+func measureDisk(dir string) (usage, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return usage{}, err
+	}
+	block := int64(s.Bsize)
+	return usage{free: int64(s.Bavail) * block, total: int64(s.Blocks) * block, readOnly: s.Flags&unix.ST_RDONLY != 0}, nil
+}
+
 // startWriteback begins to write a part of a file that is dirty, and does not
 // wait for it.
 func startWriteback(fd uintptr, offset, bytes int64) {

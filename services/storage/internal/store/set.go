@@ -151,6 +151,7 @@ func (s *set) push(o *operation) {
 	}
 	s.queue = append(s.queue, o)
 	s.queued += o.bytes
+	s.store.disk.queued.Add(int64(o.bytes))
 	s.metrics.queue.Set(float64(s.queued))
 	if len(s.queue) == 1 {
 		s.arrived.Signal()
@@ -168,6 +169,12 @@ func (s *set) roll(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+func (s *set) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 // finish tells an operation's outcome.
@@ -262,6 +269,7 @@ func (s *set) run() {
 		clear(group)
 		s.mu.Lock()
 		s.queued -= bytes
+		s.store.disk.queued.Add(-int64(bytes))
 		s.metrics.queue.Set(float64(s.queued))
 		s.room.Broadcast()
 		s.mu.Unlock()
@@ -306,6 +314,13 @@ func (s *set) prepare() error {
 	old := s.oldLocked()
 	create := (s.wanted || old) && s.standby == nil && !s.closing && s.store.failure() == nil
 	s.mu.Unlock()
+	if create && s.store.disk.has(s.store.openSpace(nil)) != nil {
+		// The commit goroutine asks again.
+		s.mu.Lock()
+		s.wanted = false
+		s.mu.Unlock()
+		return nil
+	}
 	if create {
 		next, err := s.create()
 		if err != nil {
@@ -329,13 +344,16 @@ func (s *set) prepare() error {
 	return nil
 }
 
-// create makes the next volume of the set.
+// create makes the next volume of the set, once there is space for it.
 func (s *set) create() (*opened, error) {
+	if err := s.store.disk.await(s.store.openSpace(nil), s.isClosing); err != nil {
+		return nil, fmt.Errorf("create a volume: %w", err)
+	}
 	v, err := s.store.volumes.create(s.name)
 	if err != nil {
 		return nil, err
 	}
-	files, err := watchLogFiles(v.path, v.set.synced(), s.store.cfg.valueLogBytes)
+	files, err := watchLogFiles(v.path, v.set.synced(), &s.store.cfg, s.store.disk)
 	if err != nil {
 		return nil, fmt.Errorf("create volume %d: %w", v.number, err)
 	}
@@ -353,7 +371,14 @@ func (s *set) sealRetired() {
 	list := s.retired
 	s.retired = nil
 	s.mu.Unlock()
-	for _, r := range list {
+	for i, r := range list {
+		if s.store.disk.has(s.store.cfg.memTableBytes) != nil {
+			// Badger turns what it has in memory into a table; a later call seals it.
+			s.mu.Lock()
+			s.retired = append(list[i:], s.retired...)
+			s.mu.Unlock()
+			return
+		}
 		if err := s.store.volumes.seal(r.volume, r.bytes); err != nil {
 			s.store.fail(err)
 			return

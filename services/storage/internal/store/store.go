@@ -13,6 +13,8 @@ package store
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,7 @@ type Store struct {
 	directory *directory
 	volumes   *volumes
 	metrics   *metrics
+	disk      *disk
 	sets      map[Set]*set
 	clean     bool
 
@@ -41,6 +44,10 @@ type Store struct {
 	// that spans name in each volume at Open. Both are never changed after it.
 	recovered map[uint64]bool
 	liveBytes map[uint64]int64
+
+	// watch is the goroutine that looks at the disk; it ends when unwatch is closed.
+	watch   sync.WaitGroup
+	unwatch chan struct{}
 
 	// groups numbers the groups of all sets.
 	groups atomic.Uint64
@@ -79,6 +86,9 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("register the store's metrics: %w", err)
 	}
 	directory, err := openDirectory(cfg.Dir)
+	if outOfSpace(err) && os.Remove(filepath.Join(cfg.Dir, ballastFile)) == nil {
+		directory, err = openDirectory(cfg.Dir)
+	}
 	if err != nil {
 		metrics.unregister()
 		return nil, err
@@ -92,7 +102,9 @@ func Open(cfg Config) (*Store, error) {
 		liveBytes: make(map[uint64]int64),
 		logs:      make(map[PartitionID]*Log),
 		failed:    make(chan struct{}),
+		unwatch:   make(chan struct{}),
 	}
+	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, func(err error) { s.fail(err) })
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
 	for _, name := range allSets {
 		s.sets[name] = newSet(s, name)
@@ -102,6 +114,7 @@ func Open(cfg Config) (*Store, error) {
 		metrics.unregister()
 		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), err)
 	}
+	s.watch.Go(func() { s.disk.run(s.unwatch) })
 	return s, nil
 }
 
@@ -204,8 +217,16 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	for _, name := range allSets {
 		s.sets[name].close()
 	}
+	close(s.unwatch)
+	s.watch.Wait()
 	failpoint.Hit("stop/before-volumes")
-	err := s.volumes.close()
+	// What Badger has in memory goes to tables now, whose space nobody can reserve.
+	err := s.disk.has(s.volumes.written() * s.cfg.memTableBytes)
+	if err == nil {
+		err = s.volumes.close()
+	} else {
+		err = fmt.Errorf("nothing is lost, but the next start has to repair the volumes: %w", err)
+	}
 	if err == nil {
 		err = s.failure()
 	}

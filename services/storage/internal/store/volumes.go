@@ -97,6 +97,18 @@ func (r *volumes) ofSet(set Set) []*volume {
 	return out
 }
 
+// written returns how many volumes are open for writing.
+func (r *volumes) written() (n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.byNumber {
+		if v.mode == writable {
+			n++
+		}
+	}
+	return n
+}
+
 func (r *volumes) has(number uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -41,8 +42,9 @@ type writer struct {
 	values   []byte
 	touched  []*Log
 	progress diskv1.PartitionProgress
-	// logged are the bytes that the transaction at hand adds to the value log.
-	logged int64
+	// logged and keyed are the bytes that the transaction at hand adds to the value
+	// log, and at most to what Badger holds in memory.
+	logged, keyed int64
 }
 
 func newWriter(s *set) writer { return writer{set: s, store: s.store} }
@@ -90,12 +92,15 @@ func (w *writer) open() error {
 	if list := w.store.volumes.ofSet(w.set.name); len(list) > 0 && !list[0].sealed {
 		v := list[0]
 		if !w.store.recovered[v.number] {
+			if err := w.store.disk.await(w.store.openSpace(v), w.set.isClosing); err != nil {
+				return err
+			}
 			if err := w.store.volumes.activate(v); err != nil {
 				return err
 			}
 			failpoint.Hit("start/after-first-append-opens")
 		}
-		files, err := watchLogFiles(v.path, v.set.synced(), w.store.cfg.valueLogBytes)
+		files, err := watchLogFiles(v.path, v.set.synced(), &w.store.cfg, w.store.disk)
 		if err != nil {
 			return fmt.Errorf("open volume %d for writing: %w", v.number, err)
 		}
@@ -297,7 +302,7 @@ func (w *writer) end() {
 		w.touched[i] = nil
 	}
 	w.touched = w.touched[:0]
-	w.logged = 0
+	w.logged, w.keyed = 0, 0
 }
 
 // key adds a key to the buffer of the transaction, which stays where it is when
@@ -315,11 +320,10 @@ func (w *writer) key(k kind, id PartitionID, offset int64) []byte {
 func (w *writer) put(key, value []byte) error {
 	// The transaction keeps the pointer, so the slice must not move.
 	w.entries = append(w.entries, badger.Entry{Key: key, Value: value})
-	if len(value) >= valueThreshold {
-		var c cost
-		c.addEntry(len(key), len(value))
-		w.logged += c.values
-	}
+	var c cost
+	c.addEntry(len(key), len(value))
+	w.logged += c.values
+	w.keyed += c.size + memEntry
 	if err := w.txn.SetEntry(&w.entries[len(w.entries)-1]); err != nil {
 		return fmt.Errorf("put together a transaction: %w", err)
 	}
@@ -416,7 +420,7 @@ func (w *writer) commit() error {
 	if len(w.entries) == 0 {
 		return nil
 	}
-	if err := w.files.reserve(w.logged); err != nil {
+	if err := w.reserve(); err != nil {
 		return err
 	}
 	failpoint.Hit("commit/after-reserve")
@@ -429,7 +433,7 @@ func (w *writer) commit() error {
 	if err := w.store.failure(); err != nil {
 		return err
 	}
-	written, err := w.files.committed()
+	written, err := w.files.committed(w.logged, w.keyed)
 	if err != nil {
 		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
 	}
@@ -441,6 +445,24 @@ func (w *writer) commit() error {
 		w.set.poke()
 	}
 	return nil
+}
+
+// reserve gives the transaction space on the disk. Where there is none it waits
+// for it: what was admitted is not refused any more, as what follows it builds on
+// it.
+func (w *writer) reserve() error {
+	for {
+		need, err := w.files.prepare(w.logged, w.keyed)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, ErrDiskFull) && !outOfSpace(err) {
+			return err
+		}
+		if err := w.store.disk.await(need, w.set.isClosing); err != nil {
+			return err
+		}
+	}
 }
 
 // publish lets readers see what was committed.
@@ -502,6 +524,7 @@ func (w *writer) truncate(o *operation) error {
 	w.begin(int64(len(doomed)) + 1)
 	defer w.end()
 	for _, key := range doomed {
+		w.keyed += int64(len(key)) + memEntry
 		if err := w.txn.Delete(key); err != nil {
 			return fmt.Errorf("put together a truncation: %w", err)
 		}

@@ -1,0 +1,318 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// ballastFile is in the store's directory.
+	ballastFile = "ballast"
+	// maxMinFree and maxBallast are what is kept free, and held back for the moment
+	// in which nothing is, where the configuration does not say otherwise; on small
+	// disks it is a part of the disk.
+	maxMinFree = 1 << 30
+	maxBallast = 64 << 20
+
+	// lookEvery is how often an idle store looks at the disk; appends look if
+	// nobody has within freshFor.
+	lookEvery = time.Second
+	freshFor  = 50 * time.Millisecond
+	// awaitEvery is how often somebody looks who waits for space.
+	awaitEvery = 50 * time.Millisecond
+)
+
+// ErrDiskFull says that the disk has too little free space. The errors that wrap
+// it name the directory and the remedy. Nothing was written; the store goes on,
+// and takes appends again once there is space.
+var ErrDiskFull = errors.New("the disk is full")
+
+// usage is what a file system says about its space, in bytes.
+type usage struct {
+	// free is what a process without privileges may still use.
+	free, total int64
+	readOnly    bool
+}
+
+// disk watches the space of the file system that a store lies on.
+//
+// Badger writes through mappings, and a page that the file system has no block
+// for kills the process. So everything that is mapped gets its space before it
+// is written, see [logFiles] and [memFiles], and what nobody can reserve, the
+// tables that Badger builds, is only begun while there is room for it: batches
+// are refused while less than a watermark is free, which leaves the rest to what
+// makes room, and a ballast is given up when even that runs out.
+//
+// Another process may take the space between a look and the write; the watermark
+// is what it would have to write in that time.
+type disk struct {
+	dir     string
+	logger  *slog.Logger
+	metrics *metrics
+	fail    func(error)
+	// measure is statfs; tests replace it.
+	measure func(dir string) (usage, error)
+
+	// min is the watermark: below it batches are refused, until there are resume.
+	min, resume int64
+	// ballastBytes is the size of the ballast; 0 for none.
+	ballastBytes int64
+	// blind says that the file system does not tell, or cannot reserve.
+	blind bool
+
+	// queued are the bytes of batches that are admitted and not committed yet.
+	queued atomic.Int64
+
+	mu       sync.Mutex
+	free     int64
+	looked   time.Time
+	refusing bool
+	ballast  bool
+}
+
+// watchDisk has a first look. It makes no file.
+func watchDisk(dir string, cfg *Config, m *metrics, fail func(error)) *disk {
+	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, measure: cfg.measureDisk}
+	if d.measure == nil {
+		d.measure = measureDisk
+	}
+	u, err := d.measure(dir)
+	if err != nil {
+		d.blind, d.free = true, math.MaxInt64
+		return d
+	}
+	d.min = cfg.MinFreeBytes
+	if d.min == 0 {
+		d.min = min(maxMinFree, u.total/8)
+	}
+	d.resume = d.min + d.min/4
+	d.ballastBytes = min(maxBallast, u.total/16)
+	if info, err := os.Stat(d.ballastPath()); err == nil && info.Size() > 0 {
+		d.ballast = true
+		m.ballast.Set(float64(info.Size()))
+	}
+	m.minFree.Set(float64(d.min))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.takeLocked(u)
+	return d
+}
+
+func (d *disk) ballastPath() string { return filepath.Join(d.dir, ballastFile) }
+
+// run looks at the disk until stop is closed, and keeps the ballast.
+func (d *disk) run(stop <-chan struct{}) {
+	if d.blind {
+		<-stop
+		return
+	}
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		d.mu.Lock()
+		d.lookLocked()
+		d.trimLocked()
+		d.mu.Unlock()
+		select {
+		case <-stop:
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// lookLocked asks the file system.
+func (d *disk) lookLocked() {
+	if d.blind {
+		return
+	}
+	u, err := d.measure(d.dir)
+	if err != nil {
+		d.logger.Warn("the file system does not tell how much is free", "directory", d.dir, "error", err)
+		d.looked = time.Now()
+		return
+	}
+	if u.readOnly {
+		d.fail(fmt.Errorf("the file system of %s has become read-only: look at the kernel's log for the fault of the disk, and start again once it is writable", d.dir))
+	}
+	d.takeLocked(u)
+}
+
+func (d *disk) takeLocked(u usage) {
+	d.free, d.looked = u.free, time.Now()
+	d.metrics.diskFree.Set(float64(u.free))
+	limit := d.min
+	if d.refusing {
+		limit = d.resume
+	}
+	refusing := u.free-d.queued.Load() < limit
+	if refusing == d.refusing {
+		return
+	}
+	d.refusing = refusing
+	if refusing {
+		d.logger.Error("the disk is nearly full: records are refused until there is room; reads and deletes go on",
+			"directory", d.dir, "free_bytes", u.free, "kept_bytes", d.min)
+	} else {
+		d.logger.Info("the disk has room again: records are taken", "directory", d.dir, "free_bytes", u.free)
+	}
+}
+
+// trimLocked gives the ballast up where next to nothing is free, and makes it
+// where it takes nothing away from anybody.
+func (d *disk) trimLocked() {
+	switch {
+	case d.ballast && d.free < d.ballastBytes/2:
+		d.releaseLocked()
+	case !d.ballast && d.ballastBytes > 0 && d.free-d.ballastBytes >= d.resume:
+		d.loadLocked()
+	}
+}
+
+func (d *disk) releaseLocked() {
+	if !d.ballast {
+		return
+	}
+	if err := os.Remove(d.ballastPath()); err != nil {
+		d.logger.Error("the ballast cannot be given up", "file", d.ballastPath(), "error", err)
+		return
+	}
+	d.ballast = false
+	d.metrics.ballast.Set(0)
+	d.logger.Warn("the disk is full: the ballast was given up to keep the store going", "directory", d.dir, "free_bytes", d.free, "ballast_bytes", d.ballastBytes)
+	d.lookLocked()
+}
+
+func (d *disk) loadLocked() {
+	file, err := os.OpenFile(d.ballastPath(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = errors.Join(allocateSpace(file, d.ballastBytes), file.Close())
+	}
+	if err != nil {
+		// Without one the watermark has to do. Half a ballast would be forgotten.
+		_ = os.Remove(d.ballastPath())
+		if !outOfSpace(err) {
+			d.ballastBytes = 0
+		}
+		return
+	}
+	d.ballast = true
+	d.metrics.ballast.Set(float64(d.ballastBytes))
+	d.lookLocked()
+}
+
+// admit says whether batches may be appended.
+func (d *disk) admit(bytes int64) error {
+	if d.blind {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.looked) > freshFor {
+		d.lookLocked()
+	}
+	if !d.refusing && d.free-d.queued.Load()-bytes >= d.min {
+		return nil
+	}
+	d.metrics.refused.Inc()
+	return d.fullLocked()
+}
+
+func (d *disk) fullLocked() error {
+	return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are kept free; delete topics or records, shorten their retention, or make room on the disk",
+		ErrDiskFull, d.free, d.dir, d.min)
+}
+
+// has says whether so many bytes are free, if need be without the ballast.
+func (d *disk) has(bytes int64) error {
+	if d.blind {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lookLocked()
+	if d.free < bytes {
+		d.releaseLocked()
+	}
+	if d.free < bytes {
+		return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are needed; make room on the disk", ErrDiskFull, d.free, d.dir, bytes)
+	}
+	return nil
+}
+
+// await waits until so many bytes are free, or until called off.
+func (d *disk) await(bytes int64, calledOff func() bool) error {
+	err := d.has(bytes)
+	if err == nil {
+		return nil
+	}
+	d.logger.Error("a commit waits for space on the disk", "error", err)
+	ticker := time.NewTicker(awaitEvery)
+	defer ticker.Stop()
+	for err != nil && !calledOff() {
+		<-ticker.C
+		err = d.has(bytes)
+	}
+	return err
+}
+
+// ahead returns how far ahead to reserve space: less than asked for where that
+// would bring the disk near the watermark.
+func (d *disk) ahead(step int64) int64 {
+	if d.blind {
+		return step
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return max(min(step, (d.free-d.min)/8), 0)
+}
+
+// spent makes the next to append look.
+func (d *disk) spent() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.looked = time.Time{}
+}
+
+// openSpace is what must be free to open a volume for writing: nil for a new one.
+// Badger begins two log files, and turns those that it finds into tables.
+func (s *Store) openSpace(v *volume) int64 {
+	need := memSpace(s.cfg.memTableBytes) + 2*rotationSpace
+	if v == nil {
+		return need
+	}
+	logs, _ := filepath.Glob(filepath.Join(v.path, "*"+memExtension)) // The pattern is well-formed.
+	for _, name := range logs {
+		if info, err := os.Stat(name); err == nil {
+			need += min(info.Size(), s.cfg.memTableBytes)
+		}
+	}
+	return need
+}
+
+// repairSpace is what must be free to open the store.
+func (s *Store) repairSpace() (need int64) {
+	if s.clean {
+		return 0
+	}
+	for _, set := range allSets {
+		for _, v := range s.volumes.ofSet(set) {
+			if !v.sealed {
+				need += s.openSpace(v)
+			}
+		}
+	}
+	return need
+}
+
+func outOfSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}

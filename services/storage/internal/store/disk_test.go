@@ -1,0 +1,283 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	dto "github.com/prometheus/client_model/go"
+)
+
+// fakeDisk tells what a test wants of the disk. Its files lie on a real one.
+type fakeDisk struct {
+	mu sync.Mutex
+	usage
+}
+
+func (f *fakeDisk) measure(string) (usage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.usage, nil
+}
+
+func (f *fakeDisk) set(free int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.free = free
+}
+
+func TestDiskWatermark(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 100 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	if got, want := s.disk.min, int64(50<<20); got != want {
+		t.Fatalf("%d bytes are kept free of 400 MiB, want %d", got, want)
+	}
+	l := s.Log(partition(0))
+	for _, step := range []struct {
+		free    int64
+		refused bool
+	}{
+		{100 << 20, false},
+		{50 << 20, false},
+		{50<<20 - 1, true},
+		{51 << 20, true}, // not enough to begin again
+		{62 << 20, true},
+		{63 << 20, false},
+		{50 << 20, false},
+		{1 << 20, true},
+	} {
+		disk.set(step.free)
+		s.disk.spent()
+		err := l.Admit(0)
+		if errors.Is(err, ErrDiskFull) != step.refused {
+			t.Fatalf("with %d free: %v", step.free, err)
+		}
+		if step.refused && (!strings.Contains(err.Error(), s.directory.Path()) || !strings.Contains(err.Error(), "make room")) {
+			t.Errorf("the error does not name the disk or the remedy: %v", err)
+		}
+	}
+	var refused dto.Metric
+	if err := s.metrics.refused.Write(&refused); err != nil || refused.GetCounter().GetValue() != 4 {
+		t.Errorf("%v refusals were counted, want 4; %v", refused.GetCounter().GetValue(), err)
+	}
+	// What is on its way counts.
+	disk.set(100 << 20)
+	s.disk.spent()
+	if err := l.Admit(51 << 20); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("more than there is was admitted: %v", err)
+	}
+	if err := l.Admit(10); err != nil {
+		t.Errorf("a large batch that was refused keeps small ones out: %v", err)
+	}
+	s.disk.queued.Add(45 << 20)
+	if err := l.Admit(6 << 20); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("what is queued was forgotten: %v", err)
+	}
+	s.disk.queued.Add(-45 << 20)
+}
+
+func TestDiskDefaults(t *testing.T) {
+	for _, c := range []struct {
+		total, configured, min, ballast int64
+	}{
+		{400 << 20, 0, 50 << 20, 25 << 20},
+		{1 << 40, 0, 1 << 30, 64 << 20},
+		{1 << 40, 5 << 20, 5 << 20, 64 << 20},
+	} {
+		cfg := testConfig(t)
+		cfg.MinFreeBytes = c.configured
+		cfg.measureDisk = func(string) (usage, error) { return usage{free: c.total, total: c.total}, nil }
+		m, err := newMetrics(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := watchDisk(cfg.Dir, &cfg, m, nil)
+		if d.min != c.min || d.ballastBytes != c.ballast {
+			t.Errorf("of %d bytes %d are kept free, with a ballast of %d; want %d and %d", c.total, d.min, d.ballastBytes, c.min, c.ballast)
+		}
+	}
+}
+
+// TestDiskBallast runs out of space and gets it back.
+func TestDiskBallast(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	ballast := filepath.Join(cfg.Dir, ballastFile)
+	size := func() int64 {
+		info, err := os.Stat(ballast)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	look := func() {
+		s.disk.mu.Lock()
+		defer s.disk.mu.Unlock()
+		s.disk.lookLocked()
+		s.disk.trimLocked()
+	}
+	eventually(t, "a ballast", func() bool { return size() == 25<<20 })
+	disk.set(13 << 20)
+	look()
+	if size() == 0 {
+		t.Fatal("the ballast was given up while there is room")
+	}
+	if err := s.disk.has(14 << 20); err == nil {
+		t.Fatal("space was promised that is not there")
+	}
+	if size() != 0 {
+		t.Fatal("the ballast was kept while somebody needed space")
+	}
+	disk.set(80 << 20)
+	look()
+	if size() != 0 {
+		t.Fatal("the ballast was made of what appends need to go on")
+	}
+	disk.set(90 << 20)
+	look()
+	if size() == 0 {
+		t.Fatal("the ballast was not made again")
+	}
+	disk.set(1 << 20)
+	look()
+	if size() != 0 {
+		t.Fatal("the ballast was kept on a full disk")
+	}
+}
+
+// TestDiskWaits appends what was admitted before the disk was full.
+func TestDiskWaits(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	disk.set(0)
+	l := s.Log(partition(0))
+	b := makeBatch(0, 1, 10, 0, 1000, 1)
+	outcome := make(chan error, 1)
+	l.Append(Append{Set: SetSynced, Batches: []Batch{b}, State: State{LogEnd: 1, Epochs: epochZero}}, func(err error) { outcome <- err })
+	eventually(t, "a look for space", func() bool {
+		_, err := os.Stat(filepath.Join(cfg.Dir, ballastFile))
+		return os.IsNotExist(err)
+	})
+	select {
+	case err := <-outcome:
+		t.Fatalf("an append ended without space: %v", err)
+	default:
+	}
+	disk.set(300 << 20)
+	if err := <-outcome; err != nil {
+		t.Fatal(err)
+	}
+	if err := sameBatches(readAll(t, l, 0, 1, 1000), []Batch{b}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDiskFullStop stops and starts on a full disk: volumes are left as a crash
+// would, and a start that cannot repair them says so.
+func TestDiskFullStop(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	one(t, s.Log(partition(0)), SetSynced, 0, 1, 10)
+	need := s.repairSpace()
+	s.clean = true
+	if n := s.repairSpace(); n != 0 {
+		t.Errorf("a clean start needs %d bytes", n)
+	}
+	if s.clean = false; need == 0 {
+		t.Error("a repair needs no space")
+	}
+	closeUnclean(t, s)
+	disk.set(need / 2)
+	if _, err := Open(cfg); !errors.Is(err, ErrDiskFull) || !strings.Contains(err.Error(), "make room") {
+		t.Fatalf("a store that has to be repaired was opened on a full disk: %v", err)
+	}
+	disk.set(need)
+	s = open(t, cfg)
+	if got := readAll(t, s.Log(partition(0)), 0, 1, 1000); len(got) != 1 {
+		t.Fatalf("%d batches", len(got))
+	}
+	disk.set(0)
+	err := s.Close(1)
+	wantError(t, err, ErrDiskFull)
+	disk.set(300 << 20)
+	// The volumes of the store above are still open in this process.
+	if err := s.volumes.close(); err != nil {
+		t.Fatal(err)
+	}
+	if s = open(t, cfg); s.Clean() {
+		t.Error("a store that was not closed is clean")
+	}
+}
+
+func TestDiskReadOnly(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	fatal := make(chan error, 1)
+	cfg.OnFatal = func(err error) { fatal <- err }
+	s := open(t, cfg)
+	disk.mu.Lock()
+	disk.readOnly = true
+	disk.mu.Unlock()
+	s.disk.spent()
+	_ = s.Log(partition(0)).Admit(1)
+	if err := <-fatal; !strings.Contains(err.Error(), "read-only") {
+		t.Fatal(err)
+	}
+}
+
+// TestMemoryLogsAreReserved writes keys until Badger has begun several memory
+// logs, and looks at each file that it may write.
+func TestMemoryLogsAreReserved(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	l := s.Log(partition(0))
+	one(t, l, SetSynced, 0, 1, 10)
+	w := &s.sets[SetSynced].writer
+	first := w.files.mem.latest
+	offset := int64(1)
+	ahead := false
+	for w.files.mem.latest < first+3 {
+		var a Append
+		a.Set = SetSynced
+		for range 100 {
+			b := makeBatch(offset, 1, 800, 0, 1000, 1)
+			a.Batches = append(a.Batches, b)
+			offset++
+		}
+		a.State = State{LogEnd: offset, Epochs: epochZero}
+		mustAppend(t, l, a)
+		// The commit goroutine waits for the next append now.
+		ahead = ahead || w.files.mem.next != nil
+		if got := allocated(t, w.files.mem.path(w.files.mem.latest)); got < w.files.mem.space {
+			t.Fatalf("memory log %d has %d bytes on the disk, want %d", w.files.mem.latest, got, w.files.mem.space)
+		}
+		if w.files.mem.rotates(0) && w.files.mem.next == nil {
+			t.Fatal("Badger may begin a memory log that is not there")
+		}
+	}
+	if !ahead {
+		t.Error("no memory log was prepared")
+	}
+	dir := w.volume.path
+	closeStore(t, s)
+	left, _ := filepath.Glob(filepath.Join(dir, "*"+memExtension))
+	if len(left) > 0 {
+		t.Errorf("memory logs are left: %v", left)
+	}
+	s = open(t, cfg)
+	if got := readAll(t, s.Log(partition(0)), 0, offset, 1<<20); len(got) != int(offset) {
+		t.Errorf("%d batches instead of %d", len(got), offset)
+	}
+}
