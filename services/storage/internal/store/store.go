@@ -277,13 +277,19 @@ func (s *Store) failure() error {
 	return nil
 }
 
-// activeSet returns the set in which a volume takes appends at present.
+// activeSet returns the set in which a volume takes appends at present, or will
+// take the first one since Open.
 func (s *Store) activeSet(volume uint64) (Set, bool) {
 	for _, name := range allSets {
 		q := s.sets[name]
 		q.mu.Lock()
 		active := q.active
 		q.mu.Unlock()
+		if active == 0 {
+			if list := s.volumes.ofSet(name); len(list) > 0 && !list[0].sealed {
+				active = list[0].number
+			}
+		}
 		if active == volume {
 			return name, true
 		}
