@@ -77,8 +77,10 @@ func TestGoldenRecords(t *testing.T) {
 		generation:  10,
 		spans:       []span{{volume: 2, first: 150, end: 300, maxTimestamp: 2000, bytes: 8192, sparse: true}},
 		compactedTo: 290,
-		deletedAt:   1_700_000_000_000,
-		failed:      &failure{reason: "volume 1 is gone", volume: 1, logEndUnknown: true},
+
+		tombstonesUntil: 2_000_000_000_000,
+		deletedAt:       1_700_000_000_000,
+		failed:          &failure{reason: "volume 1 is gone", volume: 1, logEndUnknown: true},
 	}
 	producer := Producer{ID: 4711, Epoch: 1, LastTimestamp: 2000, Batches: []ProducerBatch{{BaseSequence: 10, LastSequence: 19, BaseOffset: 280, AppendTime: -1}}}
 
@@ -93,10 +95,10 @@ func TestGoldenRecords(t *testing.T) {
 				_, v := appendMessage(nil, appendPartitionKey(nil, kindState, goldenPartition), d.message())
 				return v
 			}},
-		{"state of version 2", "c8b9ebdf" + "080a" + "109601" + "18ac02" + "20a202" +
+		{"state of version 2", "c38da7d3" + "080a" + "109601" + "18ac02" + "20a202" +
 			"3210" + "0802" + "109601" + "18ac02" + "20d00f" + "288040" + "3001" +
 			"4001" + "50a202" + "5880d095ffbc31" +
-			"6216" + "0a10" + hex.EncodeToString([]byte("volume 1 is gone")) + "1001" + "1801",
+			"6216" + "0a10" + hex.EncodeToString([]byte("volume 1 is gone")) + "1001" + "1801" + "7080c0a8ca9a3a",
 			func() []byte {
 				_, v := appendMessage(nil, appendPartitionKey(nil, kindState, goldenPartition), later.message())
 				return v

@@ -190,6 +190,10 @@ type durable struct {
 	// compactedTo is the offset below which compaction has left at most one record
 	// of a key.
 	compactedTo int64
+	// tombstonesUntil is the time from which on compaction may remove every
+	// tombstone that it has left, in milliseconds since the Unix epoch; 0 where it
+	// has left none.
+	tombstonesUntil int64
 	// deletedAt is when the partition was deleted, in milliseconds since the Unix
 	// epoch; 0 where it was not, or before that was recorded.
 	deletedAt int64
@@ -218,6 +222,7 @@ func (d *durable) message() *diskv1.PartitionState {
 		Deleted:          d.Deleted,
 
 		CompactedToOffset: d.compactedTo,
+		TombstonesUntilMs: d.tombstonesUntil,
 		DeletedAtMs:       d.deletedAt,
 	}
 	if f := d.failed; f != nil {
@@ -264,7 +269,9 @@ func parseState(m *diskv1.PartitionState) *durable {
 		},
 		generation:  m.GetGeneration(),
 		compactedTo: m.GetCompactedToOffset(),
-		deletedAt:   m.GetDeletedAtMs(),
+
+		tombstonesUntil: m.GetTombstonesUntilMs(),
+		deletedAt:       m.GetDeletedAtMs(),
 	}
 	if f := m.GetFailed(); f != nil {
 		d.failed = &failure{reason: f.GetReason(), volume: f.GetVolume(), logEndUnknown: f.GetLogEndUnknown()}

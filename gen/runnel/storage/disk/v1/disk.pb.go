@@ -59,9 +59,12 @@ type PartitionState struct {
 	Failed *PartitionFailure `protobuf:"bytes,12,opt,name=failed,proto3" json:"failed,omitempty"`
 	// The partition's records have gone to another set since: a newer state record
 	// lies there, and losing that one must not bring this one back.
-	Moved         bool `protobuf:"varint,13,opt,name=moved,proto3" json:"moved,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Moved bool `protobuf:"varint,13,opt,name=moved,proto3" json:"moved,omitempty"`
+	// Time from which on compaction may remove every tombstone that it has left,
+	// milliseconds since the Unix epoch; 0 where it has left none.
+	TombstonesUntilMs int64 `protobuf:"varint,14,opt,name=tombstones_until_ms,json=tombstonesUntilMs,proto3" json:"tombstones_until_ms,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *PartitionState) Reset() {
@@ -183,6 +186,13 @@ func (x *PartitionState) GetMoved() bool {
 		return x.Moved
 	}
 	return false
+}
+
+func (x *PartitionState) GetTombstonesUntilMs() int64 {
+	if x != nil {
+		return x.TombstonesUntilMs
+	}
+	return 0
 }
 
 // PartitionFailure says what was lost of a partition.
@@ -975,7 +985,7 @@ var File_runnel_storage_disk_v1_disk_proto protoreflect.FileDescriptor
 
 const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\n" +
-	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\xd0\x04\n" +
+	"!runnel/storage/disk/v1/disk.proto\x12\x16runnel.storage.disk.v1\"\x80\x05\n" +
 	"\x0ePartitionState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -992,7 +1002,8 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	" \x01(\x03R\x11compactedToOffset\x12\"\n" +
 	"\rdeleted_at_ms\x18\v \x01(\x03R\vdeletedAtMs\x12@\n" +
 	"\x06failed\x18\f \x01(\v2(.runnel.storage.disk.v1.PartitionFailureR\x06failed\x12\x14\n" +
-	"\x05moved\x18\r \x01(\bR\x05moved\"j\n" +
+	"\x05moved\x18\r \x01(\bR\x05moved\x12.\n" +
+	"\x13tombstones_until_ms\x18\x0e \x01(\x03R\x11tombstonesUntilMs\"j\n" +
 	"\x10PartitionFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12&\n" +
