@@ -1,8 +1,11 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"syscall"
 
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
@@ -35,6 +38,8 @@ type ErrCorrupt struct {
 	Volume uint64
 	// Offset is the first that cannot be read.
 	Offset int64
+	// Next is an offset behind it at which to read on; 0 where none is known.
+	Next int64
 	// Reason says what is wrong.
 	Reason string
 	// Cause may be nil.
@@ -56,4 +61,69 @@ func (e *ErrCorrupt) Unwrap() error { return e.Cause }
 func isCorrupt(err error) bool {
 	var corrupt *ErrCorrupt
 	return errors.As(err, &corrupt)
+}
+
+// ErrFailed says that something of a partition was lost: it takes no more batches,
+// and what is left can be read.
+type ErrFailed struct {
+	Partition PartitionID
+	// Reason says what happened.
+	Reason string
+	// Volume is the number of the volume that was lost; 0 where it is not known.
+	Volume uint64
+	// LostTo is the offset after the last that is known to be lost.
+	LostTo int64
+	// LogEndUnknown says that the log may have had more records than it has now.
+	LogEndUnknown bool
+}
+
+// Error implements error.
+func (e *ErrFailed) Error() string {
+	return fmt.Sprintf("partition %v has failed: %s", e.Partition, e.Reason)
+}
+
+// ErrDamagedVolume says that files of a volume are not what was written there.
+type ErrDamagedVolume struct {
+	// Volume is the name of the volume's folder.
+	Volume string
+	// File is its name in there; empty where no one file is known to be at fault.
+	File string
+	// Reason says what is wrong.
+	Reason string
+}
+
+// Error implements error.
+func (e *ErrDamagedVolume) Error() string {
+	where := "volume " + e.Volume
+	if e.File != "" {
+		where += ": " + e.File
+	}
+	return where + ": " + e.Reason
+}
+
+// damage says what is wrong with a file of the volume in a directory, unless the
+// error is about the process or the machine: those must not condemn a volume.
+func damage(dir, file string, err error) error {
+	if transient(err) {
+		return err
+	}
+	return &ErrDamagedVolume{Volume: filepath.Base(dir), File: file, Reason: err.Error()}
+}
+
+// transient says that an error may be gone at the next try, with the same files.
+func transient(err error) bool {
+	for _, other := range []error{
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.EROFS,
+		context.Canceled, context.DeadlineExceeded, ErrClosed,
+	} {
+		if errors.Is(err, other) {
+			return true
+		}
+	}
+	return false
+}
+
+func isDamagedVolume(err error) bool {
+	var damaged *ErrDamagedVolume
+	return errors.As(err, &damaged)
 }

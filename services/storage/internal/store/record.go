@@ -210,6 +210,8 @@ type failure struct {
 	// logEndUnknown says that the log may have had more records than the state
 	// says.
 	logEndUnknown bool
+	// lostTo is the offset after the last record that is known to be lost.
+	lostTo int64
 }
 
 func (d *durable) message() *diskv1.PartitionState {
@@ -226,7 +228,7 @@ func (d *durable) message() *diskv1.PartitionState {
 		DeletedAtMs:       d.deletedAt,
 	}
 	if f := d.failed; f != nil {
-		m.Failed = &diskv1.PartitionFailure{Reason: f.reason, Volume: f.volume, LogEndUnknown: f.logEndUnknown}
+		m.Failed = &diskv1.PartitionFailure{Reason: f.reason, Volume: f.volume, LogEndUnknown: f.logEndUnknown, LostToOffset: f.lostTo}
 	}
 	for _, e := range d.Epochs {
 		m.Epochs = append(m.Epochs, &diskv1.EpochStart{LeaderEpoch: int32(e.Epoch), StartOffset: e.StartOffset})
@@ -274,7 +276,7 @@ func parseState(m *diskv1.PartitionState) *durable {
 		deletedAt:       m.GetDeletedAtMs(),
 	}
 	if f := m.GetFailed(); f != nil {
-		d.failed = &failure{reason: f.GetReason(), volume: f.GetVolume(), logEndUnknown: f.GetLogEndUnknown()}
+		d.failed = &failure{reason: f.GetReason(), volume: f.GetVolume(), logEndUnknown: f.GetLogEndUnknown(), lostTo: f.GetLostToOffset()}
 	}
 	for _, e := range m.GetEpochs() {
 		d.Epochs = append(d.Epochs, EpochStart{Epoch: cluster.LeaderEpoch(e.GetLeaderEpoch()), StartOffset: e.GetStartOffset()})

@@ -204,6 +204,9 @@ type PartitionFailure struct {
 	Volume uint64 `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"`
 	// The log may have had more records than the state says.
 	LogEndUnknown bool `protobuf:"varint,3,opt,name=log_end_unknown,json=logEndUnknown,proto3" json:"log_end_unknown,omitempty"`
+	// Offset after the last record that is known to be lost. A log start at or
+	// behind it ends the failure, if the log end is known.
+	LostToOffset  int64 `protobuf:"varint,4,opt,name=lost_to_offset,json=lostToOffset,proto3" json:"lost_to_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +260,13 @@ func (x *PartitionFailure) GetLogEndUnknown() bool {
 		return x.LogEndUnknown
 	}
 	return false
+}
+
+func (x *PartitionFailure) GetLostToOffset() int64 {
+	if x != nil {
+		return x.LostToOffset
+	}
+	return 0
 }
 
 // Truncation cut the end off the log. What producer records of lower
@@ -981,6 +991,202 @@ func (x *CleanMarker) GetVolumes() []uint64 {
 	return nil
 }
 
+// ChecksumList is the file checksums.json of a volume that nobody writes: one
+// that is sealed, or was closed in good order.
+type ChecksumList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Badger's files but for LOCK and DISCARD, in ascending order of their names.
+	Files []*FileChecksum `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// CRC-32C over the name, a zero byte, and bytes and crc32c as 8 and 4 bytes,
+	// big-endian, of one file after the other.
+	Crc32C        uint32 `protobuf:"varint,2,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChecksumList) Reset() {
+	*x = ChecksumList{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChecksumList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChecksumList) ProtoMessage() {}
+
+func (x *ChecksumList) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChecksumList.ProtoReflect.Descriptor instead.
+func (*ChecksumList) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ChecksumList) GetFiles() []*FileChecksum {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *ChecksumList) GetCrc32C() uint32 {
+	if x != nil {
+		return x.Crc32C
+	}
+	return 0
+}
+
+// FileChecksum is what is known of a file.
+type FileChecksum struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name in the volume's directory.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Size of the file.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// CRC-32C of all of it; 0 where only the size was recorded.
+	Crc32C uint32 `protobuf:"varint,3,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
+	// Only the size was recorded: of a value log, whose entries have checksums,
+	// when the volume was closed and not sealed.
+	SizeOnly      bool `protobuf:"varint,4,opt,name=size_only,json=sizeOnly,proto3" json:"size_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileChecksum) Reset() {
+	*x = FileChecksum{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileChecksum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileChecksum) ProtoMessage() {}
+
+func (x *FileChecksum) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileChecksum.ProtoReflect.Descriptor instead.
+func (*FileChecksum) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FileChecksum) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FileChecksum) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FileChecksum) GetCrc32C() uint32 {
+	if x != nil {
+		return x.Crc32C
+	}
+	return 0
+}
+
+func (x *FileChecksum) GetSizeOnly() bool {
+	if x != nil {
+		return x.SizeOnly
+	}
+	return false
+}
+
+// CondemnedVolume is the file condemned.json of a volume that was set aside.
+type CondemnedVolume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found, for operators.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it was found, milliseconds since the Unix epoch.
+	CondemnedMs int64 `protobuf:"varint,2,opt,name=condemned_ms,json=condemnedMs,proto3" json:"condemned_ms,omitempty"`
+	// The partitions of which something was lost are known by their own state
+	// records; until then every start looks for them.
+	Settled       bool `protobuf:"varint,3,opt,name=settled,proto3" json:"settled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CondemnedVolume) Reset() {
+	*x = CondemnedVolume{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CondemnedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CondemnedVolume) ProtoMessage() {}
+
+func (x *CondemnedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CondemnedVolume.ProtoReflect.Descriptor instead.
+func (*CondemnedVolume) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CondemnedVolume) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CondemnedVolume) GetCondemnedMs() int64 {
+	if x != nil {
+		return x.CondemnedMs
+	}
+	return 0
+}
+
+func (x *CondemnedVolume) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
 var File_runnel_storage_disk_v1_disk_proto protoreflect.FileDescriptor
 
 const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
@@ -1003,11 +1209,12 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\rdeleted_at_ms\x18\v \x01(\x03R\vdeletedAtMs\x12@\n" +
 	"\x06failed\x18\f \x01(\v2(.runnel.storage.disk.v1.PartitionFailureR\x06failed\x12\x14\n" +
 	"\x05moved\x18\r \x01(\bR\x05moved\x12.\n" +
-	"\x13tombstones_until_ms\x18\x0e \x01(\x03R\x11tombstonesUntilMs\"j\n" +
+	"\x13tombstones_until_ms\x18\x0e \x01(\x03R\x11tombstonesUntilMs\"\x90\x01\n" +
 	"\x10PartitionFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12&\n" +
-	"\x0flog_end_unknown\x18\x03 \x01(\bR\rlogEndUnknown\"D\n" +
+	"\x0flog_end_unknown\x18\x03 \x01(\bR\rlogEndUnknown\x12$\n" +
+	"\x0elost_to_offset\x18\x04 \x01(\x03R\flostToOffset\"D\n" +
 	"\n" +
 	"Truncation\x12\x1e\n" +
 	"\n" +
@@ -1072,7 +1279,19 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"node_epoch\x18\x01 \x01(\x03R\tnodeEpoch\x12!\n" +
 	"\fdirectory_id\x18\x02 \x01(\tR\vdirectoryId\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x18\n" +
-	"\avolumes\x18\x04 \x03(\x04R\avolumesB\xe3\x01\n" +
+	"\avolumes\x18\x04 \x03(\x04R\avolumes\"b\n" +
+	"\fChecksumList\x12:\n" +
+	"\x05files\x18\x01 \x03(\v2$.runnel.storage.disk.v1.FileChecksumR\x05files\x12\x16\n" +
+	"\x06crc32c\x18\x02 \x01(\rR\x06crc32c\"m\n" +
+	"\fFileChecksum\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06crc32c\x18\x03 \x01(\rR\x06crc32c\x12\x1b\n" +
+	"\tsize_only\x18\x04 \x01(\bR\bsizeOnly\"f\n" +
+	"\x0fCondemnedVolume\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12!\n" +
+	"\fcondemned_ms\x18\x02 \x01(\x03R\vcondemnedMs\x12\x18\n" +
+	"\asettled\x18\x03 \x01(\bR\asettledB\xe3\x01\n" +
 	"\x1acom.runnel.storage.disk.v1B\tDiskProtoP\x01Z?github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1;diskv1\xa2\x02\x03RSD\xaa\x02\x16Runnel.Storage.Disk.V1\xca\x02\x16Runnel\\Storage\\Disk\\V1\xe2\x02\"Runnel\\Storage\\Disk\\V1\\GPBMetadata\xea\x02\x19Runnel::Storage::Disk::V1b\x06proto3"
 
 var (
@@ -1087,7 +1306,7 @@ func file_runnel_storage_disk_v1_disk_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_disk_v1_disk_proto_rawDescData
 }
 
-var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*PartitionState)(nil),    // 0: runnel.storage.disk.v1.PartitionState
 	(*PartitionFailure)(nil),  // 1: runnel.storage.disk.v1.PartitionFailure
@@ -1100,18 +1319,22 @@ var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*NodeIdentity)(nil),      // 8: runnel.storage.disk.v1.NodeIdentity
 	(*VolumeDescription)(nil), // 9: runnel.storage.disk.v1.VolumeDescription
 	(*CleanMarker)(nil),       // 10: runnel.storage.disk.v1.CleanMarker
+	(*ChecksumList)(nil),      // 11: runnel.storage.disk.v1.ChecksumList
+	(*FileChecksum)(nil),      // 12: runnel.storage.disk.v1.FileChecksum
+	(*CondemnedVolume)(nil),   // 13: runnel.storage.disk.v1.CondemnedVolume
 }
 var file_runnel_storage_disk_v1_disk_proto_depIdxs = []int32{
-	4, // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
-	5, // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
-	2, // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
-	1, // 3: runnel.storage.disk.v1.PartitionState.failed:type_name -> runnel.storage.disk.v1.PartitionFailure
-	7, // 4: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	4,  // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
+	5,  // 1: runnel.storage.disk.v1.PartitionState.spans:type_name -> runnel.storage.disk.v1.Span
+	2,  // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
+	1,  // 3: runnel.storage.disk.v1.PartitionState.failed:type_name -> runnel.storage.disk.v1.PartitionFailure
+	7,  // 4: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
+	12, // 5: runnel.storage.disk.v1.ChecksumList.files:type_name -> runnel.storage.disk.v1.FileChecksum
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_disk_v1_disk_proto_init() }
@@ -1125,7 +1348,7 @@ func file_runnel_storage_disk_v1_disk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_disk_v1_disk_proto_rawDesc), len(file_runnel_storage_disk_v1_disk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
