@@ -17,7 +17,9 @@ import (
 const storageHelp = `Start a storage node: it keeps the records, and serves producers and consumers.
 
 It knows the metadata nodes only, by their peer addresses, and never talks to
-etcd. It registers with them and then leads the partitions that they give it.`
+etcd. It registers with them and then leads the partitions that they give it.
+
+The commands below it look at the data directory of a node that is stopped.`
 
 func (p *program) storageCommand() *cobra.Command {
 	command := &cobra.Command{
@@ -27,10 +29,16 @@ func (p *program) storageCommand() *cobra.Command {
 		Example: `  runnel storage --metadata 127.0.0.1:7071
   runnel storage --metadata meta-1:7071,meta-2:7071 --data-dir /var/lib/runnel \
       --listen :7080 --advertise log-1:7080 --peer-listen :7081 --advertise-peer log-1:7081`,
-		GroupID:           groupServe,
-		Args:              arguments(),
+		GroupID: groupServe,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return nil
+		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
+	command.AddCommand(p.storageInspectCommand(), p.storageVerifyCommand())
 	flags := command.Flags()
 	flags.SortFlags = false
 	defaults := storage.DefaultConfig()

@@ -9,15 +9,16 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// progressDelay is how long an input must take before it is shown how far it
+// progressDelay is how long something must take before it is shown how far it
 // is. The usual one is over by then.
 const progressDelay = time.Second
 
-// progress shows a person how much of a long input has been read. It does
+// progress shows a person how much of something long has been read. It does
 // nothing when nobody watches, or when the person types the input. It may be
 // used concurrently.
 type progress struct {
 	out   io.Writer // nil if nobody watches
+	doing string    // what is done with what is read
 	total int64     // bytes; -1 if unknown
 	began time.Time
 
@@ -30,7 +31,15 @@ func (p *program) newProgress() *progress {
 	if !isTerminal(p.Stderr) || isTerminal(p.Stdin) {
 		return &progress{}
 	}
-	return &progress{out: p.stderr, total: remainingBytes(p.Stdin), began: time.Now()}
+	return &progress{out: p.stderr, doing: "sending", total: remainingBytes(p.Stdin), began: time.Now()}
+}
+
+// newProgressOf is newProgress for something else than the standard input.
+func (p *program) newProgressOf(doing string) *progress {
+	if !isTerminal(p.Stderr) {
+		return &progress{}
+	}
+	return &progress{out: p.stderr, doing: doing, total: -1, began: time.Now()}
 }
 
 // remainingBytes returns how much is left of a regular file, -1 for anything
@@ -56,13 +65,28 @@ func (p *progress) add(bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.done += bytes
+	p.showLocked()
+}
+
+// set notes that so many bytes of a total, which may grow, have been read.
+func (p *progress) set(done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done, p.total = done, total
+	if p.bar != nil {
+		p.bar.ChangeMax64(total)
+	}
+	p.showLocked()
+}
+
+func (p *progress) showLocked() {
 	if p.out == nil || time.Since(p.began) < progressDelay {
 		return
 	}
 	if p.bar == nil {
 		p.bar = progressbar.NewOptions64(p.total,
 			progressbar.OptionSetWriter(p.out),
-			progressbar.OptionSetDescription("sending"),
+			progressbar.OptionSetDescription(p.doing),
 			progressbar.OptionShowBytes(true),
 			progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionClearOnFinish(),

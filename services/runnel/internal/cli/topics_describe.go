@@ -55,6 +55,8 @@ type partitionDetails struct {
 	ISR         []int32 `json:"isr"`
 	Earliest    *int64  `json:"earliest"`
 	Latest      *int64  `json:"latest"`
+	Status      string  `json:"status"`
+	Error       *string `json:"error"`
 }
 
 type settingDetails struct {
@@ -81,6 +83,8 @@ func (t *topicFacts) object() topicDetails {
 			Earliest:    known(r.Earliest),
 			Latest:      known(r.Latest),
 		}
+		status, why := partitionStatus(r)
+		d.Partitions[i].Status, d.Partitions[i].Error = status, optional(why)
 	}
 	for i, s := range t.Settings {
 		d.Settings[i] = settingDetails(s)
@@ -94,6 +98,27 @@ func (t *topicFacts) replicationFactor() int {
 		factor = max(factor, len(r.Replicas))
 	}
 	return factor
+}
+
+// The states of a partition, as far as its leader tells.
+const (
+	statusOK       = "ok"
+	statusFailed   = "failed"
+	statusNoLeader = "no leader"
+	statusNoAnswer = "no answer"
+)
+
+// partitionStatus returns the state of a partition, and why if it is not ok.
+func partitionStatus(r runnel.PartitionDescription) (status, why string) {
+	switch {
+	case r.Err == nil:
+		return statusOK, ""
+	case runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG:
+		return statusFailed, sentence(r.Err)
+	case r.Leader < 0:
+		return statusNoLeader, sentence(r.Err)
+	}
+	return statusNoAnswer, sentence(r.Err)
 }
 
 // known returns nil for a number below 0, which stands for none.
@@ -122,10 +147,15 @@ func (t *topicFacts) tables() []*table {
 	header.row("Partitions:", t.Partitions)
 	header.row("Replication factor:", t.replicationFactor())
 
-	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST")
+	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST", "STATUS")
+	faults := newTable("PARTITION", "REASON")
 	for _, r := range t.Replicas {
+		status, why := partitionStatus(r)
 		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, nodeList(r.Replicas), nodeList(r.InSync),
-			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"))
+			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), status)
+		if why != "" {
+			faults.row(r.Partition, strings.ReplaceAll(why, "\n", " "))
+		}
 	}
 
 	settings := newTable("CONFIG", "VALUE", "SET BY")
@@ -138,6 +168,9 @@ func (t *topicFacts) tables() []*table {
 	}
 	note := newTable()
 	note.row(notEnforced)
+	if len(faults.rows) > 1 {
+		return []*table{header, partitions, faults, settings, note}
+	}
 	return []*table{header, partitions, settings, note}
 }
 

@@ -109,6 +109,11 @@ func TestWrongUsage(t *testing.T) {
 		{"up --log-level loud", `bad value "loud" for --log-level: must be debug, info, warn or error; see "runnel up --help"`},
 		{"metadata", `--etcd-endpoints is needed, such as --etcd-endpoints 127.0.0.1:2379; see "runnel metadata --help"`},
 		{"storage", `--metadata is needed, such as --metadata 127.0.0.1:7071; see "runnel storage --help"`},
+		{"storage inspec", `"runnel storage" has no command "inspec", did you mean inspect?; see "runnel storage --help"`},
+		{"storage inspect", `"runnel storage inspect" needs a DIR; see "runnel storage inspect --help"`},
+		{"storage inspect a b", `"runnel storage inspect" takes only a DIR, but also got "b" (put quotes around a value with spaces); see "runnel storage inspect --help"`},
+		{"storage verify", `"runnel storage verify" needs a DIR; see "runnel storage verify --help"`},
+		{"storage verify --partitions a", `"runnel storage verify" has no flag --partitions; see "runnel storage verify --help"`},
 		{"storage --metadata m:1 --node-id 0", `bad value "0" for --node-id: must be a whole number from 1 up; see "runnel storage --help"`},
 	}
 	for _, test := range tests {
@@ -157,7 +162,7 @@ func TestHelp(t *testing.T) {
 		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"}, {"topics", "delete-records"}, {"topics", "alter"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
-		{"up"}, {"metadata"}, {"storage"}, {"version"},
+		{"up"}, {"metadata"}, {"storage"}, {"storage", "inspect"}, {"storage", "verify"}, {"version"},
 	}
 	for _, path := range commands {
 		t.Run(strings.Join(path, " "), func(t *testing.T) {
