@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -255,6 +256,9 @@ func (c *Cluster) runGroup(ctx context.Context, group *app.Group) error {
 	announce.Go(func() {
 		if group.Ready(context.WithoutCancel(ctx)) == nil {
 			close(c.ready)
+			// Starting a cluster of many partitions leaves garbage of several times what
+			// stays, and an idle process collects none for minutes.
+			debug.FreeOSMemory()
 		}
 	})
 	err := group.Run(ctx)

@@ -83,9 +83,10 @@ func settings(c Config, stopping *atomic.Bool) *embed.Config {
 	e.AutoCompactionMode = embed.CompactorModePeriodic
 	e.AutoCompactionRetention = "10m"
 	e.QuotaBackendBytes = c.QuotaBytes
-	// Entries between snapshots are held in memory and replayed at a start.
-	e.SnapshotCount = 2000
-	e.SnapshotCatchUpEntries = 500
+	// Entries between snapshots are held in memory and replayed at a start; one has
+	// up to 128 records. There is no other member to catch up.
+	e.SnapshotCount = 500
+	e.SnapshotCatchUpEntries = 50
 	e.MaxSnapFiles, e.MaxWalFiles = 2, 2
 	// Disks of small machines take this long now and then; it harms nobody.
 	e.WarningApplyDuration = time.Second

@@ -56,7 +56,10 @@ import (
 
 const (
 	// pageSize is how many keys one request of a listing returns.
-	pageSize      = 2000
+	pageSize = 2000
+	// maxGathered bounds the events that make one image together, but for the last
+	// batch of them.
+	maxGathered   = 4096
 	minRetryDelay = 50 * time.Millisecond
 	maxRetryDelay = 3 * time.Second
 )
@@ -320,20 +323,51 @@ func (c *Catalog) watch(ctx context.Context) (began bool, _ error) {
 	for {
 		select {
 		case batch, ok := <-events:
-			switch {
-			case !ok:
-				return true, errors.New("the watch ended")
-			case batch.Err() != nil:
-				return true, fmt.Errorf("watch keys: %w", batch.Err())
-			case batch.Header.GetClusterId() != etcd:
-				// The client library goes on with a broken watch wherever it gets a connection.
-				return true, errOther
+			changes, err := gather(batch, ok, events, etcd)
+			c.apply(changes)
+			if err != nil {
+				return true, err
 			}
-			c.apply(batch.Events)
 		case <-relist.C:
 			return true, errRelist
 		case <-ctx.Done():
 			return true, ctx.Err()
+		}
+	}
+}
+
+// gather returns the events of a batch and of those that have come after it
+// already: an image costs more than a change does, and they share one. The error
+// is that of the batch after the last of them, by which the watch has ended.
+func gather(batch clientv3.WatchResponse, ok bool, more clientv3.WatchChan, etcd uint64) ([]*clientv3.Event, error) {
+	var events []*clientv3.Event
+	for {
+		switch {
+		case !ok:
+			return events, errors.New("the watch ended")
+		case batch.Err() != nil:
+			return events, fmt.Errorf("watch keys: %w", batch.Err())
+		case batch.Header.GetClusterId() != etcd:
+			// The client library goes on with a broken watch wherever it gets a connection.
+			return events, errOther
+		}
+		seen := int64(0)
+		if n := len(events); n > 0 {
+			seen = events[n-1].Kv.ModRevision
+		}
+		for _, event := range batch.Events {
+			// A batch that is delivered twice must not undo what came between.
+			if event.Kv.ModRevision > seen {
+				events = append(events, event)
+			}
+		}
+		if len(events) >= maxGathered {
+			return events, nil
+		}
+		select {
+		case batch, ok = <-more:
+		default:
+			return events, nil
 		}
 	}
 }

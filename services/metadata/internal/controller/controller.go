@@ -17,8 +17,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +39,9 @@ const (
 	// maxWaiting bounds the calls that wait for their turn.
 	maxWaiting = 1000
 	// attempts is how often a call starts over because a lease came or went.
-	attempts      = 5
+	attempts = 5
+	// inFlight bounds the transactions that [Controller.commitAll] has under way.
+	inFlight      = 16
 	minRetryDelay = 50 * time.Millisecond
 	maxRetryDelay = 3 * time.Second
 )
@@ -296,14 +300,60 @@ func (c *Controller) version(ctx context.Context) (int64, error) {
 func (c *Controller) commit(ctx context.Context, comparisons []clientv3.Cmp, ops ...clientv3.Op) (int64, error) {
 	response, err := c.term.Commit(ctx, comparisons, ops...)
 	if err != nil {
-		if errors.Is(err, election.ErrSuperseded) {
-			c.leading.Store(false)
-			c.over(err)
-		}
-		return 0, err
+		return 0, c.noted(err)
 	}
 	c.written = max(c.written, response.Header.GetRevision())
 	return response.Header.GetRevision(), nil
+}
+
+// transaction is what one fenced transaction compares and writes.
+type transaction struct {
+	comparisons []clientv3.Cmp
+	ops         []clientv3.Op
+}
+
+// commitAll writes transactions that do not depend on each other, in any order
+// and several at a time, so that they share the syncs of etcd's log. With an
+// error some of them may have been written.
+func (c *Controller) commitAll(ctx context.Context, txns iter.Seq[transaction]) error {
+	var writers sync.WaitGroup
+	var mu sync.Mutex // Guards failed and c.written, which is the caller's otherwise.
+	var failed error
+	broken := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return failed != nil
+	}
+	slots := make(chan struct{}, inFlight)
+	for t := range txns {
+		slots <- struct{}{}
+		if broken() {
+			break
+		}
+		writers.Go(func() {
+			defer func() { <-slots }()
+			response, err := c.term.Commit(ctx, t.comparisons, t.ops...)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				c.written = max(c.written, response.Header.GetRevision())
+			} else if failed == nil || errors.Is(err, election.ErrSuperseded) {
+				failed = err
+			}
+		})
+	}
+	writers.Wait()
+	return c.noted(failed)
+}
+
+// noted ends the term if a write has failed because it is over. It returns the
+// error.
+func (c *Controller) noted(err error) error {
+	if errors.Is(err, election.ErrSuperseded) {
+		c.leading.Store(false)
+		c.over(err)
+	}
+	return err
 }
 
 // retry calls f until it succeeds, fails for another reason than a conflict, or

@@ -89,27 +89,32 @@ func (c *Controller) elect(ctx context.Context) error {
 
 // write stores changed partitions in as many transactions as it takes, each of
 // them with the comparisons, and last does the operations in the same transaction
-// as the last partitions.
+// as the last partitions, once all others are stored.
 func (c *Controller) write(ctx context.Context, changes []partitionChange, comparisons []clientv3.Cmp, last []clientv3.Op) error {
-	for len(changes) > 0 || len(last) > 0 {
-		n := min(len(changes), election.MaxOps, election.MaxComparisons-len(comparisons))
-		then := []clientv3.Op(nil)
-		if n == len(changes) && n+len(last) <= election.MaxOps {
-			then, last = last, nil
-		}
-		compare := slices.Clone(comparisons)
-		ops := make([]clientv3.Op, 0, n+len(then))
+	room := min(election.MaxOps, election.MaxComparisons-len(comparisons))
+	next := func(n int) transaction {
+		t := transaction{comparisons: slices.Clone(comparisons), ops: make([]clientv3.Op, 0, n+len(last))}
 		for _, change := range changes[:n] {
-			compare = append(compare, catalog.Unchanged(c.o.Layout.Partition(change.topic, change.Index), change.Revision))
-			ops = append(ops, c.o.Layout.PutPartition(change.topic, change.Partition))
+			t.comparisons = append(t.comparisons, catalog.Unchanged(c.o.Layout.Partition(change.topic, change.Index), change.Revision))
+			t.ops = append(t.ops, c.o.Layout.PutPartition(change.topic, change.Partition))
 		}
-		if _, err := c.commit(ctx, compare, append(ops, then...)...); err != nil {
-			return err
-		}
-		c.metrics.elections.Add(float64(n))
 		changes = changes[n:]
+		c.metrics.elections.Add(float64(n))
+		return t
 	}
-	return nil
+	err := c.commitAll(ctx, func(yield func(transaction) bool) {
+		for len(changes) > room || len(changes)+len(last) > election.MaxOps {
+			if !yield(next(min(len(changes), room))) {
+				return
+			}
+		}
+	})
+	if err != nil || len(changes)+len(last) == 0 {
+		return err
+	}
+	final := next(len(changes))
+	_, err = c.commit(ctx, final.comparisons, append(final.ops, last...)...)
+	return err
 }
 
 // PartitionProposal is an ISR that a leader asks for.

@@ -181,11 +181,16 @@ func (c *Controller) store(ctx context.Context, id cluster.TopicID, record *cata
 		return err
 	}
 	unchanged := []clientv3.Cmp{catalog.Unchanged(layout.Topic(id), revision)}
-	for chunk := range slices.Chunk(puts, election.MaxOps) {
-		if _, err := c.commit(ctx, unchanged, chunk...); err != nil {
-			// The next look at the state removes what is there.
-			return err
+	err = c.commitAll(ctx, func(yield func(transaction) bool) {
+		for chunk := range slices.Chunk(puts, election.MaxOps) {
+			if !yield(transaction{comparisons: unchanged, ops: chunk}) {
+				return
+			}
 		}
+	})
+	if err != nil {
+		// The next look at the state removes what is there.
+		return err
 	}
 	_, err = c.commit(ctx, unchanged, catalog.Put(layout.Topic(id), record))
 	return err
