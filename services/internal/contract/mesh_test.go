@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -102,11 +103,42 @@ func contract(t *testing.T, bootstraps []string) {
 				t.Errorf("cluster describe does not say %q:\n%s", word, nodes.stdout)
 			}
 		}
+		runnel(t, bootstrap, nil, "topics", "alter", topic, "--config", "retention.bytes=1000000000", "--unset", "retention.ms").mustSucceed(t)
+		altered := runnel(t, bootstrap, nil, "topics", "describe", topic, "-o", "json").mustSucceed(t)
+		if strings.Contains(altered.stdout, "3600000") || !strings.Contains(altered.stdout, "1000000000") {
+			t.Errorf("altered, describe answers %s", altered.stdout)
+		}
+		runnel(t, bootstrap, nil, "topics", "delete-records", topic, "--before", "0:end", "--before", "1:end", "--before", "2:end").mustSucceed(t)
+		if rest := runnel(t, bootstrap, nil, "consume", topic, "--from-beginning", "--exit-at-end").mustSucceed(t); rest.stdout != "" {
+			t.Errorf("after all records were deleted the topic holds %q", rest.stdout)
+		}
+		measured(t, bootstrap)
 		runnel(t, bootstrap, nil, "topics", "delete", topic).mustSucceed(t)
 		gone := runnel(t, bootstrap, nil, "consume", topic, "--from-beginning", "--exit-at-end")
 		if gone.code != 1 || !strings.Contains(gone.stderr, topic) {
 			t.Errorf("reading a deleted topic ends with code %d: %s", gone.code, gone.stderr)
 		}
+	}
+}
+
+// measured: every process shows what it measures, at the address of its clients.
+func measured(t *testing.T, address string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%s/metrics: status %d, %v", address, response.StatusCode, err)
+	}
+	if !strings.Contains(string(body), "# HELP runnel_storage_commit_seconds ") && !strings.Contains(string(body), "# HELP runnel_metadata_controller_active ") {
+		t.Errorf("%s/metrics shows neither storage nor metadata:\n%s", address, tail(string(body), 2000))
 	}
 }
 

@@ -36,13 +36,13 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		groupAppends: prometheus.NewHistogramVec(
 			histogram("commit_group_appends", "Appends in a commit.", prometheus.ExponentialBuckets(1, 4, 7)), sets),
 		commit: prometheus.NewHistogramVec(
-			histogram("commit_seconds", "Time that a commit took.", seconds), sets),
+			histogram("commit_seconds", "Seconds that a commit took.", seconds), sets),
 		queue: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "append_queue_bytes", Help: "Bytes of batches that wait for their commit."}, sets),
 		rolls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "volumes_sealed_total", Help: "Volumes that were replaced by a fresh one."}, sets),
 		opened: prometheus.NewHistogram(
-			histogram("volume_open_seconds", "Time that it took to open a sealed volume.", seconds)),
+			histogram("volume_open_seconds", "Seconds that it took to open a sealed volume.", seconds)),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "volumes_open", Help: "Sealed volumes that are open for reading."}),
 		readBytes: prometheus.NewCounter(prometheus.CounterOpts{
