@@ -2,273 +2,220 @@ package store
 
 import (
 	"context"
+	"flag"
 	"fmt"
-	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
-	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"pgregory.net/rapid"
 )
 
-// modelLog is what a log must hold.
-type modelLog struct {
-	batches   []Batch
-	state     State
-	producers map[int64]Producer
-	set       Set
-	timestamp int64
-}
-
-func (m *modelLog) end() int64 { return m.state.LogEnd }
-
-// from returns what a read at an offset must begin with.
-func (m *modelLog) from(offset int64) []Batch {
-	i := slices.IndexFunc(m.batches, func(b Batch) bool { return b.LastOffset >= offset })
-	if i < 0 {
-		return nil
-	}
-	return m.batches[i:]
-}
-
-// TestModel compares the store with slices under random appends, reads, set
-// changes, truncations, searches by time and restarts, with volumes so small
-// that they are replaced all the time.
+// TestModel compares the store with slices under random operations of all kinds
+// and restarts, with volumes so small that they are replaced all the time.
 func TestModel(t *testing.T) {
-	seeds := uint64(3)
+	// A check has dozens of operations, and takes as long.
+	checks := "15"
 	if testing.Short() {
-		seeds = 1
+		checks = "25" // Of which rapid does a fifth.
 	}
-	for seed := range seeds {
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { runModel(t, rand.New(rand.NewPCG(seed, 11)), 200) })
-	}
-}
-
-func runModel(t *testing.T, r *rand.Rand, steps int) {
-	cfg := testConfig(t)
-	cfg.VolumeBytes = 192 << 10
-	cfg.MaxOpenSealed = 2
-	s := open(t, cfg)
-	const partitions = 5
-	models := make([]*modelLog, partitions)
-	for i := range models {
-		models[i] = &modelLog{producers: map[int64]Producer{}, set: SetSynced}
-	}
-	log := func(i int) *Log { return s.Log(partition(i)) }
-
-	grow := func(m *modelLog) Append {
-		a := Append{Set: m.set}
-		if len(m.state.Epochs) == 0 || r.IntN(20) == 0 {
-			epochs := slices.Clone(m.state.Epochs)
-			m.state.Epochs = append(epochs, EpochStart{Epoch: cluster.LeaderEpoch(len(epochs)), StartOffset: m.end()})
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "rapid.checks" {
+			checks = f.Value.String()
 		}
-		epoch := m.state.Epochs[len(m.state.Epochs)-1].Epoch
-		for range 1 + r.IntN(3) {
-			m.timestamp += int64(r.IntN(20)) - 5
-			records := 1 + r.IntN(5)
-			size := 20 + r.IntN(200)
-			if r.IntN(3) == 0 {
-				size = 1000 + r.IntN(30_000)
-			}
-			b := makeBatch(m.end(), records, size, epoch, max(m.timestamp, 10), r.Uint64())
-			a.Batches = append(a.Batches, b)
-			m.batches = append(m.batches, b)
-			m.state.LogEnd = b.LastOffset + 1
-		}
-		if r.IntN(3) == 0 {
-			id := int64(r.IntN(4))
-			last := a.Batches[len(a.Batches)-1]
-			p := m.producers[id]
-			p.ID, p.LastTimestamp = id, last.MaxTimestamp
-			p.Batches = append(slices.Clone(p.Batches), ProducerBatch{BaseSequence: int32(last.BaseOffset), LastSequence: int32(last.LastOffset), BaseOffset: last.BaseOffset, AppendTime: -1})
-			if len(p.Batches) > 5 {
-				p.Batches = p.Batches[1:]
-			}
-			m.producers[id] = p
-			a.Producers = []Producer{p}
-		}
-		if len(a.Producers) == 0 && r.IntN(10) == 0 {
-			id := int64(r.IntN(4))
-			delete(m.producers, id)
-			a.RemovedProducers = []int64{id}
-		}
-		if r.IntN(4) == 0 {
-			m.state.HighWatermark = m.end()
-		}
-		a.State = m.state
-		return a
-	}
-	check := func(i int) {
-		m, l := models[i], log(i)
-		if m.end() == m.state.LogStart {
-			return
-		}
-		offset := m.state.LogStart + r.Int64N(m.end()-m.state.LogStart)
-		maxBytes := 1 + r.IntN(50_000)
-		end := offset + 1 + r.Int64N(m.end()-offset)
-		got, err := l.Read(context.Background(), offset, end, maxBytes)
-		if err != nil {
-			t.Fatalf("read %d at %d to %d: %v", i, offset, end, err)
-		}
-		var want []Batch
-		total := 0
-		for _, b := range m.from(offset) {
-			if b.BaseOffset >= end || len(want) > 0 && total+len(b.Bytes) > maxBytes {
-				break
-			}
-			want, total = append(want, b), total+len(b.Bytes)
-		}
-		if err := sameBatches(got, want); err != nil {
-			t.Fatalf("read %d at %d to %d with %d bytes: %v", i, offset, end, maxBytes, err)
-		}
-		at := max(m.timestamp-r.Int64N(300), 0)
-		found, err := l.OffsetForTime(context.Background(), at, m.end())
-		if err != nil {
-			t.Fatalf("find %d in %d: %v", at, i, err)
-		}
-		var wanted *Batch
-		for j := range m.batches {
-			if b := &m.batches[j]; b.LastOffset >= m.state.LogStart && b.MaxTimestamp >= at {
-				wanted = b
-				break
-			}
-		}
-		switch {
-		case wanted == nil && found != nil:
-			t.Fatalf("found the batch at %d for time %d in %d, want none", found.BaseOffset, at, i)
-		case wanted != nil && (found == nil || found.BaseOffset != wanted.BaseOffset):
-			t.Fatalf("found %v for time %d in %d, want the batch at %d", found, at, i, wanted.BaseOffset)
-		}
-	}
-	checkLoaded := func() {
-		for i, m := range models {
-			l := log(i)
-			if err := l.Err(); err != nil {
-				t.Fatal(err)
-			}
-			state, producers := l.Loaded()
-			if state.LogEnd != m.end() || state.LogStart != m.state.LogStart || state.HighWatermark != m.state.HighWatermark || !slices.Equal(state.Epochs, m.state.Epochs) {
-				t.Fatalf("log %d was loaded with %+v, want %+v", i, state, m.state)
-			}
-			if len(producers) != len(m.producers) {
-				t.Fatalf("log %d was loaded with producers %+v, want %+v", i, producers, m.producers)
-			}
-			for _, p := range producers {
-				w := m.producers[p.ID]
-				if p.LastTimestamp != w.LastTimestamp || !slices.Equal(p.Batches, w.Batches) {
-					t.Fatalf("log %d was loaded with producer %+v, want %+v", i, p, w)
-				}
-			}
-			for _, sp := range l.durable.spans {
-				var bytes int64
-				for _, b := range m.batches {
-					if b.BaseOffset >= sp.first && b.LastOffset < sp.end {
-						bytes += int64(len(b.Bytes))
-					}
-				}
-				if sp.bytes != bytes {
-					t.Fatalf("log %d has the span %+v, which has %d bytes", i, sp, bytes)
-				}
-			}
-			if m.end() > m.state.LogStart {
-				if err := sameBatches(readAll(t, l, m.state.LogStart, m.end(), 1<<20), m.from(m.state.LogStart)); err != nil {
-					t.Fatalf("log %d: %v", i, err)
-				}
-			}
-		}
-	}
-
-	for step := range steps {
-		i := r.IntN(partitions)
-		m := models[i]
-		switch action := r.IntN(100); {
-		case action < 55:
-			// Several at once, so that groups form.
-			outcomes := make(chan error, 8)
-			n := 1 + r.IntN(6)
-			for range n {
-				j := r.IntN(partitions)
-				log(j).Append(grow(models[j]), func(err error) { outcomes <- err })
-			}
-			for range n {
-				if err := <-outcomes; err != nil {
-					t.Fatal(err)
-				}
-			}
-		case action < 80:
-			check(i)
-		case action < 85:
-			m.set = allSets[r.IntN(2)]
-		case action < 90:
-			if m.end() == 0 {
-				continue
-			}
-			// DeleteRecords: the log start may lie within a batch.
-			m.state.LogStart += r.Int64N(m.end() - m.state.LogStart + 1)
-			m.state.HighWatermark = max(m.state.HighWatermark, m.state.LogStart)
-			mustAppend(t, log(i), Append{Set: m.set, State: m.state})
-		case action < 96:
-			truncateModel(t, r, log(i), m)
-		default:
-			if step%2 == 0 {
-				closeStore(t, s)
-			} else {
-				closeUnclean(t, s)
-			}
-			s = open(t, cfg)
-			if want := step%2 == 0; s.Clean() != want {
-				t.Fatalf("clean is %v after step %d", s.Clean(), step)
-			}
-			checkLoaded()
-		}
-	}
-	closeStore(t, s)
-	s = open(t, cfg)
-	checkLoaded()
-}
-
-// truncateModel cuts anywhere in the log, as a rule near its end.
-func truncateModel(t *testing.T, r *rand.Rand, l *Log, m *modelLog) {
-	low := m.state.LogStart
-	if live := m.from(low); r.IntN(3) > 0 && len(live) > 0 {
-		low = max(low, live[max(len(live)-3, 0)].BaseOffset)
-	}
-	offset := low + r.Int64N(m.end()-low+1)
-	// As a replica does it, which does not know where batches begin.
-	state := m.state
-	state.LogEnd = offset
-	state.HighWatermark = min(state.HighWatermark, offset)
-	state.Epochs = epochsBelow(state.Epochs, offset)
-	end, err := l.Truncate(context.Background(), offset, state)
-	if err != nil {
+	})
+	if err := flag.Set("rapid.checks", checks); err != nil {
 		t.Fatal(err)
 	}
-	if want := m.truncate(offset); end != want {
-		t.Fatalf("truncated at %d: the log ends at %d, want %d", offset, end, want)
-	}
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(t.TempDir(), "")
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		runModel(t, rt, dir)
+	})
 }
 
-func epochsBelow(epochs []EpochStart, end int64) []EpochStart {
-	return slices.DeleteFunc(slices.Clone(epochs), func(e EpochStart) bool { return e.StartOffset >= end })
+// rapidPicker chooses so that rapid can shrink what was chosen.
+type rapidPicker struct{ *rapid.T }
+
+func (r rapidPicker) intn(n int) int {
+	return rapid.IntRange(0, n-1).Draw(r.T, "n")
 }
 
-// truncate cuts off what is at or above an offset, batches as a whole, and
-// returns the end of the log.
-func (m *modelLog) truncate(offset int64) int64 {
-	from := offset
-	if i := slices.IndexFunc(m.batches, func(b Batch) bool { return b.LastOffset >= offset }); i >= 0 {
-		from = min(from, m.batches[i].BaseOffset)
-		m.batches = m.batches[:i:i]
+// modelStore is a store beside the models of its logs.
+type modelStore struct {
+	*rapid.T
+	cfg    Config
+	store  *Store
+	models []*logModel
+	serial int64
+	ids    int
+	// deleted are logs whose partitions were deleted.
+	deleted []*logModel
+}
+
+const modelLogs = 4
+
+func runModel(t *testing.T, rt *rapid.T, dir string) {
+	h := &modelStore{T: rt, cfg: testConfig(t)}
+	h.cfg.Dir = dir
+	h.cfg.VolumeBytes = 64 << 10
+	h.cfg.MaxOpenSealed = 2
+	h.cfg.valueLogBytes, h.cfg.memTableBytes = 1<<20, 1<<20
+	r := rapidPicker{rt}
+	h.open()
+	defer func() { _ = h.store.Close(0) }()
+	for range modelLogs {
+		h.models = append(h.models, h.newLog())
 	}
-	end := max(from, m.state.LogStart)
-	m.state.LogEnd = end
-	m.state.HighWatermark = min(m.state.HighWatermark, end)
-	m.state.Epochs = epochsBelow(m.state.Epochs, end)
-	for id, p := range m.producers {
-		p.Batches = slices.DeleteFunc(slices.Clone(p.Batches), func(b ProducerBatch) bool { return b.BaseOffset >= from })
-		m.producers[id] = p
-		if len(p.Batches) == 0 {
-			delete(m.producers, id)
+	for range rapid.IntRange(1, 40).Draw(rt, "steps") {
+		m := h.models[r.intn(modelLogs)]
+		switch action := r.intn(100); {
+		case action < 45:
+			h.group(r)
+		case action < 60:
+			h.read(r, m)
+		case action < 66:
+			h.do(m, m.begin(r, h.next()))
+		case action < 76:
+			h.do(m, m.cut(r, h.next()))
+		case action < 80:
+			if err := h.store.sets[m.Set].roll(context.Background()); err != nil {
+				rt.Fatal(err)
+			}
+		case action < 83:
+			h.do(m, m.remove(h.next()))
+			h.deleted = append(h.deleted, m)
+			h.models[slices.Index(h.models, m)] = h.newLog()
+		default:
+			h.restart(r.intn(3))
 		}
 	}
-	return end
+	h.restart(0)
+}
+
+func (h *modelStore) newLog() *logModel {
+	h.ids++
+	return newLogModel(h.ids, 0)
+}
+
+func (h *modelStore) next() int64 { h.serial++; return h.serial }
+
+func (h *modelStore) log(m *logModel) *Log { return h.store.Log(partition(m.ID)) }
+
+func (h *modelStore) open() {
+	s, err := Open(h.cfg)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.store = s
+}
+
+// do does one operation and waits for it.
+func (h *modelStore) do(m *logModel, o logOp) {
+	outcome := make(chan error, 1)
+	o.perform(h.log(m), func(err error) { outcome <- err })
+	m.apply(o)
+	if err := <-outcome; err != nil {
+		h.Fatalf("%+v: %v", o, err)
+	}
+}
+
+// group appends to several logs at once.
+func (h *modelStore) group(r picker) {
+	n := 1 + r.intn(6)
+	outcomes := make(chan error, n)
+	for range n {
+		m := h.models[r.intn(modelLogs)]
+		batches := 1 + r.intn(3)
+		if r.intn(40) == 0 {
+			// More than a transaction takes.
+			batches = 1200
+		}
+		o := m.grow(r, h.next(), batches)
+		o.perform(h.log(m), func(err error) { outcomes <- err })
+		m.apply(o)
+	}
+	for range n {
+		if err := <-outcomes; err != nil {
+			h.Fatal(err)
+		}
+	}
+}
+
+// read reads some part of a log, and searches for a time.
+func (h *modelStore) read(r picker, m *logModel) {
+	if err := m.checkTime(h.log(m), m.Time-int64(r.intn(200))); err != nil {
+		h.Fatal(err)
+	}
+	start, end := m.State.LogStart, m.State.LogEnd
+	if start == end {
+		return
+	}
+	offset := start + int64(r.intn(int(end-start)))
+	bound := offset + 1 + int64(r.intn(int(end-offset)))
+	maxBytes := 1 + r.intn(50_000)
+	got, err := h.log(m).Read(context.Background(), offset, bound, maxBytes)
+	if err != nil {
+		h.Fatalf("read %d at %d to %d: %v", m.ID, offset, bound, err)
+	}
+	var want []Batch
+	total := 0
+	for _, spec := range m.from(offset) {
+		b := spec.build()
+		if b.BaseOffset >= bound || len(want) > 0 && total+len(b.Bytes) > maxBytes {
+			break
+		}
+		want, total = append(want, b), total+len(b.Bytes)
+	}
+	if err := sameBatches(got, want); err != nil {
+		h.Fatalf("read %d at %d to %d with %d bytes: %v", m.ID, offset, bound, maxBytes, err)
+	}
+}
+
+// restart closes the store and opens it again: in good order, without the mark of
+// that, or as the image of a crash.
+func (h *modelStore) restart(how int) {
+	image := h.cfg.Dir
+	if how == 2 {
+		image = fmt.Sprintf("%s-%d", h.cfg.Dir, h.next())
+		if err := copyAtRest(image, h.cfg.Dir); err != nil {
+			h.Fatal(err)
+		}
+	}
+	if err := h.store.Close(7); err != nil {
+		h.Fatal(err)
+	}
+	switch how {
+	case 1:
+		if err := os.Remove(h.store.directory.Path(cleanFile)); err != nil {
+			h.Fatal(err)
+		}
+	case 2:
+		if err := os.RemoveAll(h.cfg.Dir); err != nil {
+			h.Fatal(err)
+		}
+		if err := os.Rename(image, h.cfg.Dir); err != nil {
+			h.Fatal(err)
+		}
+	}
+	h.open()
+	if want := how == 0; h.store.Clean() != want {
+		h.Fatalf("clean is %v", h.store.Clean())
+	}
+	for _, m := range slices.Concat(h.models, h.deleted) {
+		h.check(m)
+	}
+}
+
+// check compares all of a log that was just opened.
+func (h *modelStore) check(m *logModel) {
+	l := h.log(m)
+	for _, check := range []func(*Log) error{m.checkLoaded, m.checkAll, m.checkSpans} {
+		if err := check(l); err != nil {
+			h.Fatalf("log %d: %v", m.ID, err)
+		}
+	}
 }
