@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -257,20 +258,63 @@ func TestAlterTopicTogether(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	image := members[0].image("all settings", func(image *cluster.Image) bool {
+	members[0].image("all settings", func(image *cluster.Image) bool {
 		now, _ := image.Topic("a")
 		return maps.Equal(now.Config, settings)
 	})
-	// A write past the controller: what it read before no longer holds.
-	record := &catalogv1.TopicRecord{Name: "a", PartitionCount: 1, State: catalogv1.TopicState_TOPIC_STATE_READY, Config: map[string]string{"retention.ms": "9"}}
-	put := catalog.Put(m.layout.Topic(cluster.TopicID(topic.GetTopicId())), record)
-	if _, err := m.raw.Txn(t.Context()).Then(put).Commit(); err != nil {
+	// Somebody counts up in etcd, past the controller. No count may be lost to a
+	// change that goes by what it read before.
+	const counts = 60
+	key := m.layout.Topic(cluster.TopicID(topic.GetTopicId()))
+	done := make(chan error, 1)
+	go func() { done <- m.countUp(t.Context(), key, counts) }()
+	var err error
+	for i, counting := 0, true; counting; i++ {
+		select {
+		case err = <-done:
+			counting = false
+		default:
+			_, failed := members[i%2].topics.AlterTopic(t.Context(), &metadatav1.AlterTopicRequest{Name: "a", Config: map[string]string{"retention.bytes": fmt.Sprint(i + 1)}})
+			if failed != nil {
+				// Whoever always comes second is told to try again.
+				wantReason(t, failed, errorsv1.Reason_REASON_METADATA_UNAVAILABLE)
+			}
+		}
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	altered := members[1].alter(&metadatav1.AlterTopicRequest{Name: "a", Config: map[string]string{"durability": "replicated"}})
-	if got := altered.GetTopic().GetConfig(); !maps.Equal(got, map[string]string{"retention.ms": "9", "durability": "replicated"}) {
-		t.Errorf("altered to %v after version %d", got, image.Version)
+	altered := members[0].alter(&metadatav1.AlterTopicRequest{Name: "a", Unset: []string{"retention.bytes"}})
+	if got := altered.GetTopic().GetConfig()["retention.ms"]; got != fmt.Sprint(5+counts) {
+		t.Errorf("%d counts from 5 lead to %s", counts, got)
 	}
+}
+
+// countUp adds 1 to retention.ms in a topic's record so many times.
+func (m *mesh) countUp(ctx context.Context, key string, times int) error {
+	for n := 0; n < times; {
+		found, err := m.raw.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		record := &catalogv1.TopicRecord{}
+		if err := proto.Unmarshal(found.Kvs[0].Value, record); err != nil {
+			return err
+		}
+		value, err := strconv.Atoi(record.GetConfig()["retention.ms"])
+		if err != nil {
+			return err
+		}
+		record.Config["retention.ms"] = strconv.Itoa(value + 1)
+		response, err := m.raw.Txn(ctx).If(catalog.Unchanged(key, found.Kvs[0].ModRevision)).Then(catalog.Put(key, record)).Commit()
+		if err != nil {
+			return err
+		}
+		if response.Succeeded {
+			n++
+		}
+	}
+	return nil
 }
 
 func TestListTopics(t *testing.T) {
