@@ -41,7 +41,7 @@ func openWritable(dir string, set Set, cfg *Config, logger badger.Logger) (*badg
 		return nil, err
 	}
 	o := badgerOptions(dir, cfg)
-	o.SyncWrites = set.synced()
+	o.SyncWrites = set.synced() && !cfg.withoutSync
 	o.Logger = logger
 	db, err := badger.OpenManaged(o)
 	if err != nil {

@@ -62,6 +62,8 @@ type Config struct {
 
 	// Tests use less than the constants of the same names; 0 stands for these.
 	valueLogBytes, memTableBytes int64
+	// A test shows with it that it would notice a synced set which does not sync.
+	withoutSync bool
 	// Tests replace what the file system says about its space.
 	measureDisk func(dir string) (usage, error)
 }

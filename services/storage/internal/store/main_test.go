@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
+	if runAsChild() {
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

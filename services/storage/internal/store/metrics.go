@@ -19,6 +19,7 @@ type metrics struct {
 	minFree      prometheus.Gauge
 	ballast      prometheus.Gauge
 	refused      prometheus.Counter
+	shortened    prometheus.Counter
 
 	registerer prometheus.Registerer
 }
@@ -57,6 +58,8 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Namespace: namespace, Subsystem: subsystem, Name: "disk_ballast_bytes", Help: "Bytes held back for a full disk; 0 once they were given up."}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "disk_full_refusals_total", Help: "Appends that were refused because the disk is nearly full."}),
+		shortened: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "partitions_shortened_total", Help: "Partitions that are not synced and lost their last records when the machine crashed."}),
 		registerer: registerer,
 	}
 	if registerer == nil {
@@ -93,7 +96,7 @@ func (m *metrics) of(name Set) setMetrics {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt,
-		m.diskFree, m.minFree, m.ballast, m.refused}
+		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened}
 }
 
 // unregister makes room for the metrics of the store that is opened next.

@@ -50,6 +50,11 @@ func (s *Store) recover() error {
 	}
 	s.clean = s.directory.readClean(s.volumes.numbers())
 	if !s.clean {
+		rebooted, err := s.directory.otherBoot(s.cfg.BootID)
+		if err != nil {
+			return err
+		}
+		s.rebooted = rebooted
 		// A marker that is about other volumes must not come true later.
 		if err := s.beginWriting(); err != nil {
 			return err
@@ -77,8 +82,16 @@ func (s *Store) recover() error {
 	}
 	s.restore(r)
 	failpoint.Hit("start/after-restore")
+	if err := s.settle(); err != nil {
+		return err
+	}
 	if err := s.finishRecovery(); err != nil {
 		return err
+	}
+	if !s.clean {
+		if err := s.directory.recordBoot(s.cfg.BootID); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("start/after-recovery")
 	return nil
@@ -110,8 +123,13 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 				}
 				var m diskv1.PartitionState
 				p := &recoveredPartition{stateVolume: v.number}
+				err := readRecord(item, &m)
+				if err != nil && s.mayHaveHoles(v) {
+					// It was lost; an older one holds.
+					return
+				}
 				found[id] = p
-				if err := readRecord(item, &m); err != nil {
+				if err != nil {
 					p.fault = fmt.Errorf("its state record is damaged: %w", err)
 					return
 				}
@@ -146,8 +164,12 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 				}
 				producers[key] = true
 				m := new(diskv1.ProducerState)
+				err := readRecord(item, m)
+				if err != nil && s.mayHaveHoles(v) {
+					return
+				}
 				p := r.partition(id)
-				if err := readRecord(item, m); err != nil {
+				if err != nil {
 					p.fault = fmt.Errorf("the record of producer %d is damaged: %w", producerID, err)
 					p.stateVolume = cmp.Or(p.stateVolume, v.number)
 				} else if old := p.producers[producerID]; old == nil || old.GetGeneration() < m.GetGeneration() {
@@ -194,6 +216,10 @@ func readRecord(item *badger.Item, m proto.Message) error {
 // restore makes the logs from what was found.
 func (s *Store) restore(r *recovery) {
 	for id, p := range r.partitions {
+		if s.rebooted && p.fault == nil && p.durable == nil {
+			// A set that is not synced has lost all else.
+			continue
+		}
 		l := newLog(s, id)
 		l.known = true
 		s.logs[id] = l

@@ -38,6 +38,8 @@ type Store struct {
 	disk      *disk
 	sets      map[Set]*set
 	clean     bool
+	// rebooted says that the machine has crashed since volumes were last written.
+	rebooted bool
 
 	// recovered has the volumes that are open for writing since Open, because the
 	// process before did not close them. liveBytes has the bytes of the batches
@@ -252,6 +254,12 @@ func (s *Store) beginWriting() error {
 	}
 	if err := s.directory.removeClean(); err != nil {
 		return err
+	}
+	if s.clean {
+		// Else what was left is repaired first.
+		if err := s.directory.recordBoot(s.cfg.BootID); err != nil {
+			return err
+		}
 	}
 	s.writing = true
 	return nil
