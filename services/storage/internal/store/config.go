@@ -59,9 +59,15 @@ type Config struct {
 	// after an error of the disk: the process must stop. All appends fail from
 	// then on. It must not block, nor call the store. It may be nil.
 	OnFatal func(error)
+	// OnStall is called with true when a commit has hung for 2 s, so that another
+	// node can lead meanwhile, and with false when it has gone on. After 20 s the
+	// store fails. It must not block, nor call the store. It may be nil.
+	OnStall func(stalled bool)
 
 	// Tests use less than the constants of the same names; 0 stands for these.
 	valueLogBytes, memTableBytes int64
+	// Tests hold commits up.
+	stall func(Set)
 	// A test shows with it that it would notice a synced set which does not sync.
 	withoutSync bool
 	// Tests replace what the file system says about its space.
@@ -103,6 +109,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnFatal == nil {
 		c.OnFatal = func(error) {}
+	}
+	if c.OnStall == nil {
+		c.OnStall = func(bool) {}
 	}
 	if c.valueLogBytes == 0 {
 		c.valueLogBytes = valueLogBytes

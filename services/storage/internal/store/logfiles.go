@@ -1,6 +1,8 @@
 package store
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,8 +125,10 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 	switch {
 	case outOfSpace(err):
 		return end - f.reserved + rotationSpace, err
-	case err != nil:
+	case errors.Is(err, errors.ErrUnsupported):
 		f.unreservable = true
+	case err != nil:
+		return 0, fmt.Errorf("reserve space for values: %w", err)
 	default:
 		f.reserved = end
 		f.disk.spent()

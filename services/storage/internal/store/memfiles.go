@@ -77,7 +77,7 @@ func (f *memFiles) precede() error {
 	if err := reserveSpace(file, 0, f.space); err != nil {
 		f.next = file
 		f.remove()
-		if outOfSpace(err) {
+		if !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("prepare the next memory log: %w", err)
 		}
 		f.unreservable = true
@@ -132,8 +132,11 @@ func (f *memFiles) look(entries []string) error {
 		return err
 	}
 	defer file.Close()
-	if err := reserveSpace(file, 0, f.space); err != nil && !outOfSpace(err) {
+	err = reserveSpace(file, 0, f.space)
+	if errors.Is(err, errors.ErrUnsupported) {
 		f.unreservable = true
+	} else if err != nil && !outOfSpace(err) {
+		return fmt.Errorf("reserve space for the memory log: %w", err)
 	}
 	return nil
 }

@@ -20,6 +20,8 @@ type metrics struct {
 	ballast      prometheus.Gauge
 	refused      prometheus.Counter
 	shortened    prometheus.Counter
+	hanging      *prometheus.GaugeVec
+	stalled      *prometheus.CounterVec
 
 	registerer prometheus.Registerer
 }
@@ -60,6 +62,10 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Namespace: namespace, Subsystem: subsystem, Name: "disk_full_refusals_total", Help: "Appends that were refused because the disk is nearly full."}),
 		shortened: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "partitions_shortened_total", Help: "Partitions that are not synced and lost their last records when the machine crashed."}),
+		hanging: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "commits_stalled", Help: "1 while a commit hangs because the disk does not answer."}, sets),
+		stalled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "commit_stall_seconds_total", Help: "Seconds that commits took which hung."}, sets),
 		registerer: registerer,
 	}
 	if registerer == nil {
@@ -81,6 +87,8 @@ type setMetrics struct {
 	groupBytes, groupAppends, commit prometheus.Observer
 	queue                            prometheus.Gauge
 	rolls                            prometheus.Counter
+	hanging                          prometheus.Gauge
+	stalled                          prometheus.Counter
 }
 
 func (m *metrics) of(name Set) setMetrics {
@@ -91,12 +99,14 @@ func (m *metrics) of(name Set) setMetrics {
 		commit:       m.commit.WithLabelValues(label),
 		queue:        m.queue.WithLabelValues(label),
 		rolls:        m.rolls.WithLabelValues(label),
+		hanging:      m.hanging.WithLabelValues(label),
+		stalled:      m.stalled.WithLabelValues(label),
 	}
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt,
-		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened}
+		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened, m.hanging, m.stalled}
 }
 
 // unregister makes room for the metrics of the store that is opened next.

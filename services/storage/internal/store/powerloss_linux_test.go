@@ -24,7 +24,11 @@ const (
 	powerMutant    = "RUNNEL_STORE_TEST_POWER_MUTANT"
 )
 
-const powerPartitions = 8
+const (
+	powerPartitions = 8
+	// fatalExit is how a child ends whose store has failed.
+	fatalExit = 17
+)
 
 func powerConfig(dir, boot string) Config {
 	cfg := crashConfig(dir)
@@ -39,8 +43,10 @@ func powerConfig(dir, boot string) Config {
 func powerChild(dir string) {
 	cfg := powerConfig(dir, os.Getenv(powerBoot))
 	cfg.withoutSync = os.Getenv(powerMutant) != ""
-	// What the disk says after the power has failed is nobody's business.
-	cfg.OnFatal = func(error) { os.Exit(0) }
+	cfg.OnFatal = func(err error) {
+		fmt.Fprintln(os.Stderr, "fatal:", err)
+		os.Exit(fatalExit)
+	}
 	s, err := Open(cfg)
 	if err != nil {
 		fmt.Println("fail", err)
@@ -102,6 +108,18 @@ func powerChild(dir string) {
 // whether it got to append.
 func powerRound(t *testing.T, d *loopDisk, boot string, mutant bool, life time.Duration, acked, started []int64) bool {
 	t.Helper()
+	cmd, wrote := watchPowerChild(t, d, boot, mutant, life, acked, started, func(child *os.Process) {
+		d.cutPower(t)
+		_ = child.Kill()
+	})
+	_ = cmd.Wait()
+	return wrote
+}
+
+// watchPowerChild lets a child append for a while, breaks the disk, and returns
+// once the child has ended, or closed its output.
+func watchPowerChild(t *testing.T, d *loopDisk, boot string, mutant bool, life time.Duration, acked, started []int64, breakDisk func(*os.Process)) (*exec.Cmd, bool) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), powerDirectory+"="+filepath.Join(d.dir, "store"), powerBoot+"="+boot)
 	if mutant {
@@ -116,8 +134,7 @@ func powerRound(t *testing.T, d *loopDisk, boot string, mutant bool, life time.D
 	}
 	failed := make(chan struct{})
 	fail := time.AfterFunc(time.Minute, func() {
-		d.cutPower(t)
-		_ = cmd.Process.Kill()
+		breakDisk(cmd.Process)
 		close(failed)
 	})
 	wrote := false
@@ -146,8 +163,7 @@ func powerRound(t *testing.T, d *loopDisk, boot string, mutant bool, life time.D
 		}
 	}
 	<-failed
-	_ = cmd.Wait()
-	return wrote
+	return cmd, wrote
 }
 
 // verifyPowerless compares a partition with what was acknowledged. It returns
@@ -245,4 +261,44 @@ func TestPowerLossNoticesMissingSyncs(t *testing.T) {
 		}
 	}
 	t.Error("a synced set that does not sync has lost nothing")
+}
+
+// TestDiskError makes a file system read-only after an error, as ext4 does, under
+// a store that appends: the process has to end on its own, and what it has
+// acknowledged is there.
+func TestDiskError(t *testing.T) {
+	d := newLoopDisk(t, 1<<30)
+	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(d.device), "trigger_fs_error")
+	if _, err := os.Stat(trigger); err != nil {
+		t.Skipf("the kernel cannot make an error: %v", err)
+	}
+	if err := run("mount", "-o", "remount,errors=remount-ro", d.dir); err != nil {
+		t.Fatal(err)
+	}
+	acked, started := make([]int64, powerPartitions), make([]int64, powerPartitions)
+	cmd, wrote := watchPowerChild(t, d, "boot 1", false, 500*time.Millisecond, acked, started, func(*os.Process) {
+		if err := os.WriteFile(trigger, []byte("1"), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	kill := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	_ = cmd.Wait()
+	if !kill.Stop() {
+		t.Fatal("the process went on with a disk that cannot be written")
+	}
+	t.Logf("the process ended with: %v", cmd.ProcessState)
+	if !wrote {
+		t.Fatal("nothing was appended")
+	}
+	d.remount(t)
+	s, err := Open(powerConfig(filepath.Join(d.dir, "store"), "boot 2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.beforeUnmount = func() { _ = s.Close(1) }
+	for p := range powerPartitions {
+		if err := verifyPowerless(s, p, acked[p], started[p]); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -36,6 +36,7 @@ type Store struct {
 	volumes   *volumes
 	metrics   *metrics
 	disk      *disk
+	stalls    stalls
 	sets      map[Set]*set
 	clean     bool
 	// rebooted says that the machine has crashed since volumes were last written.
@@ -105,6 +106,7 @@ func Open(cfg Config) (*Store, error) {
 		logs:      make(map[PartitionID]*Log),
 		failed:    make(chan struct{}),
 		unwatch:   make(chan struct{}),
+		stalls:    stalls{onStall: cfg.OnStall},
 	}
 	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, func(err error) { s.fail(err) })
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)

@@ -35,6 +35,8 @@ type writer struct {
 	version uint64
 	limits  transactionLimits
 
+	dog watchdog
+
 	// What one group needs, kept for the next.
 	txn      *badger.Txn
 	entries  []badger.Entry
@@ -47,7 +49,11 @@ type writer struct {
 	logged, keyed int64
 }
 
-func newWriter(s *set) writer { return writer{set: s, store: s.store} }
+func newWriter(s *set) writer {
+	return writer{set: s, store: s.store, dog: watchdog{
+		set: s.name, logger: s.store.cfg.Logger, metrics: s.metrics, stalls: &s.store.stalls, fail: func(err error) { s.store.fail(err) },
+	}}
+}
 
 // close gives the volume up to whoever closes all volumes.
 func (w *writer) close() {
@@ -420,10 +426,15 @@ func (w *writer) commit() error {
 	if len(w.entries) == 0 {
 		return nil
 	}
+	w.dog.begin()
+	defer w.dog.end()
 	if err := w.reserve(); err != nil {
 		return err
 	}
 	failpoint.Hit("commit/after-reserve")
+	if stall := w.store.cfg.stall; stall != nil {
+		stall(w.set.name)
+	}
 	w.version++
 	started := time.Now()
 	if err := w.txn.CommitAt(w.version, nil); err != nil {
@@ -459,7 +470,10 @@ func (w *writer) reserve() error {
 		if !errors.Is(err, ErrDiskFull) && !outOfSpace(err) {
 			return err
 		}
-		if err := w.store.disk.await(need, w.set.isClosing); err != nil {
+		w.dog.end()
+		err = w.store.disk.await(need, w.set.isClosing)
+		w.dog.begin()
+		if err != nil {
 			return err
 		}
 	}
