@@ -18,10 +18,16 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
 )
 
+// children are what the test binary does where an environment variable is set,
+// with its value.
+var children = map[string]func(string){childDirectory: child}
+
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDirectory); dir != "" {
-		child(dir)
-		return
+	for variable, run := range children {
+		if value := os.Getenv(variable); value != "" {
+			run(value)
+			return
+		}
 	}
 	if runAsChild() {
 		return
