@@ -14,6 +14,7 @@ type metrics struct {
 	opened       prometheus.Histogram
 	open         prometheus.Gauge
 	readBytes    prometheus.Counter
+	readahead    prometheus.Counter
 	corrupt      prometheus.Counter
 	diskFree     prometheus.Gauge
 	minFree      prometheus.Gauge
@@ -50,6 +51,8 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Namespace: namespace, Subsystem: subsystem, Name: "volumes_open", Help: "Sealed volumes that are open for reading."}),
 		readBytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "store_read_bytes_total", Help: "Bytes of batches read from disk."}),
+		readahead: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "read_ahead_bytes_total", Help: "Bytes that the disk was asked for ahead of readers."}),
 		corrupt: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "corruptions_total", Help: "Reads and partitions that failed because bytes on disk are damaged or missing."}),
 		diskFree: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -105,7 +108,7 @@ func (m *metrics) of(name Set) setMetrics {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.corrupt,
+	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.readahead, m.corrupt,
 		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened, m.hanging, m.stalled}
 }
 

@@ -110,8 +110,11 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 	defer it.Close()
 
 	limit := min(v.end, endOffset)
+	reader := s.readahead.resume(id, offset)
+	next := offset
+	defer func() { s.readahead.keep(reader, next) }()
 	it.Seek(appendOffsetKey(nil, kindBatch, id, offset))
-	for next := offset; next < limit; it.Next() {
+	for ; next < limit; it.Next() {
 		if err := ctx.Err(); err != nil {
 			return batches, false, err
 		}
@@ -136,9 +139,23 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 			return batches, true, nil
 		}
 		var raw []byte
+		var address uintptr
 		// Badger's lock on the file is held meanwhile: copy, and nothing else.
-		if err := item.Value(func(value []byte) error { raw = bytes.Clone(value); return nil }); err != nil {
+		err = item.Value(func(value []byte) error {
+			if err := reader.fetch(value); err != nil {
+				return fmt.Errorf("read %d bytes of a mapped file: %w", len(value), err)
+			}
+			raw, address = bytes.Clone(value), addressOf(value)
+			return nil
+		})
+		if err != nil {
 			return batches, false, corrupt(err, "a batch cannot be read")
+		}
+		if len(raw) >= valueThreshold {
+			if from, ask := reader.advance(address, len(raw)); ask > 0 {
+				adviseWillNeed(from, ask)
+				s.metrics.readahead.Add(float64(ask))
+			}
 		}
 		header, err := recordbatch.Verify(raw)
 		switch {

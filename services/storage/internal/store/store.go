@@ -52,6 +52,8 @@ type Store struct {
 	watch   sync.WaitGroup
 	unwatch chan struct{}
 
+	readahead readahead
+
 	// groups numbers the groups of all sets.
 	groups atomic.Uint64
 

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package store
+
+// adviseWillNeed is for Linux only; elsewhere the kernel reads ahead as it likes.
+func adviseWillNeed(uintptr, int) {}
+
+func populate(uintptr, int) error { return nil }
