@@ -28,7 +28,12 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if runAsNode() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // metadata is a metadata service whose answers the test decides. It has one topic,
 // "orders", which every node that registers leads in the next epoch.
@@ -51,6 +56,12 @@ type metadata struct {
 var clusterID = uuid.MustParse("11111111-2222-3333-4444-555555555555")
 
 func newMetadata(t *testing.T) *metadata {
+	m := startMetadata()
+	t.Cleanup(m.drain.Begin)
+	return m
+}
+
+func startMetadata() *metadata {
 	topicID := uuid.New()
 	m := &metadata{
 		view:   clusterview.New(nil),
@@ -70,7 +81,6 @@ func newMetadata(t *testing.T) *metadata {
 	metadatav1connect.RegisterClusterServiceHandler(server, clusterview.NewHandler(m.view, m.drain))
 	m.transport = rpc.InProcess(server)
 	m.publish()
-	t.Cleanup(m.drain.Begin)
 	return m
 }
 

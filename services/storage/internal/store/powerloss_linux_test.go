@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/runnel-mesh/runnel/services/storage/internal/loopdisk"
 )
 
 const (
@@ -106,10 +108,12 @@ func powerChild(dir string) {
 
 // powerRound appends until the power fails and the child is dead, and returns
 // whether it got to append.
-func powerRound(t *testing.T, d *loopDisk, boot string, mutant bool, life time.Duration, acked, started []int64) bool {
+func powerRound(t *testing.T, d *loopdisk.Disk, boot string, mutant bool, life time.Duration, acked, started []int64) bool {
 	t.Helper()
 	cmd, wrote := watchPowerChild(t, d, boot, mutant, life, acked, started, func(child *os.Process) {
-		d.cutPower(t)
+		if err := d.CutPower(); err != nil {
+			t.Error(err)
+		}
 		_ = child.Kill()
 	})
 	_ = cmd.Wait()
@@ -118,10 +122,10 @@ func powerRound(t *testing.T, d *loopDisk, boot string, mutant bool, life time.D
 
 // watchPowerChild lets a child append for a while, breaks the disk, and returns
 // once the child has ended, or closed its output.
-func watchPowerChild(t *testing.T, d *loopDisk, boot string, mutant bool, life time.Duration, acked, started []int64, breakDisk func(*os.Process)) (*exec.Cmd, bool) {
+func watchPowerChild(t *testing.T, d *loopdisk.Disk, boot string, mutant bool, life time.Duration, acked, started []int64, breakDisk func(*os.Process)) (*exec.Cmd, bool) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), powerDirectory+"="+filepath.Join(d.dir, "store"), powerBoot+"="+boot)
+	cmd.Env = append(os.Environ(), powerDirectory+"="+filepath.Join(d.Dir, "store"), powerBoot+"="+boot)
 	if mutant {
 		cmd.Env = append(cmd.Env, powerMutant+"=1")
 	}
@@ -200,7 +204,7 @@ func verifyPowerless(s *Store, p int, acked, started int64) error {
 // synced sets; a beginning of what was written, without a gap or a wrong byte, in
 // replicated ones.
 func TestPowerLoss(t *testing.T) {
-	d := newLoopDisk(t, 1<<30)
+	d := loopdisk.New(t, 1<<30)
 	rounds := 6
 	if testing.Short() {
 		rounds = 2
@@ -212,12 +216,12 @@ func TestPowerLoss(t *testing.T) {
 		if !powerRound(t, d, fmt.Sprint("boot ", round), false, life, acked, started) {
 			t.Fatalf("round %d: nothing was appended", round)
 		}
-		d.remount(t)
-		s, err := Open(powerConfig(filepath.Join(d.dir, "store"), fmt.Sprint("boot ", round+1)))
+		d.Remount(t)
+		s, err := Open(powerConfig(filepath.Join(d.Dir, "store"), fmt.Sprint("boot ", round+1)))
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		d.beforeUnmount = func() { _ = s.Close(1) }
+		t.Cleanup(func() { _ = s.Close(1) })
 		if s.Clean() {
 			t.Fatalf("round %d: the store is clean after a power failure", round)
 		}
@@ -239,18 +243,18 @@ func TestPowerLoss(t *testing.T) {
 // TestPowerLossNoticesMissingSyncs shows that the comparison can fail: a synced
 // set that does not sync loses what it has acknowledged.
 func TestPowerLossNoticesMissingSyncs(t *testing.T) {
-	d := newLoopDisk(t, 1<<30)
+	d := loopdisk.New(t, 1<<30)
 	acked, started := make([]int64, powerPartitions), make([]int64, powerPartitions)
 	if !powerRound(t, d, "boot 1", true, 500*time.Millisecond, acked, started) {
 		t.Fatal("nothing was appended")
 	}
-	d.remount(t)
-	s, err := Open(powerConfig(filepath.Join(d.dir, "store"), "boot 2"))
+	d.Remount(t)
+	s, err := Open(powerConfig(filepath.Join(d.Dir, "store"), "boot 2"))
 	if err != nil {
 		t.Logf("the loss was noticed: %v", err)
 		return
 	}
-	d.beforeUnmount = func() { _ = s.Close(1) }
+	t.Cleanup(func() { _ = s.Close(1) })
 	for p := range powerPartitions {
 		if !crashSet(p).synced() {
 			continue
@@ -267,17 +271,11 @@ func TestPowerLossNoticesMissingSyncs(t *testing.T) {
 // a store that appends: the process has to end on its own, and what it has
 // acknowledged is there.
 func TestDiskError(t *testing.T) {
-	d := newLoopDisk(t, 1<<30)
-	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(d.device), "trigger_fs_error")
-	if _, err := os.Stat(trigger); err != nil {
-		t.Skipf("the kernel cannot make an error: %v", err)
-	}
-	if err := run("mount", "-o", "remount,errors=remount-ro", d.dir); err != nil {
-		t.Fatal(err)
-	}
+	d := loopdisk.New(t, 1<<30)
+	breakDisk := d.FailOnErrors(t)
 	acked, started := make([]int64, powerPartitions), make([]int64, powerPartitions)
 	cmd, wrote := watchPowerChild(t, d, "boot 1", false, 500*time.Millisecond, acked, started, func(*os.Process) {
-		if err := os.WriteFile(trigger, []byte("1"), 0); err != nil {
+		if err := breakDisk(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -290,12 +288,12 @@ func TestDiskError(t *testing.T) {
 	if !wrote {
 		t.Fatal("nothing was appended")
 	}
-	d.remount(t)
-	s, err := Open(powerConfig(filepath.Join(d.dir, "store"), "boot 2"))
+	d.Remount(t)
+	s, err := Open(powerConfig(filepath.Join(d.Dir, "store"), "boot 2"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.beforeUnmount = func() { _ = s.Close(1) }
+	t.Cleanup(func() { _ = s.Close(1) })
 	for p := range powerPartitions {
 		if err := verifyPowerless(s, p, acked[p], started[p]); err != nil {
 			t.Error(err)

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package storage
+
+func runAsNode() bool { return false }
