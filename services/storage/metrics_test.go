@@ -48,7 +48,7 @@ func TestMetrics(t *testing.T) {
 		if !strings.HasPrefix(name, "runnel_storage_") {
 			t.Errorf("%s does not begin with runnel_storage_", name)
 		}
-		if len(help) < 15 || help[0] < 'A' || help[0] > 'Z' || !strings.HasSuffix(help, ".") {
+		if !regexp.MustCompile(`^[A-Z0-9].{12,}\.$`).MatchString(help) {
 			t.Errorf("%s: help text %q is no sentence", name, help)
 		}
 		for _, unit := range []string{"bytes", "seconds"} {
