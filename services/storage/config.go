@@ -57,6 +57,16 @@ type Config struct {
 	// less. Default 0.
 	MinFreeBytes int64
 
+	// CleaningRate bounds how fast batches are copied to make room on the disk, in
+	// bytes per second; at least 1. Default 64 MiB.
+	CleaningRate int64
+	// Quarantine is how long the records of a deleted topic stay on the disk; at
+	// least 0. Default 1 min.
+	Quarantine time.Duration
+	// RetentionEvery is how often a partition that the node leads looks for records
+	// to remove; at least 1 ms. Default 30 s.
+	RetentionEvery time.Duration
+
 	// TailBytes bounds the memory for the batches appended last, from which tailing
 	// consumers are served; at least 0. Default 64 MiB.
 	TailBytes int64
@@ -99,6 +109,10 @@ func DefaultConfig() Config {
 		GroupBytes:    st.GroupBytes,
 		QueueBytes:    st.QueueBytes,
 
+		CleaningRate:   st.CleaningRate,
+		Quarantine:     st.Quarantine,
+		RetentionEvery: p.RetentionEvery,
+
 		TailBytes:             p.TailBytes,
 		InFlightBytes:         p.InFlightBytes,
 		ProducersPerPartition: p.ProducersPerPartition,
@@ -135,6 +149,9 @@ func (c Config) Validate() error {
 	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
 	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
 	check(c.MinFreeBytes >= 0, "MinFreeBytes", c.MinFreeBytes, "at least 0")
+	check(c.CleaningRate >= 1, "CleaningRate", c.CleaningRate, "at least 1")
+	check(c.Quarantine >= 0, "Quarantine", c.Quarantine, "at least 0s")
+	check(c.RetentionEvery >= time.Millisecond, "RetentionEvery", c.RetentionEvery, "at least 1ms")
 	check(c.TailBytes >= 0, "TailBytes", c.TailBytes, "at least 0")
 	check(c.InFlightBytes >= 1, "InFlightBytes", c.InFlightBytes, "at least 1")
 	check(c.ProducersPerPartition >= 1, "ProducersPerPartition", c.ProducersPerPartition, "at least 1")
@@ -186,12 +203,15 @@ func (c Config) storeConfig() store.Config {
 		GroupBytes:    c.GroupBytes,
 		QueueBytes:    c.QueueBytes,
 		MinFreeBytes:  c.MinFreeBytes,
+		CleaningRate:  c.CleaningRate,
+		Quarantine:    c.Quarantine,
 	}
 }
 
 func (c Config) partitionConfig() partition.Config {
 	p := partition.DefaultConfig()
 	p.TailBytes = c.TailBytes
+	p.RetentionEvery = c.RetentionEvery
 	p.InFlightBytes = c.InFlightBytes
 	p.ProducersPerPartition = c.ProducersPerPartition
 	p.MaxTimestampAhead = c.MaxTimestampAhead

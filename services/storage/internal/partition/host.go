@@ -34,6 +34,9 @@ type Config struct {
 	// MaxTimestampAhead is how far the timestamp of a record may lie in the future
 	// (KIP-937).
 	MaxTimestampAhead time.Duration
+	// RetentionEvery is how often partitions look for records to remove; more than
+	// 0.
+	RetentionEvery time.Duration
 	// Decoding bounds what the server itself decompresses.
 	Decoding recordbatch.Limits
 }
@@ -45,6 +48,7 @@ func DefaultConfig() Config {
 		InFlightBytes:         64 << 20,
 		ProducersPerPartition: rules.DefaultProducersPerPartition,
 		MaxTimestampAhead:     time.Hour,
+		RetentionEvery:        30 * time.Second,
 		// A plain record must fit into a message, which has at most 32 MiB.
 		Decoding: recordbatch.Limits{MaxBytes: 16 << 20},
 	}

@@ -36,12 +36,12 @@ func badgerOptions(dir string, cfg *Config) badger.Options {
 
 // openWritable opens or creates the Badger directory of a volume for reading and
 // writing, and repairs what a crash has left.
-func openWritable(dir string, set Set, cfg *Config, logger badger.Logger) (*badger.DB, error) {
+func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*badger.DB, error) {
 	if err := removeEmptyLogs(dir); err != nil {
 		return nil, err
 	}
 	o := badgerOptions(dir, cfg)
-	o.SyncWrites = set.synced() && !cfg.withoutSync
+	o.SyncWrites = synced && !cfg.withoutSync
 	o.Logger = logger
 	db, err := badger.OpenManaged(o)
 	if err != nil {

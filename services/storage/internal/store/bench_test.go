@@ -104,7 +104,7 @@ func BenchmarkBadger(b *testing.B) {
 		for _, shape := range appendShapes {
 			b.Run(fmt.Sprintf("set=%s/size=%d/producers=%d", set, shape.size, shape.producers), func(b *testing.B) {
 				cfg := DefaultConfig().withDefaults()
-				db, err := openWritable(b.TempDir(), set, &cfg, nil)
+				db, err := openWritable(b.TempDir(), set.synced(), &cfg, nil)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -58,7 +58,7 @@ func CheckVolume(ctx context.Context, dir string, options CheckOptions) (err err
 		if err := os.Remove(filepath.Join(dir, discardFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		db, err = openWritable(dir, v.set, &cfg, options.Logger)
+		db, err = openWritable(dir, v.set.synced() || v.copies, &cfg, options.Logger)
 	}
 	if err != nil {
 		return damage(dir, "", err)

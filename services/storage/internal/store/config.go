@@ -49,6 +49,11 @@ type Config struct {
 	// MinFreeBytes is how much of the disk is kept free: while less is, [Log.Admit]
 	// refuses. 0 stands for 1 GiB, or an eighth of the disk if that is less.
 	MinFreeBytes int64
+	// CleaningRate bounds how fast batches are copied to make room, in bytes per
+	// second; at least 1.
+	CleaningRate int64
+	// Quarantine is how long the batches of a deleted partition stay; at least 0.
+	Quarantine time.Duration
 	// BootID names the kernel's boot; it is recorded when the store is closed.
 	BootID string
 	// Logger may be nil.
@@ -63,6 +68,9 @@ type Config struct {
 	// node can lead meanwhile, and with false when it has gone on. After 20 s the
 	// store fails. It must not block, nor call the store. It may be nil.
 	OnStall func(stalled bool)
+
+	// Now tells the time by which deletions are counted; nil stands for time.Now.
+	Now func() time.Time
 
 	// Tests use less than the constants of the same names; 0 stands for these.
 	valueLogBytes, memTableBytes int64
@@ -82,6 +90,8 @@ func DefaultConfig() Config {
 		MaxOpenSealed: 8,
 		GroupBytes:    4 << 20,
 		QueueBytes:    64 << 20,
+		CleaningRate:  64 << 20,
+		Quarantine:    time.Minute,
 	}
 }
 
@@ -100,6 +110,8 @@ func (c Config) Validate() error {
 	check(c.GroupBytes >= 1, "GroupBytes", c.GroupBytes, "at least 1")
 	check(c.QueueBytes >= c.GroupBytes, "QueueBytes", c.QueueBytes, fmt.Sprintf("at least GroupBytes (%d)", c.GroupBytes))
 	check(c.MinFreeBytes >= 0, "MinFreeBytes", c.MinFreeBytes, "at least 0")
+	check(c.CleaningRate >= 1, "CleaningRate", c.CleaningRate, "at least 1")
+	check(c.Quarantine >= 0, "Quarantine", c.Quarantine, "at least 0s")
 	return errors.Join(faults...)
 }
 
@@ -112,6 +124,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnStall == nil {
 		c.OnStall = func(bool) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.valueLogBytes == 0 {
 		c.valueLogBytes = valueLogBytes

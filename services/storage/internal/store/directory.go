@@ -23,6 +23,8 @@ const (
 	cleanFile     = "clean.json"
 	volumesFolder = "volumes"
 	volumeFile    = "volume.json"
+	// removedSuffix ends the name of a volume that is being removed.
+	removedSuffix = ".deleted"
 )
 
 // Identity says whose a directory is.

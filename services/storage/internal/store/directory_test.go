@@ -123,8 +123,8 @@ func TestOpenTakesVersion1(t *testing.T) {
 		t.Errorf("the description has changed before anything was written: %s, %v", raw, err)
 	}
 	one(t, s.Log(id), SetSynced, 3, 1, 100)
-	if now, err := os.ReadFile(path); err != nil || string(now) != string(raw) {
-		t.Errorf("the description is %s, want %s: %v", now, raw, err)
+	if now, err := os.ReadFile(path); err != nil || !strings.Contains(string(now), `"formatVersion": 2`) {
+		t.Errorf("the description is %s: %v", now, err)
 	}
 }
 

@@ -231,6 +231,13 @@ func (d *disk) fullLocked() error {
 		ErrDiskFull, d.free, d.dir, d.min)
 }
 
+// low says whether batches are refused.
+func (d *disk) low() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refusing
+}
+
 // has says whether so many bytes are free, if need be without the ballast.
 func (d *disk) has(bytes int64) error {
 	if d.blind {

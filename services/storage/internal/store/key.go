@@ -30,6 +30,9 @@ const (
 	kindBatch
 )
 
+// maxOffset is above all offsets.
+const maxOffset = math.MaxInt64
+
 const (
 	partitionKeyBytes = 1 + 16 + 4
 	offsetKeyBytes    = partitionKeyBytes + 8

@@ -44,6 +44,10 @@ type Log struct {
 	store *Store
 	id    PartitionID
 
+	// copying is held by who copies spans of the log, before all other locks but
+	// that of the copier, and during I/O.
+	copying sync.Mutex
+
 	// mu guards the fields below. The commit goroutine of the set that has appends
 	// pending changes the committed ones; there is one such set at a time.
 	mu sync.Mutex
@@ -70,6 +74,11 @@ type Log struct {
 	// records may continue; 0 where there is none.
 	stateVolume     uint64
 	stateGeneration uint64
+	// stateBytes are those of that record, see [space].
+	stateBytes int64
+	// stateVolumes are those in which the partition has a state record, and may
+	// have producers.
+	stateVolumes []uint64
 	// rewrite says that spans or epochs have changed since that record.
 	rewrite bool
 	// unindexed counts the bytes of batches since the latest entry of the time
@@ -79,6 +88,8 @@ type Log struct {
 	readable int64
 	// cuts counts truncations, for readers to notice one that they raced with.
 	cuts uint64
+	// doomed says that the cleaner has the log, which is deleted.
+	doomed bool
 	// group is the number of the last group with operations of this log, and
 	// grouped says that it is being written; both are the commit goroutine's.
 	group   uint64
@@ -231,7 +242,7 @@ func (l *Log) Truncate(ctx context.Context, offset int64, state State) (end int6
 		return 0, err
 	}
 	if l.set == "" {
-		l.set = l.store.setOf(l.durable.spans)
+		l.set = l.homeLocked()
 	}
 	own := l.set
 	// One transaction cannot delete in two volumes. Where a cut reaches into the
@@ -292,27 +303,42 @@ func (l *Log) extendLocked(v *volume, b *Batch) *span {
 	if n := len(spans); n > 0 && spans[n-1].volume == v.number && spans[n-1].end == b.BaseOffset {
 		return &spans[n-1]
 	}
+	v.space.spans.Add(1)
 	l.durable.spans = append(spans, span{volume: v.number, first: b.BaseOffset, end: b.BaseOffset, maxTimestamp: b.MaxTimestamp})
 	l.rewrite = true
 	l.unindexed = 0
 	return &l.durable.spans[len(spans)]
 }
 
-// setStateLocked takes over the state of an append, and drops the spans below
-// its log start.
-func (l *Log) setStateLocked(s State) {
+// setStateLocked takes over the state of an append, drops the spans below its
+// log start, and returns what that frees.
+func (l *Log) setStateLocked(s State) []use {
+	if s.Deleted && !l.durable.Deleted {
+		l.durable.deletedAt = l.store.cfg.Now().UnixMilli()
+	}
 	if s.Deleted != l.durable.Deleted || !sameEpochs(s.Epochs, l.durable.Epochs) {
 		l.rewrite = true
 	}
 	l.durable.State = s
 	dead := 0
-	for dead < len(l.durable.spans) && (s.Deleted || l.durable.spans[dead].end <= s.LogStart) {
+	for dead < len(l.durable.spans) && l.durable.spans[dead].end <= s.LogStart {
 		dead++
 	}
-	if dead > 0 {
-		l.durable.spans = slices.Delete(l.durable.spans, 0, dead)
-		l.rewrite = true
+	return l.dropLocked(0, dead)
+}
+
+// dropLocked drops the spans from i up to j, and returns what that frees.
+func (l *Log) dropLocked(i, j int) []use {
+	if i == j {
+		return nil
 	}
+	uses := make([]use, 0, j-i)
+	for _, s := range l.durable.spans[i:j] {
+		uses = append(uses, use{volume: s.volume, spans: -1, bytes: -s.bytes})
+	}
+	l.durable.spans = slices.Delete(l.durable.spans, i, j)
+	l.rewrite = true
+	return uses
 }
 
 // sameEpochs compares tables that are never changed, only replaced.
@@ -335,14 +361,14 @@ func (s State) endAt(end int64) State {
 	return s
 }
 
-// cutLocked shortens and drops spans.
-func (l *Log) cutLocked(offset int64) {
+// cutLocked shortens and drops spans, and returns what the dropped ones free.
+func (l *Log) cutLocked(offset int64) []use {
 	spans := l.durable.spans
 	n := len(spans)
 	for n > 0 && spans[n-1].first >= offset {
 		n--
 	}
-	l.durable.spans = spans[:n]
+	uses := l.dropLocked(n, len(spans))
 	if n > 0 && spans[n-1].end > offset {
 		spans[n-1].end = offset
 	}
@@ -351,4 +377,5 @@ func (l *Log) cutLocked(offset int64) {
 	l.cuts++
 	l.rewrite = true
 	l.unindexed = 0
+	return uses
 }

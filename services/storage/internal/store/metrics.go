@@ -24,6 +24,10 @@ type metrics struct {
 	hanging      *prometheus.GaugeVec
 	stalled      *prometheus.CounterVec
 
+	cleanings, cleanedBytes, cleaningSeconds, removedVolumes prometheus.Counter
+
+	// late are collectors that came later than the others.
+	late       []prometheus.Collector
 	registerer prometheus.Registerer
 }
 
@@ -32,6 +36,9 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	sets := []string{"set"}
 	histogram := func(name, help string, buckets []float64) prometheus.HistogramOpts {
 		return prometheus.HistogramOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help, Buckets: buckets}
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help})
 	}
 	seconds := prometheus.ExponentialBuckets(50e-6, 2.5, 14)
 	m := &metrics{
@@ -66,10 +73,14 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		shortened: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "partitions_shortened_total", Help: "Partitions that are not synced and lost their last records when the machine crashed."}),
 		hanging: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "commits_stalled", Help: "1 while a commit hangs because the disk does not answer."}, sets),
+			Namespace: namespace, Subsystem: subsystem, Name: "commits_stalled", Help: "Whether a commit hangs because the disk does not answer: 1, else 0."}, sets),
 		stalled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "commit_stall_seconds_total", Help: "Seconds that commits took which hung."}, sets),
-		registerer: registerer,
+		cleanings:       counter("cleanings_total", "Runs in which volumes were emptied by copying what is still needed."),
+		cleanedBytes:    counter("cleaned_bytes_total", "Bytes of batches copied to empty volumes."),
+		cleaningSeconds: counter("cleaning_seconds_total", "Seconds spent emptying and removing volumes."),
+		removedVolumes:  counter("volumes_removed_total", "Volumes removed from the disk."),
+		registerer:      registerer,
 	}
 	if registerer == nil {
 		return m, nil
@@ -109,7 +120,21 @@ func (m *metrics) of(name Set) setMetrics {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.readahead, m.corrupt,
-		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened, m.hanging, m.stalled}
+		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened, m.hanging, m.stalled,
+		m.cleanings, m.cleanedBytes, m.cleaningSeconds, m.removedVolumes}
+}
+
+// watch tells how much of some volumes is needed.
+func (m *metrics) watch(r *volumes) error {
+	if m.registerer == nil {
+		return nil
+	}
+	space := newSpaceCollector(r)
+	if err := m.registerer.Register(space); err != nil {
+		return err
+	}
+	m.late = append(m.late, space)
+	return nil
 }
 
 // unregister makes room for the metrics of the store that is opened next.
@@ -117,7 +142,7 @@ func (m *metrics) unregister() {
 	if m.registerer == nil {
 		return
 	}
-	for _, c := range m.collectors() {
+	for _, c := range append(m.collectors(), m.late...) {
 		m.registerer.Unregister(c)
 	}
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,7 +37,7 @@ func (l *Log) viewAt(offset int64) (view, bool, error) {
 	switch {
 	case offset >= l.readable && offset >= l.durable.LogStart:
 		return v, false, nil
-	case i == len(spans) || spans[i].first > offset:
+	case i == len(spans) || spans[i].first > offset || l.durable.Deleted:
 		return v, false, l.outOfRangeLocked(offset)
 	}
 	v.span, v.end = spans[i], min(spans[i].end, l.readable)
@@ -55,6 +56,18 @@ func (l *Log) truncatedSince(cuts uint64) bool {
 	return l.cuts != cuts
 }
 
+// movedSince says whether a reader failed because a volume is gone that the log
+// does not need any more.
+func (l *Log) movedSince(err error) bool {
+	var gone errVolumeGone
+	if !errors.As(err, &gone) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !slices.ContainsFunc(l.durable.spans, func(s span) bool { return s.volume == uint64(gone) })
+}
+
 // Read returns the batch that holds offset and those that follow, as far as they
 // begin below endOffset and together have at most maxBytes; at least one batch
 // if there is any. None is returned where offset is the log's end, and where
@@ -68,7 +81,7 @@ func (l *Log) truncatedSince(cuts uint64) bool {
 func (l *Log) Read(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
 	for {
 		batches, cuts, err := l.read(ctx, offset, endOffset, maxBytes)
-		if l.truncatedSince(cuts) {
+		if l.truncatedSince(cuts) || l.movedSince(err) {
 			continue
 		}
 		l.store.noteCorruption(err)
@@ -201,7 +214,7 @@ func epochAt(epochs []EpochStart, last int64) (int32, bool) {
 func (l *Log) OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*Batch, error) {
 	for {
 		offset, cuts, err := l.findTime(ctx, timestamp, endOffset)
-		if l.truncatedSince(cuts) {
+		if l.truncatedSince(cuts) || l.movedSince(err) {
 			continue
 		}
 		l.store.noteCorruption(err)

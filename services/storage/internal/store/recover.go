@@ -27,6 +27,9 @@ type recoveredPartition struct {
 	durable *durable
 	// stateVolume and stateGeneration say which state record it is from.
 	stateVolume, stateGeneration uint64
+	// stateBytes are those of that record, and stateVolumes all that have one.
+	stateBytes   int64
+	stateVolumes []uint64
 	// fault is set where the newest record is damaged: an older one must not hold
 	// in its place.
 	fault     error
@@ -98,15 +101,11 @@ func (s *Store) recover() error {
 }
 
 // readSet reads the records of a set's volumes, of which the newest comes first.
-// Since one goroutine wrote them in turn, a partition's record in one is newer
-// than those in all that follow, which are therefore not even read.
+// Since one goroutine wrote them in turn, a partition's state record in one is
+// newer than those in all that follow, which are therefore not even read. A
+// producer's record need not be: removing volumes carries old ones over.
 func (s *Store) readSet(r *recovery, list []*volume) error {
-	type producer struct {
-		PartitionID
-		id int64
-	}
 	states := make(map[PartitionID]bool)
-	producers := make(map[producer]bool)
 	for _, v := range list {
 		opened, err := s.volumes.acquire(context.Background(), v.number)
 		if err != nil {
@@ -118,11 +117,13 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 			defer txn.Discard()
 			found := make(map[PartitionID]*recoveredPartition)
 			err := eachRecord(txn, kindState, func(id PartitionID, _ int64, item *badger.Item) {
+				known := r.partition(id)
+				known.stateVolumes = append(known.stateVolumes, v.number)
 				if states[id] {
 					return
 				}
 				var m diskv1.PartitionState
-				p := &recoveredPartition{stateVolume: v.number}
+				p := &recoveredPartition{stateVolume: v.number, stateBytes: stateBytes(valueBytes(item))}
 				err := readRecord(item, &m)
 				if err != nil && s.mayHaveHoles(v) {
 					// It was lost; an older one holds.
@@ -158,11 +159,6 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 				r.partition(id).take(p)
 			}
 			return eachRecord(txn, kindProducer, func(id PartitionID, producerID int64, item *badger.Item) {
-				key := producer{id, producerID}
-				if producers[key] {
-					return
-				}
-				producers[key] = true
 				m := new(diskv1.ProducerState)
 				err := readRecord(item, m)
 				if err != nil && s.mayHaveHoles(v) {
@@ -191,7 +187,7 @@ func (p *recoveredPartition) take(o *recoveredPartition) {
 	case o.fault != nil:
 		p.fault, p.stateVolume = o.fault, o.stateVolume
 	case p.durable == nil || p.durable.generation < o.durable.generation:
-		p.durable, p.stateVolume, p.stateGeneration = o.durable, o.stateVolume, o.stateGeneration
+		p.durable, p.stateVolume, p.stateGeneration, p.stateBytes = o.durable, o.stateVolume, o.stateGeneration, o.stateBytes
 	}
 }
 
@@ -223,6 +219,7 @@ func (s *Store) restore(r *recovery) {
 		l := newLog(s, id)
 		l.known = true
 		s.logs[id] = l
+		l.stateVolumes = slices.Clip(p.stateVolumes)
 		if p.fault == nil && p.durable == nil {
 			p.fault = errors.New("there are producers, but no state record")
 		}
@@ -236,12 +233,17 @@ func (s *Store) restore(r *recovery) {
 			continue
 		}
 		l.durable = *p.durable
-		l.stateVolume, l.stateGeneration = p.stateVolume, p.stateGeneration
+		l.stateVolume, l.stateGeneration, l.stateBytes = p.stateVolume, p.stateGeneration, p.stateBytes
+		s.volumes.account(use{volume: l.stateVolume, records: l.stateBytes})
 		l.loaded = l.durable.State
+		if l.durable.Deleted {
+			l.doomed = true
+			s.cleaner.doom(l)
+		}
 		l.start, l.next, l.readable = l.durable.LogStart, l.durable.LogEnd, l.durable.LogEnd
 		for _, sp := range l.durable.spans {
-			s.liveBytes[sp.volume] += sp.bytes
-			if !s.volumes.has(sp.volume) {
+			s.volumes.account(use{volume: sp.volume, spans: 1, bytes: sp.bytes})
+			if !s.volumes.has(sp.volume) && !l.durable.Deleted {
 				s.condemn(l, sp.volume, sp.first, errors.New("the volume is missing"))
 				break
 			}
@@ -273,6 +275,9 @@ func (s *Store) condemn(l *Log, volume uint64, offset int64, cause error) {
 // finishRecovery checks the volumes that were being written, and seals all but
 // the newest of each set.
 func (s *Store) finishRecovery() error {
+	if err := s.sealCopies(); err != nil {
+		return err
+	}
 	for _, set := range allSets {
 		for i, v := range s.volumes.ofSet(set) {
 			if v.sealed {
@@ -280,16 +285,17 @@ func (s *Store) finishRecovery() error {
 			}
 			if s.recovered[v.number] {
 				s.checkTails(v)
+				measureVolume(v)
 			}
 			switch {
 			case i > 0 && s.recovered[v.number]:
-				if err := s.volumes.seal(v, s.liveBytes[v.number]); err != nil {
+				if err := s.volumes.seal(v); err != nil {
 					return err
 				}
 				delete(s.recovered, v.number)
 				failpoint.Hit("start/after-seal")
 			case i > 0:
-				if err := s.volumes.markSealed(v, s.liveBytes[v.number]); err != nil {
+				if err := s.volumes.markSealed(v); err != nil {
 					return err
 				}
 			case s.recovered[v.number]:
@@ -300,6 +306,50 @@ func (s *Store) finishRecovery() error {
 		}
 	}
 	return nil
+}
+
+// sealCopies seals the volumes that took copies: which of them are still needed
+// was in the memory of the process before. Unused ones go.
+func (s *Store) sealCopies() error {
+	for _, v := range s.volumes.copies() {
+		var err error
+		switch {
+		case v.sealed:
+		case v.space.spans.Load() == 0:
+			if err = s.beginWriting(); err == nil {
+				err = s.volumes.remove(v)
+			}
+		case s.clean:
+			err = s.volumes.markSealed(v)
+		default:
+			if err = s.volumes.activate(v); err == nil {
+				s.checkTails(v)
+				measureVolume(v)
+				err = s.volumes.seal(v)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measureVolume counts what a volume holds that was not closed in good order.
+// What has been written over or deleted before does not show any more.
+func measureVolume(v *volume) {
+	txn := v.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{})
+	defer it.Close()
+	var total int64
+	for it.Rewind(); it.Valid(); it.Next() {
+		total += int64(valueBytes(it.Item()))
+		if k := it.Item().Key(); kind(k[0]) != kindBatch {
+			total += int64(len(k))
+		}
+	}
+	v.space.written.Store(total)
 }
 
 // checkTails compares the log ends with what a volume holds that was being

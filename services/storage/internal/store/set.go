@@ -15,6 +15,7 @@ type operationKind uint8
 
 const (
 	appendBatches operationKind = iota
+	changeLog
 	truncateLog
 	rollVolume
 )
@@ -25,8 +26,11 @@ type operation struct {
 	// log is nil for rollVolume.
 	log    *Log
 	append Append
-	// offset is where truncateLog cuts.
+	// offset is where truncateLog cuts. For rollVolume, if it is not 0, it is the
+	// number of the volume to replace, which may have been replaced meanwhile.
 	offset int64
+	// change is what changeLog does.
+	change func(*writer, *Log) (bool, error)
 	// force makes rollVolume replace a volume that is not due.
 	force bool
 	done  func(error)
@@ -107,7 +111,7 @@ type set struct {
 	wanted  bool
 	standby *opened
 	// retired are to be sealed.
-	retired []retired
+	retired []*volume
 	// written is what has to be sent to the disk.
 	written writeback
 
@@ -117,12 +121,6 @@ type set struct {
 
 	commits, upkeep sync.WaitGroup
 	writer          writer
-}
-
-// retired is a volume that has taken its last append.
-type retired struct {
-	volume *volume
-	bytes  int64
 }
 
 func newSet(s *Store, name Set) *set {
@@ -214,8 +212,8 @@ func (s *set) await() bool {
 	return len(s.queue) > 0
 }
 
-// take moves a group from the queue to buf: appends as far as one transaction
-// takes them, at least one, or one operation of another kind.
+// take moves a group from the queue to buf: appends or changes as far as one
+// transaction takes them, at least one, or one operation of another kind.
 func (s *set) take(buf []*operation, limits transactionLimits) []*operation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -223,8 +221,8 @@ func (s *set) take(buf []*operation, limits transactionLimits) []*operation {
 	var total cost
 	bytes, n := 0, 0
 	for _, o := range s.queue {
-		alone := o.kind != appendBatches
-		if n > 0 && alone {
+		alone := o.kind != appendBatches && o.kind != changeLog
+		if n > 0 && (alone || o.kind != s.queue[0].kind) {
 			break
 		}
 		total.add(o.cost)
@@ -334,7 +332,7 @@ func (s *set) prepare() error {
 			s.standby = next
 		} else {
 			next.files.close()
-			s.retired = append(s.retired, retired{volume: next.volume})
+			s.retired = append(s.retired, next.volume)
 		}
 		s.mu.Unlock()
 	}
@@ -349,7 +347,7 @@ func (s *set) create() (*opened, error) {
 	if err := s.store.disk.await(s.store.openSpace(nil), s.isClosing); err != nil {
 		return nil, fmt.Errorf("create a volume: %w", err)
 	}
-	v, err := s.store.volumes.create(s.name)
+	v, err := s.store.volumes.create(s.name, false)
 	if err != nil {
 		return nil, err
 	}
@@ -371,7 +369,7 @@ func (s *set) sealRetired() {
 	list := s.retired
 	s.retired = nil
 	s.mu.Unlock()
-	for i, r := range list {
+	for i, v := range list {
 		if s.store.disk.has(s.store.cfg.memTableBytes) != nil {
 			// Badger turns what it has in memory into a table; a later call seals it.
 			s.mu.Lock()
@@ -379,7 +377,7 @@ func (s *set) sealRetired() {
 			s.mu.Unlock()
 			return
 		}
-		if err := s.store.volumes.seal(r.volume, r.bytes); err != nil {
+		if err := s.store.volumes.seal(v); err != nil {
 			s.store.fail(err)
 			return
 		}

@@ -127,16 +127,14 @@ func intactTo(db *badger.DB, id PartitionID, sp span, from int64) (end, bytes in
 func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	d := &l.durable
 	before := d.LogEnd
-	for _, sp := range d.spans {
-		s.liveBytes[sp.volume] -= sp.bytes
-	}
+	s.volumes.account(released(d.spans)...)
 	l.cutLocked(offset)
 	if n := len(d.spans); n > 0 && d.spans[n-1].end == offset {
 		d.spans[n-1].bytes = min(d.spans[n-1].bytes, bytes)
 	}
 	l.setStateLocked(d.State.endAt(offset))
 	for _, sp := range d.spans {
-		s.liveBytes[sp.volume] += sp.bytes
+		s.volumes.account(use{volume: sp.volume, spans: 1, bytes: sp.bytes})
 	}
 	d.generation++
 	d.truncations = addTruncation(d.truncations, truncation{generation: d.generation, offset: offset})
@@ -162,7 +160,12 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	if err := txn.CommitAt(v.db.MaxVersion()+1, nil); err != nil {
 		return fmt.Errorf("end the log of %v at %d: %w", l.id, offset, err)
 	}
-	l.stateVolume, l.stateGeneration, l.rewrite = v.number, d.generation, false
+	n := stateBytes(len(value))
+	s.volumes.account(use{volume: l.stateVolume, records: -l.stateBytes}, use{volume: v.number, records: n})
+	l.stateVolume, l.stateGeneration, l.stateBytes, l.rewrite = v.number, d.generation, n, false
+	if !slices.Contains(l.stateVolumes, v.number) {
+		l.stateVolumes = append(l.stateVolumes, v.number)
+	}
 	l.loaded = d.State
 	l.start, l.next, l.readable = d.LogStart, d.LogEnd, d.LogEnd
 	for i := range l.producers {

@@ -37,16 +37,15 @@ type Store struct {
 	metrics   *metrics
 	disk      *disk
 	stalls    stalls
+	cleaner   *cleaner
 	sets      map[Set]*set
 	clean     bool
 	// rebooted says that the machine has crashed since volumes were last written.
 	rebooted bool
 
 	// recovered has the volumes that are open for writing since Open, because the
-	// process before did not close them. liveBytes has the bytes of the batches
-	// that spans name in each volume at Open. Both are never changed after it.
+	// process before did not close them. It is never changed after it.
 	recovered map[uint64]bool
-	liveBytes map[uint64]int64
 
 	// watch is the goroutine that looks at the disk; it ends when unwatch is closed.
 	watch   sync.WaitGroup
@@ -104,7 +103,6 @@ func Open(cfg Config) (*Store, error) {
 		metrics:   metrics,
 		sets:      make(map[Set]*set),
 		recovered: make(map[uint64]bool),
-		liveBytes: make(map[uint64]int64),
 		logs:      make(map[PartitionID]*Log),
 		failed:    make(chan struct{}),
 		unwatch:   make(chan struct{}),
@@ -112,15 +110,22 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, func(err error) { s.fail(err) })
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
+	s.cleaner = newCleaner(s)
+	s.volumes.freed = s.cleaner.poke
 	for _, name := range allSets {
 		s.sets[name] = newSet(s, name)
 	}
-	if err := s.recover(); err != nil {
+	err = metrics.watch(s.volumes)
+	if err == nil {
+		err = s.recover()
+	}
+	if err != nil {
 		err = errors.Join(err, s.volumes.close(), directory.Close())
 		metrics.unregister()
 		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), err)
 	}
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
+	s.cleaner.start()
 	return s, nil
 }
 
@@ -220,6 +225,7 @@ func (s *Store) Close(nodeEpoch int64) error {
 }
 
 func (s *Store) shutDown(nodeEpoch int64) error {
+	s.cleaner.close()
 	for _, name := range allSets {
 		s.sets[name].close()
 	}
@@ -308,6 +314,9 @@ func (s *Store) activeSet(volume uint64) (Set, bool) {
 	}
 	return "", false
 }
+
+// lowOnSpace says whether cleaning should be as fast as it can be.
+func (s *Store) lowOnSpace() bool { return s.disk.low() }
 
 // setOf returns the set that the last of some spans lies in.
 func (s *Store) setOf(spans []span) Set {

@@ -590,7 +590,7 @@ func TestStagedBatchesAreRemoved(t *testing.T) {
 func inVolume(t *testing.T, cfg Config, f func(*badger.DB)) {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	db, err := openWritable(filepath.Join(cfg.Dir, volumesFolder, "synced-000001"), SetSynced, &cfg, nil)
+	db, err := openWritable(filepath.Join(cfg.Dir, volumesFolder, "synced-000001"), true, &cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1108,7 +1108,7 @@ func TestTruncations(t *testing.T) {
 func TestValueBytes(t *testing.T) {
 	cfg := testConfig(t).withDefaults()
 	cfg.valueLogBytes = 16 << 20
-	db, err := openWritable(t.TempDir(), SetReplicated, &cfg, nil)
+	db, err := openWritable(t.TempDir(), false, &cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,6 +76,8 @@ type volume struct {
 	// copies says that the volume holds what was copied from others, and
 	// that no group is ever written to it.
 	copies bool
+	// space may be changed by anybody.
+	space space
 
 	// Guarded by volumes.mu.
 	mode mode
@@ -93,7 +95,8 @@ type volume struct {
 
 func volumeName(set Set, number uint64) string { return fmt.Sprintf("%s-%06d", set, number) }
 
-// describe writes volume.json; sealed is zero while the volume is active.
+// describe writes volume.json; sealed is zero while the volume is active. bytes
+// is what it holds, as far as that is known.
 func (v *volume) describe(sealed time.Time, bytes int64) error {
 	m := &diskv1.VolumeDescription{
 		FormatVersion: formatVersion,
@@ -101,9 +104,10 @@ func (v *volume) describe(sealed time.Time, bytes int64) error {
 		Set:           string(v.set),
 		CreatedMs:     v.created.UnixMilli(),
 		Copies:        v.copies,
+		Bytes:         bytes,
 	}
 	if !sealed.IsZero() {
-		m.SealedMs, m.Bytes = sealed.UnixMilli(), bytes
+		m.SealedMs = sealed.UnixMilli()
 	}
 	if err := datadir.WriteMessage(filepath.Join(v.path, volumeFile), m); err != nil {
 		return fmt.Errorf("describe volume %d: %w", v.number, err)
@@ -136,6 +140,7 @@ func readVolume(path string) (*volume, error) {
 		sealed:  m.GetSealedMs() != 0,
 		version: m.GetFormatVersion(),
 	}
+	v.space.written.Store(m.GetBytes())
 	if want := volumeName(v.set, v.number); want != filepath.Base(path) || v.number == 0 {
 		return nil, fmt.Errorf("volume %s: its %s is that of %s", path, volumeFile, want)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ type volumes struct {
 	cfg     *Config
 	logger  badger.Logger
 	metrics *metrics
+	// freed is called, perhaps with locks held, when bytes have become dead.
+	freed func()
 
 	mu       sync.Mutex
 	byNumber map[uint64]*volume
@@ -49,17 +52,24 @@ type volumes struct {
 func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *volumes {
 	return &volumes{
 		path: path, cfg: cfg, logger: logger, metrics: m,
-		byNumber: make(map[uint64]*volume), next: 1, changed: make(chan struct{}),
+		byNumber: make(map[uint64]*volume), next: 1, changed: make(chan struct{}), freed: func() {},
 	}
 }
 
-// scan finds the volumes on disk.
+// scan finds the volumes on disk, and removes what is left of those that were
+// being removed.
 func (r *volumes) scan() error {
 	entries, err := os.ReadDir(r.path)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), removedSuffix) {
+			if err := os.RemoveAll(filepath.Join(r.path, e.Name())); err != nil {
+				return err
+			}
+			continue
+		}
 		v, err := readVolume(filepath.Join(r.path, e.Name()))
 		if err != nil {
 			return err
@@ -83,13 +93,14 @@ func (r *volumes) numbers() []uint64 {
 	return slices.Sorted(maps.Keys(r.byNumber))
 }
 
-// ofSet returns the volumes of a set, the newest first.
+// ofSet returns the volumes that a set's appends are written to, the newest
+// first.
 func (r *volumes) ofSet(set Set) []*volume {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []*volume
 	for _, v := range r.byNumber {
-		if v.set == set {
+		if v.set == set && !v.copies {
 			out = append(out, v)
 		}
 	}
@@ -107,6 +118,31 @@ func (r *volumes) written() (n int64) {
 		}
 	}
 	return n
+}
+
+// copies returns the volumes that take or took copies, in ascending order of their
+// numbers.
+func (r *volumes) copies() []*volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*volume
+	for _, v := range r.byNumber {
+		if v.copies {
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b *volume) int { return cmp.Compare(a.number, b.number) })
+	return out
+}
+
+// setOf returns the set of a volume, if there is one of that number.
+func (r *volumes) setOf(number uint64) (Set, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.byNumber[number]; v != nil {
+		return v.set, true
+	}
+	return "", false
 }
 
 func (r *volumes) has(number uint64) bool {
@@ -152,7 +188,7 @@ func (r *volumes) acquire(ctx context.Context, number uint64) (*volume, error) {
 		case r.stopped:
 			return nil, ErrClosed
 		case v == nil:
-			return nil, fmt.Errorf("volume %d does not exist", number)
+			return nil, errVolumeGone(number)
 		case v.mode == readOnly || v.mode == writable:
 			if v.idle != nil {
 				r.idle.Remove(v.idle)
@@ -177,6 +213,10 @@ func (r *volumes) acquire(ctx context.Context, number uint64) (*volume, error) {
 func (r *volumes) release(v *volume) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.releaseLocked(v)
+}
+
+func (r *volumes) releaseLocked(v *volume) {
 	v.readers--
 	if v.readers > 0 {
 		return
@@ -238,12 +278,12 @@ func (r *volumes) drain(v *volume) {
 }
 
 // create makes the next volume of a set and opens it for writing.
-func (r *volumes) create(set Set) (*volume, error) {
+func (r *volumes) create(set Set, copies bool) (*volume, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	number := r.next
 	r.next++
-	v := &volume{number: number, set: set, path: filepath.Join(r.path, volumeName(set, number)), created: time.Now()}
+	v := &volume{number: number, set: set, copies: copies, path: filepath.Join(r.path, volumeName(set, number)), created: time.Now()}
 	r.byNumber[number] = v
 	err := r.change(v, writable, func() (*badger.DB, error) {
 		if err := os.Mkdir(v.path, 0o750); err != nil {
@@ -258,7 +298,7 @@ func (r *volumes) create(set Set) (*volume, error) {
 			return nil, err
 		}
 		failpoint.Hit("create/before-open")
-		return openWritable(v.path, set, r.cfg, r.logger)
+		return openWritable(v.path, set.synced() || copies, r.cfg, r.logger)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create volume %d: %w", number, err)
@@ -283,7 +323,7 @@ func (r *volumes) activate(v *volume) error {
 				return nil, err
 			}
 		}
-		return openWritable(v.path, v.set, r.cfg, r.logger)
+		return openWritable(v.path, v.set.synced() || v.copies, r.cfg, r.logger)
 	})
 	if err != nil {
 		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
@@ -293,18 +333,20 @@ func (r *volumes) activate(v *volume) error {
 
 // seal closes a volume that is no longer written to, as soon as nobody reads it,
 // and records that. Readers that come meanwhile wait, and open it anew.
-func (r *volumes) seal(v *volume, bytes int64) error {
+func (r *volumes) seal(v *volume) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	failpoint.Hit("seal/before-close")
-	if err := r.closeWritable(v, func() error {
+	err := r.closeWritable(v, func() error {
 		failpoint.Hit("seal/before-describe")
-		return v.describe(time.Now(), bytes)
-	}); err != nil {
+		return v.describe(time.Now(), v.space.written.Load())
+	})
+	if err != nil {
 		return fmt.Errorf("seal volume %d: %w", v.number, err)
 	}
 	failpoint.Hit("seal/after-describe")
 	v.sealed = true
+	r.freed()
 	return nil
 }
 
@@ -332,8 +374,8 @@ func (r *volumes) closeWritable(v *volume, then func() error) error {
 }
 
 // markSealed records that a volume which nobody has open is sealed.
-func (r *volumes) markSealed(v *volume, bytes int64) error {
-	if err := v.describe(time.Now(), bytes); err != nil {
+func (r *volumes) markSealed(v *volume) error {
+	if err := v.describe(time.Now(), v.space.written.Load()); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -359,7 +401,7 @@ func (r *volumes) close() error {
 		case readOnly:
 			r.closeReadOnly(v)
 		case writable:
-			if err := r.closeWritable(v, func() error { return nil }); err != nil {
+			if err := r.closeWritable(v, func() error { return v.describe(time.Time{}, v.space.written.Load()) }); err != nil {
 				faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
 			}
 			failpoint.Hit("stop/after-volume")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -29,8 +30,8 @@ type writer struct {
 
 	// opened takes the groups; its volume is nil before the first.
 	opened
-	// bytes are those of the batches in it.
-	bytes int64
+	// bytes are those of the batches in it, and records those of all else.
+	bytes, records int64
 	// version is that of the latest transaction in the volume.
 	version uint64
 	limits  transactionLimits
@@ -45,8 +46,12 @@ type writer struct {
 	touched  []*Log
 	progress diskv1.PartitionProgress
 	// logged and keyed are the bytes that the transaction at hand adds to the value
-	// log, and at most to what Badger holds in memory.
-	logged, keyed int64
+	// log, and at most to what Badger holds in memory; recorded are those of its
+	// records, and deletes counts the keys that it deletes.
+	logged, keyed, recorded int64
+	deletes                 int
+	// uses are what volumes hold less once it is committed.
+	uses []use
 }
 
 func newWriter(s *set) writer {
@@ -78,10 +83,10 @@ func (w *writer) ready() error {
 	s := w.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w.bytes >= limit || s.oldLocked() {
+	if w.bytes+w.records >= limit || s.oldLocked() {
 		w.replaceLocked()
 	}
-	if w.bytes >= limit-limit/4 && s.standby == nil && !s.wanted {
+	if w.bytes+w.records >= limit-limit/4 && s.standby == nil && !s.wanted {
 		s.wanted = true
 		s.poke()
 	}
@@ -94,7 +99,6 @@ func (w *writer) open() error {
 		return err
 	}
 	var next *opened
-	var bytes int64
 	if list := w.store.volumes.ofSet(w.set.name); len(list) > 0 && !list[0].sealed {
 		v := list[0]
 		if !w.store.recovered[v.number] {
@@ -110,7 +114,7 @@ func (w *writer) open() error {
 		if err != nil {
 			return fmt.Errorf("open volume %d for writing: %w", v.number, err)
 		}
-		next, bytes = &opened{volume: v, files: files}, w.store.liveBytes[v.number]
+		next = &opened{volume: v, files: files}
 	} else {
 		created, err := w.set.create()
 		if err != nil {
@@ -120,19 +124,21 @@ func (w *writer) open() error {
 	}
 	w.set.mu.Lock()
 	defer w.set.mu.Unlock()
-	w.adoptLocked(next, bytes)
+	w.adoptLocked(next)
 	return nil
 }
 
 // adoptLocked makes a volume that is open for writing the active one. The set's
 // mu is held.
-func (w *writer) adoptLocked(o *opened, bytes int64) {
-	w.opened, w.bytes = *o, bytes
+func (w *writer) adoptLocked(o *opened) {
+	// What of it is dead batches and what records does not matter.
+	w.opened, w.bytes = *o, o.volume.space.live.Load()
+	w.records = max(o.volume.space.written.Load()-w.bytes, 0)
 	w.version = o.volume.db.MaxVersion()
 	w.limits = limitsOf(o.volume.db, &w.store.cfg)
 	w.set.active = o.volume.number
 	w.set.since = time.Time{}
-	if bytes > 0 {
+	if w.bytes > 0 {
 		w.set.since = o.volume.created
 	}
 }
@@ -145,9 +151,9 @@ func (w *writer) replaceLocked() {
 		return
 	}
 	w.files.close()
-	s.retired = append(s.retired, retired{volume: w.volume, bytes: w.bytes})
+	s.retired = append(s.retired, w.volume)
 	s.written = writeback{}
-	w.adoptLocked(s.standby, 0)
+	w.adoptLocked(s.standby)
 	s.standby = nil
 	s.metrics.rolls.Inc()
 	s.poke()
@@ -161,7 +167,11 @@ func (w *writer) execute(group []*operation) error {
 	case truncateLog:
 		err = w.truncate(first)
 	case rollVolume:
-		err = w.roll(first.force)
+		if first.offset == 0 || first.offset == int64(w.volume.number) {
+			err = w.roll(first.force)
+		}
+	case changeLog:
+		err = w.change(group)
 	default:
 		err = w.append(group)
 	}
@@ -177,7 +187,7 @@ func (w *writer) roll(force bool) error {
 	s := w.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w.bytes == 0 || !force && !s.oldLocked() {
+	if w.bytes+w.records == 0 || !force && !s.oldLocked() {
 		return nil
 	}
 	if s.standby == nil && force {
@@ -192,7 +202,7 @@ func (w *writer) roll(force bool) error {
 		} else {
 			// The other goroutine was faster.
 			next.files.close()
-			s.retired = append(s.retired, retired{volume: next.volume})
+			s.retired = append(s.retired, next.volume)
 		}
 	}
 	w.replaceLocked()
@@ -202,6 +212,9 @@ func (w *writer) roll(force bool) error {
 // append writes appends in one transaction, with one state record for each log.
 func (w *writer) append(group []*operation) error {
 	bytes := 0
+	if err := w.clearStale(group); err != nil {
+		return err
+	}
 	if len(group) == 1 && !w.limits.admit(group[0].total()) {
 		if err := w.stage(group[0]); err != nil {
 			return err
@@ -220,6 +233,17 @@ func (w *writer) append(group []*operation) error {
 			bytes += len(o.append.Batches[i].Bytes)
 		}
 	}
+	if err := w.finish(int64(bytes)); err != nil {
+		return err
+	}
+	w.set.metrics.groupBytes.Observe(float64(bytes))
+	w.set.metrics.groupAppends.Observe(float64(len(group)))
+	return nil
+}
+
+// finish writes the state of all logs that the transaction touches, commits and
+// publishes it; bytes are those of the batches in it.
+func (w *writer) finish(bytes int64) error {
 	for _, l := range w.touched {
 		if err := w.writeState(l); err != nil {
 			return err
@@ -230,9 +254,7 @@ func (w *writer) append(group []*operation) error {
 		return err
 	}
 	failpoint.Hit("append/after-commit")
-	w.publish(int64(bytes))
-	w.set.metrics.groupBytes.Observe(float64(bytes))
-	w.set.metrics.groupAppends.Observe(float64(len(group)))
+	w.publish(bytes)
 	return nil
 }
 
@@ -308,7 +330,8 @@ func (w *writer) end() {
 		w.touched[i] = nil
 	}
 	w.touched = w.touched[:0]
-	w.logged, w.keyed = 0, 0
+	w.uses = w.uses[:0]
+	w.logged, w.keyed, w.recorded, w.deletes = 0, 0, 0, 0
 }
 
 // key adds a key to the buffer of the transaction, which stays where it is when
@@ -326,11 +349,23 @@ func (w *writer) key(k kind, id PartitionID, offset int64) []byte {
 func (w *writer) put(key, value []byte) error {
 	// The transaction keeps the pointer, so the slice must not move.
 	w.entries = append(w.entries, badger.Entry{Key: key, Value: value})
+	if kind(key[0]) != kindBatch {
+		w.recorded += int64(len(key) + len(value))
+	}
 	var c cost
 	c.addEntry(len(key), len(value))
 	w.logged += c.values
 	w.keyed += c.size + memEntry
 	if err := w.txn.SetEntry(&w.entries[len(w.entries)-1]); err != nil {
+		return fmt.Errorf("put together a transaction: %w", err)
+	}
+	return nil
+}
+
+func (w *writer) delete(key []byte) error {
+	w.deletes++
+	w.keyed += int64(len(key)) + memEntry
+	if err := w.txn.Delete(key); err != nil {
 		return fmt.Errorf("put together a transaction: %w", err)
 	}
 	return nil
@@ -365,6 +400,7 @@ func (w *writer) apply(o *operation) error {
 		s.end = b.LastOffset + 1
 		s.maxTimestamp = max(s.maxTimestamp, b.MaxTimestamp)
 		s.bytes += int64(len(b.Bytes))
+		w.volume.space.live.Add(int64(len(b.Bytes)))
 		l.unindexed += int64(len(b.Bytes))
 		if staged {
 			continue
@@ -373,12 +409,8 @@ func (w *writer) apply(o *operation) error {
 			return err
 		}
 	}
-	l.setStateLocked(o.append.State)
-	if !l.grouped {
-		l.grouped = true
-		w.touched = append(w.touched, l)
-		l.durable.generation++
-	}
+	w.uses = append(w.uses, l.setStateLocked(o.append.State)...)
+	w.touch(l)
 	for i := range o.append.Producers {
 		p := &o.append.Producers[i]
 		if err := w.putProducer(l, p.ID, producerMessage(p, l.durable.generation)); err != nil {
@@ -412,7 +444,13 @@ func (w *writer) writeState(l *Log) error {
 	if l.rewrite || l.stateVolume != w.volume.number {
 		key = w.key(kindState, l.id, 0)
 		w.values, value = appendMessage(w.values, key, d.message())
-		l.rewrite, l.stateVolume, l.stateGeneration = false, w.volume.number, d.generation
+		n := stateBytes(len(value))
+		w.volume.space.records.Add(n)
+		w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
+		l.rewrite, l.stateVolume, l.stateGeneration, l.stateBytes = false, w.volume.number, d.generation, n
+		if !slices.Contains(l.stateVolumes, w.volume.number) {
+			l.stateVolumes = append(l.stateVolumes, w.volume.number)
+		}
 	} else {
 		d.progress(&w.progress, l.stateGeneration)
 		key = w.key(kindProgress, l.id, 0)
@@ -423,7 +461,7 @@ func (w *writer) writeState(l *Log) error {
 
 // commit writes the transaction, as durable as the set says.
 func (w *writer) commit() error {
-	if len(w.entries) == 0 {
+	if len(w.entries) == 0 && w.deletes == 0 {
 		return nil
 	}
 	w.dog.begin()
@@ -485,6 +523,10 @@ func (w *writer) publish(bytes int64) {
 		l.mu.Lock()
 		l.readable = l.durable.LogEnd
 		l.known = true
+		if l.durable.Deleted && !l.doomed {
+			l.doomed = true
+			w.store.cleaner.doom(l)
+		}
 		l.mu.Unlock()
 	}
 	if bytes > 0 && w.bytes == 0 {
@@ -493,6 +535,9 @@ func (w *writer) publish(bytes int64) {
 		w.set.mu.Unlock()
 	}
 	w.bytes += bytes
+	w.records += w.recorded
+	w.volume.space.written.Add(bytes + w.recorded)
+	w.store.volumes.account(w.uses...)
 }
 
 // truncate cuts the end off a log. In the active volume it deletes keys, so that
@@ -538,17 +583,18 @@ func (w *writer) truncate(o *operation) error {
 	w.begin(int64(len(doomed)) + 1)
 	defer w.end()
 	for _, key := range doomed {
-		w.keyed += int64(len(key)) + memEntry
-		if err := w.txn.Delete(key); err != nil {
-			return fmt.Errorf("put together a truncation: %w", err)
+		if err := w.delete(key); err != nil {
+			return err
 		}
 	}
 	l.mu.Lock()
-	l.cutLocked(from)
+	w.uses = append(w.uses, l.cutLocked(from)...)
 	if n := len(l.durable.spans); n > 0 {
-		l.durable.spans[n-1].bytes -= freed
+		s := &l.durable.spans[n-1]
+		s.bytes -= freed
+		w.uses = append(w.uses, use{volume: s.volume, bytes: -freed})
 	}
-	l.setStateLocked(o.append.State)
+	w.uses = append(w.uses, l.setStateLocked(o.append.State)...)
 	if from < o.offset {
 		l.next = l.durable.LogEnd
 	}
@@ -567,6 +613,51 @@ func (w *writer) truncate(o *operation) error {
 	failpoint.Hit("truncate/after-commit")
 	w.publish(0)
 	return nil
+}
+
+// clearStale removes what the volume holds of a log at or above the place where a
+// new span of it is about to begin there. A truncation deletes such keys, but not
+// those that no span named any more because the batches had been copied to another
+// volume.
+func (w *writer) clearStale(group []*operation) error {
+	for _, o := range group {
+		if len(o.append.Batches) == 0 || o.err != nil {
+			continue
+		}
+		l, base := o.log, o.append.Batches[0].BaseOffset
+		l.mu.Lock()
+		spans := l.durable.spans
+		n := len(spans)
+		goesOn := n > 0 && spans[n-1].volume == w.volume.number && spans[n-1].end == base
+		clean := goesOn || len(l.durable.truncations) == 0
+		l.mu.Unlock()
+		if clean {
+			continue
+		}
+		keys, fits := keysFrom(w.volume.db, l.id, base, w.limits.deletes())
+		if !fits {
+			return w.roll(true)
+		}
+		if err := w.deleteAll(keys); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteAll deletes keys in a transaction of their own.
+func (w *writer) deleteAll(keys [][]byte) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	w.begin(0)
+	defer w.end()
+	for _, key := range keys {
+		if err := w.delete(key); err != nil {
+			return err
+		}
+	}
+	return w.commit()
 }
 
 // keysFrom returns the keys of a partition's batches and time index at or above

@@ -829,7 +829,8 @@ type VolumeDescription struct {
 	CreatedMs int64 `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
 	// When the volume was sealed; 0 while it is active.
 	SealedMs int64 `protobuf:"varint,5,opt,name=sealed_ms,json=sealedMs,proto3" json:"sealed_ms,omitempty"`
-	// Bytes of all batches in it; set when it is sealed.
+	// Bytes of all batches and records that were written to it; set when it is
+	// sealed, and when the store is closed in good order.
 	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// The volume holds what cleaning and compaction have copied from others:
 	// batches and time index, and none of the other records.

@@ -1,0 +1,330 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
+)
+
+const (
+	// smallVolumes of a set, each below VolumeBytes/smallFraction, are merged.
+	smallVolumes  = 8
+	smallFraction = 8
+	// retryFirst is how long a volume is left alone that could not be cleaned; the
+	// time doubles with each failure up to retryMost.
+	retryFirst = time.Second
+	retryMost  = 10 * time.Minute
+	// copiesTogether bounds the copies that are made durable together.
+	copiesTogether = 1024
+)
+
+// cleaner gives disk space back. Its goroutine removes sealed volumes that nobody
+// needs any more, see [cleaner.remove]; empties those of which less than half is
+// needed, and very small ones, by copying the rest; and forgets partitions that
+// were deleted, see [cleaner.bury].
+type cleaner struct {
+	store  *Store
+	copier *copier
+
+	// wake tells of work.
+	wake chan struct{}
+	done sync.WaitGroup
+	stop context.CancelFunc
+
+	// retries are the volumes that could not be cleaned. They belong to the
+	// goroutine.
+	retries map[uint64]retry
+
+	// mu guards graveyard, the logs of partitions that are deleted and not
+	// forgotten yet. It is taken after Log.mu.
+	mu        sync.Mutex
+	graveyard map[*Log]bool
+}
+
+type retry struct {
+	at    time.Time
+	delay time.Duration
+}
+
+func newCleaner(s *Store) *cleaner {
+	return &cleaner{
+		store: s, copier: newCopier(s), wake: make(chan struct{}, 1), stop: func() {},
+		retries: make(map[uint64]retry), graveyard: make(map[*Log]bool),
+	}
+}
+
+// start starts the goroutine.
+func (c *cleaner) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.stop = cancel
+	c.poke()
+	c.done.Go(func() { c.run(ctx) })
+}
+
+// close waits for the goroutine. What it was about to copy stays where it is.
+func (c *cleaner) close() {
+	c.stop()
+	c.done.Wait()
+	c.copier.close()
+}
+
+// poke tells the goroutine that there may be work.
+func (c *cleaner) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *cleaner) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		case <-timer.C:
+		}
+		for c.pass(ctx) {
+		}
+		if ctx.Err() != nil || c.store.failure() != nil {
+			return
+		}
+		timer.Reset(c.patience())
+	}
+}
+
+// patience is how long the goroutine may sleep if nobody wakes it.
+func (c *cleaner) patience() time.Duration {
+	wait := time.Hour
+	for _, r := range c.retries {
+		wait = min(wait, time.Until(r.at))
+	}
+	now := c.store.cfg.Now()
+	for _, l := range c.graves() {
+		l.mu.Lock()
+		if left := l.quarantineLocked(now); left > 0 {
+			wait = min(wait, left)
+		}
+		l.mu.Unlock()
+	}
+	return max(wait, 10*time.Millisecond)
+}
+
+// pass does what there is to do, and reports whether there may be more.
+func (c *cleaner) pass(ctx context.Context) bool {
+	if ctx.Err() != nil || c.store.failure() != nil {
+		return false
+	}
+	if err := c.bury(ctx); err != nil {
+		return false
+	}
+	if err := c.copier.sealUnused(); err != nil {
+		return false
+	}
+	c.rollUnused()
+	dead, victims := c.choose()
+	if len(dead) == 0 && len(victims) == 0 {
+		return false
+	}
+	started := time.Now()
+	defer func() { c.store.metrics.cleaningSeconds.Add(time.Since(started).Seconds()) }()
+	if len(dead) == 0 {
+		c.store.metrics.cleanings.Inc()
+		for _, v := range victims {
+			err := c.empty(ctx, v)
+			if err == nil && v.space.spans.Load() == 0 {
+				dead = append(dead, v)
+				continue
+			}
+			if ctx.Err() != nil || errors.Is(err, ErrClosed) || c.store.failure() != nil {
+				return false
+			}
+			c.postpone(v, err)
+		}
+	}
+	if len(dead) == 0 {
+		return true
+	}
+	err := c.remove(ctx, dead)
+	if ctx.Err() != nil || errors.Is(err, ErrClosed) || c.store.failure() != nil {
+		return false
+	}
+	for _, v := range dead {
+		if err != nil {
+			c.postpone(v, err)
+		} else {
+			delete(c.retries, v.number)
+		}
+	}
+	return true
+}
+
+// postpone leaves a volume alone for a while.
+func (c *cleaner) postpone(v *volume, err error) {
+	r := c.retries[v.number]
+	r.delay = min(max(2*r.delay, retryFirst), retryMost)
+	r.at = time.Now().Add(r.delay)
+	c.retries[v.number] = r
+	if err != nil {
+		c.store.cfg.Logger.Warn("a volume could not be cleaned; it is tried again", "volume", v.number, "in", r.delay, "error", err)
+	}
+}
+
+// rollUnused replaces active volumes that are large and of which nearly nothing
+// is needed, such as after a deletion: they are cleaned once they are sealed.
+func (c *cleaner) rollUnused() {
+	for _, name := range allSets {
+		set := c.store.sets[name]
+		set.mu.Lock()
+		active := set.active
+		set.mu.Unlock()
+		var due bool
+		c.store.volumes.mu.Lock()
+		if v := c.store.volumes.byNumber[active]; v != nil && !v.sealed {
+			due = v.space.size() >= c.store.cfg.VolumeBytes/2 && v.space.needed() < v.space.size()/8
+		}
+		c.store.volumes.mu.Unlock()
+		if due {
+			// It counts only for the volume that it is about.
+			set.push(&operation{kind: rollVolume, force: true, offset: int64(active), done: func(error) {}})
+		}
+	}
+}
+
+// choose returns the sealed volumes that can be removed as they are and, if there
+// are none, those to be emptied: one of which less than half is needed, the one
+// with the smallest part first, or many that are small.
+func (c *cleaner) choose() (dead, victims []*volume) {
+	r := c.store.volumes
+	now := time.Now()
+	var emptiest *volume
+	var part float64
+	small := make(map[Set][]*volume)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.byNumber {
+		if !v.sealed || c.retries[v.number].at.After(now) {
+			continue
+		}
+		size, needed := v.space.size(), v.space.needed()
+		switch {
+		// State records alone are worth their place: writing them anew would fill
+		// the next volume with them.
+		case v.space.spans.Load() == 0 && 2*needed <= size:
+			dead = append(dead, v)
+		case 2*needed < size:
+			if p := float64(needed) / float64(size); emptiest == nil || p < part {
+				emptiest, part = v, p
+			}
+		}
+		if size < c.store.cfg.VolumeBytes/smallFraction {
+			small[v.set] = append(small[v.set], v)
+		}
+	}
+	if len(dead) > 0 || emptiest == nil {
+		for _, list := range small {
+			if len(dead) == 0 && len(list) >= smallVolumes {
+				slices.SortFunc(list, func(a, b *volume) int { return cmp.Compare(a.number, b.number) })
+				return nil, list
+			}
+		}
+		return dead, nil
+	}
+	return nil, []*volume{emptiest}
+}
+
+// empty copies what spans name in a volume, and lets the logs go on with the
+// copies.
+func (c *cleaner) empty(ctx context.Context, v *volume) error {
+	failpoint.Hit("clean/begin")
+	var switches sync.WaitGroup
+	defer switches.Wait()
+	var waiting []*copied
+	bytes := int64(0)
+	// Copies of many logs are made durable together.
+	flush := func() error {
+		if err := c.copier.flush(waiting...); err != nil {
+			for _, one := range waiting {
+				one.release()
+			}
+			waiting, bytes = nil, 0
+			return err
+		}
+		failpoint.Hit("clean/after-copy")
+		for _, one := range waiting {
+			c.store.metrics.cleanedBytes.Add(float64(spanBytes(one.to)))
+			switches.Add(1)
+			one.log.switchLater(one, nil, func(bool, error) { switches.Done() })
+		}
+		waiting, bytes = nil, 0
+		return nil
+	}
+	for _, l := range c.store.logsWhere(func(l *Log) bool {
+		return slices.ContainsFunc(l.durable.spans, func(s span) bool { return s.volume == v.number })
+	}) {
+		if !l.copying.TryLock() {
+			// It is being compacted, which may take a while and may do the same.
+			continue
+		}
+		all := l.snapshot(maxOffset, func(s span) bool { return s.volume == v.number })
+		var err error
+		for from := all; len(all.spans) > 0 && err == nil; from = all {
+			n := adjacent(all.spans)
+			from.spans, all.spans = all.spans[:n], all.spans[n:]
+			var one *copied
+			if one, err = c.copier.write(ctx, v.set, from, nil); err == nil {
+				waiting = append(waiting, one)
+				bytes += spanBytes(one.to)
+			}
+		}
+		l.copying.Unlock()
+		if err != nil {
+			return errors.Join(err, flush())
+		}
+		if bytes >= int64(c.store.cfg.GroupBytes) || len(waiting) >= copiesTogether {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// adjacent returns how many of some spans follow each other.
+func adjacent(spans []span) int {
+	n := min(len(spans), 1)
+	for n > 0 && n < len(spans) && spans[n].first == spans[n-1].end {
+		n++
+	}
+	return n
+}
+
+func spanBytes(spans []span) int64 {
+	var total int64
+	for _, s := range spans {
+		total += s.bytes
+	}
+	return total
+}
+
+// logsWhere returns the logs that a condition holds for; their mu is held.
+func (s *Store) logsWhere(holds func(*Log) bool) []*Log {
+	s.mu.Lock()
+	all := make([]*Log, 0, len(s.logs))
+	for _, l := range s.logs {
+		all = append(all, l)
+	}
+	s.mu.Unlock()
+	return slices.DeleteFunc(all, func(l *Log) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !holds(l)
+	})
+}

@@ -1,0 +1,314 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
+	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
+)
+
+// carriedProducers bounds the producers that are carried over in one step.
+const carriedProducers = 256
+
+// remove removes sealed volumes without spans. What else they hold that somebody
+// needs is written anew before: the newest state record of a partition, and the
+// producers that have not written since. That, and the changes that have emptied
+// the volumes, are brought to the disk whatever the set: a removal cannot be
+// taken back.
+func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
+	if err := c.store.beginWriting(); err != nil {
+		return c.store.fail(err)
+	}
+	numbers := make(map[uint64]bool, len(dead))
+	for _, v := range dead {
+		numbers[v.number] = true
+	}
+	for _, v := range dead {
+		if err := c.carryOver(ctx, v, numbers); err != nil {
+			return fmt.Errorf("carry over what volume %d holds: %w", v.number, err)
+		}
+	}
+	failpoint.Hit("remove/before-sync")
+	if err := c.store.volumes.syncWritable(); err != nil {
+		return c.store.fail(err)
+	}
+	for _, v := range dead {
+		if err := c.store.volumes.remove(v); err != nil {
+			return c.store.fail(err)
+		}
+		c.store.metrics.removedVolumes.Inc()
+	}
+	for _, l := range c.store.logsWhere(func(l *Log) bool {
+		l.stateVolumes = slices.DeleteFunc(l.stateVolumes, func(n uint64) bool { return numbers[n] })
+		return l.known && l.durable.Deleted && len(l.stateVolumes) == 0 && l.stateVolume != 0
+	}) {
+		c.store.forget(l)
+	}
+	return nil
+}
+
+// carryOver writes anew what a volume holds besides batches.
+func (c *cleaner) carryOver(ctx context.Context, v *volume, going map[uint64]bool) error {
+	if err := c.spares(ctx, v); err != nil || v.copies {
+		return err
+	}
+	var faults carried
+	defer faults.wait.Wait()
+	now := c.store.cfg.Now()
+	for _, l := range c.store.logsWhere(func(l *Log) bool {
+		if l.stateVolume != v.number {
+			return false
+		}
+		// Of a deleted partition nothing is left to be said once all its records go.
+		return !l.buriedLocked(now) || slices.ContainsFunc(l.stateVolumes, func(n uint64) bool { return !going[n] })
+	}) {
+		faults.add(l, change{apply: func(_ *writer, l *Log) (bool, error) {
+			failpoint.Hit("remove/before-carry")
+			return l.stateVolume == v.number, nil
+		}})
+	}
+	if err := c.carryProducers(ctx, v, &faults); err != nil {
+		return err
+	}
+	return faults.err()
+}
+
+// buriedLocked says whether nothing of a partition is needed any more.
+func (l *Log) buriedLocked(now time.Time) bool {
+	return l.durable.Deleted && len(l.durable.spans) == 0 && l.quarantineLocked(now) <= 0
+}
+
+// spares refuses a volume with batches of a partition whose state is damaged: what
+// its spans are is not known.
+func (c *cleaner) spares(ctx context.Context, v *volume) error {
+	unknown := c.store.logsWhere(func(l *Log) bool { return l.fault != nil && l.durable.generation == 0 })
+	if len(unknown) == 0 {
+		return nil
+	}
+	opened, err := c.store.volumes.acquire(ctx, v.number)
+	if err != nil {
+		return err
+	}
+	defer c.store.volumes.release(opened)
+	for _, l := range unknown {
+		if keys, _ := keysFrom(opened.db, l.id, 0, 1); len(keys) > 0 {
+			return fmt.Errorf("it has batches of %v, whose state is damaged", l.id)
+		}
+	}
+	return nil
+}
+
+// carried are changes whose outcome somebody waits for.
+type carried struct {
+	wait   sync.WaitGroup
+	mu     sync.Mutex
+	faults []error
+}
+
+func (f *carried) add(l *Log, c change) {
+	f.wait.Add(1)
+	l.change(c, func(err error) {
+		f.mu.Lock()
+		if err != nil && len(f.faults) < 8 {
+			f.faults = append(f.faults, err)
+		}
+		f.mu.Unlock()
+		f.wait.Done()
+	})
+}
+
+func (f *carried) err() error {
+	f.wait.Wait()
+	return errors.Join(f.faults...)
+}
+
+// carryProducers writes the producers of a volume anew, with the generation that
+// they had: a truncation since then may have voided what they say. That one was
+// removed has to stand as long as there may be an older record.
+func (c *cleaner) carryProducers(ctx context.Context, v *volume, faults *carried) error {
+	opened, err := c.store.volumes.acquire(ctx, v.number)
+	if err != nil {
+		return err
+	}
+	defer c.store.volumes.release(opened)
+	txn := opened.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	var damage error
+	var list []*diskv1.ProducerState
+	var ids []int64
+	var of PartitionID
+	flush := func() {
+		if len(ids) > 0 {
+			c.carry(v, of, ids, list, faults)
+		}
+		ids, list = nil, nil
+	}
+	err = eachRecord(txn, kindProducer, func(id PartitionID, producer int64, item *badger.Item) {
+		m := new(diskv1.ProducerState)
+		if err := readRecord(item, m); err != nil {
+			damage = fmt.Errorf("the record of producer %d of %v is damaged: %w", producer, id, err)
+			return
+		}
+		if id != of || len(ids) == carriedProducers {
+			flush()
+			of = id
+		}
+		ids, list = append(ids, producer), append(list, m)
+	})
+	flush()
+	return errors.Join(err, damage)
+}
+
+func (c *cleaner) carry(v *volume, id PartitionID, ids []int64, list []*diskv1.ProducerState, faults *carried) {
+	c.store.mu.Lock()
+	l := c.store.logs[id]
+	c.store.mu.Unlock()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	deleted := l.durable.Deleted
+	l.mu.Unlock()
+	if deleted {
+		return
+	}
+	var n cost
+	for _, m := range list {
+		n.addEntry(offsetKeyBytes, sumBytes+128+64*len(m.GetBatches()))
+	}
+	faults.add(l, change{cost: n, apply: func(w *writer, l *Log) (bool, error) {
+		wrote := false
+		for i, m := range list {
+			there, err := w.producerGeneration(l.id, ids[i])
+			if err != nil {
+				return false, err
+			}
+			needed := !m.GetRemoved() || there > 0 || slices.ContainsFunc(l.stateVolumes, func(n uint64) bool {
+				return n != v.number && n != w.volume.number
+			})
+			if there >= m.GetGeneration() || !needed {
+				continue
+			}
+			if err := w.putProducer(l, ids[i], m); err != nil {
+				return false, err
+			}
+			wrote = true
+		}
+		return wrote, nil
+	}})
+}
+
+// producerGeneration returns the generation of the record that the active volume
+// has of a producer; 0 where it has none.
+func (w *writer) producerGeneration(id PartitionID, producer int64) (uint64, error) {
+	txn := w.volume.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	item, err := txn.Get(appendOffsetKey(nil, kindProducer, id, producer))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return 0, nil
+	}
+	var m diskv1.ProducerState
+	if err == nil {
+		err = readRecord(item, &m)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read producer %d of %v: %w", producer, id, err)
+	}
+	return m.GetGeneration(), nil
+}
+
+// syncWritable brings to the disk what was committed to volumes that do not do
+// that by themselves.
+func (r *volumes) syncWritable() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, number := range slices.Collect(maps.Keys(r.byNumber)) {
+		v := r.byNumber[number]
+		if v == nil || v.set.synced() || v.copies {
+			continue
+		}
+		for v.mode == changing {
+			// Closing syncs it.
+			r.wait()
+		}
+		if v.mode != writable {
+			continue
+		}
+		v.readers++
+		r.mu.Unlock()
+		err := syncFiles(v.path)
+		r.mu.Lock()
+		r.releaseLocked(v)
+		if err != nil {
+			return fmt.Errorf("sync volume %d: %w", v.number, err)
+		}
+	}
+	return nil
+}
+
+// syncFiles brings the files of a directory, and their names, to the disk. Where
+// one vanishes meanwhile, Badger has moved what it held to another that it has
+// synced.
+func syncFiles(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := datadir.Sync(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return datadir.Sync(dir)
+}
+
+// remove removes a sealed volume from the disk as soon as nobody reads it.
+// Readers that wait for it, or come later, are told that it is gone.
+func (r *volumes) remove(v *volume) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for v.mode == changing {
+		r.wait()
+	}
+	if v.mode == readOnly {
+		r.closeReadOnly(v)
+	}
+	gone := v.path + removedSuffix
+	err := r.change(v, closed, func() (*badger.DB, error) {
+		failpoint.Hit("remove/before-rename")
+		if err := os.Rename(v.path, gone); err != nil {
+			return nil, err
+		}
+		if err := datadir.Sync(r.path); err != nil {
+			return nil, err
+		}
+		failpoint.Hit("remove/after-rename")
+		return nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove volume %d: %w", v.number, err)
+	}
+	delete(r.byNumber, v.number)
+	r.broadcast()
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	if err := os.RemoveAll(gone); err != nil {
+		// What is left of it goes when the store is opened.
+		r.cfg.Logger.Warn("removing a volume", "path", gone, "error", err)
+	}
+	failpoint.Hit("remove/after-remove")
+	return nil
+}
