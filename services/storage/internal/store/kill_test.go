@@ -53,7 +53,7 @@ type script struct {
 func killConfig(dir string) Config {
 	cfg := DefaultConfig()
 	cfg.Dir = dir
-	cfg.VolumeBytes = 128 << 10
+	cfg.VolumeBytes = 256 << 10
 	cfg.MaxOpenSealed = 3
 	cfg.valueLogBytes, cfg.memTableBytes = 1<<20, 1<<20
 	return cfg
@@ -158,11 +158,16 @@ func (w *worker) work(at **logModel, r *rand.Rand) {
 		switch action := r.IntN(100); {
 		case action < 60:
 			for range 1 + r.IntN(6) {
-				batches := 1 + r.IntN(3)
-				if r.IntN(200) == 0 || large && r.IntN(12) == 0 {
-					batches = 1200
+				if r.IntN(200) > 0 && (!large || r.IntN(12) > 0) {
+					start(m.grow(pick, w.serial.Add(1), 1+r.IntN(3)))
+					continue
 				}
-				start(m.grow(pick, w.serial.Add(1), batches))
+				// More than a transaction takes, or deletes.
+				o := m.grow(pick, w.serial.Add(1), manyBatches)
+				start(o)
+				if r.IntN(2) == 0 {
+					start(m.cutAt(w.serial.Add(1), o.Batches[r.IntN(10)].Base))
+				}
 			}
 		case action < 68:
 			start(m.begin(pick, w.serial.Add(1)))
@@ -206,7 +211,7 @@ func TestKillAtEachStep(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 5))
 			r.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 			// A fresh store now and then: what is old makes each start slower.
-			for chunk := range slices.Chunk(names, 6) {
+			for chunk := range slices.Chunk(names, 4) {
 				k := &killed{T: t, dir: t.TempDir(), rand: r, logs: map[int]*logModel{}, pending: map[int][]logOp{}}
 				for range killLogs {
 					k.id++
@@ -227,6 +232,9 @@ func TestKillAtEachStep(t *testing.T) {
 func (k *killed) at(name string) {
 	k.Helper()
 	before := []string{"commit/after-reserve", "append/after-commit", "stage/after-part", "roll/after-replace", "seal/before-describe", "stop/before-marker", "create/before-open"}
+	if strings.HasSuffix(name, "-staged") {
+		before = []string{"stage/after-part", "stage/before-last-part", "stage/after-last-part"}
+	}
 	offset := k.rand.IntN(len(before))
 	for attempt := range 8 {
 		if strings.HasPrefix(name, "start/") {
@@ -252,8 +260,9 @@ func (k *killed) at(name string) {
 func (k *killed) run(step string, hit int) bool {
 	k.Helper()
 	k.runs++
+	started := time.Now()
 	what := fmt.Sprintf("run %d, killed at hit %d of %s", k.runs, hit, step)
-	s := script{Dir: k.dir, Seed: k.rand.Uint64(), Phases: 12, Step: step, Serial: k.serial, ID: k.id}
+	s := script{Dir: k.dir, Seed: k.rand.Uint64(), Phases: 8, Step: step, Serial: k.serial, ID: k.id}
 	for _, m := range k.logs {
 		if !m.State.Deleted {
 			s.Models = append(s.Models, m.clone())
@@ -284,7 +293,9 @@ func (k *killed) run(step string, hit int) bool {
 	if !late.Stop() {
 		k.Fatalf("%s: the child hangs", what)
 	}
+	lived := time.Since(started)
 	k.verify(what)
+	k.Logf("%s after %v, compared in %v; killed: %t", what, lived, time.Since(started)-lived, !ended)
 	return !ended
 }
 

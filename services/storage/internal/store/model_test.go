@@ -132,7 +132,7 @@ func (h *modelStore) group(r picker) {
 		batches := 1 + r.intn(3)
 		if r.intn(40) == 0 {
 			// More than a transaction takes.
-			batches = 1200
+			batches = manyBatches
 		}
 		o := m.grow(r, h.next(), batches)
 		o.perform(h.log(m), func(err error) { outcomes <- err })

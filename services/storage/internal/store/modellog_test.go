@@ -202,6 +202,9 @@ func (m *logModel) newOp(kind logOpKind, serial int64) logOp {
 	return o
 }
 
+// manyBatches are more than the tests' volumes take or delete in a transaction.
+const manyBatches = 1800
+
 // grow appends that many batches, and now and then begins an epoch, changes the
 // set, moves the high watermark, and writes or removes producers.
 func (m *logModel) grow(r picker, serial int64, batches int) logOp {
@@ -222,8 +225,11 @@ func (m *logModel) grow(r picker, serial int64, batches int) logOp {
 	for i := range batches {
 		at = max(at+int64(r.intn(20))-5, 100)
 		b := batchSpec{Base: end, Records: 1 + r.intn(5), Size: 20 + r.intn(200), Epoch: epoch, Time: at, Seed: uint64(serial)<<20 + uint64(i), Keys: m.Keys}
-		if batches < 100 && r.intn(3) == 0 {
-			b.Size = 1000 + r.intn(20_000)
+		switch {
+		case batches >= manyBatches:
+			b.Records, b.Size = 1, 8
+		case r.intn(3) == 0:
+			b.Size = 1000 + r.intn(12_000)
 		}
 		o.Batches = append(o.Batches, b)
 		end = b.last() + 1
@@ -256,12 +262,15 @@ func (m *logModel) begin(r picker, serial int64) logOp {
 // cut truncates anywhere, as a rule near the log's end; not below what may have
 // been compacted, which is below the high watermark.
 func (m *logModel) cut(r picker, serial int64) logOp {
-	o := m.newOp(opTruncate, serial)
 	low := max(m.State.LogStart, m.Compacted)
 	if live := m.from(low); r.intn(3) > 0 && len(live) > 0 {
 		low = max(low, live[max(len(live)-3, 0)].Base)
 	}
-	at := low + int64(r.intn(int(m.State.LogEnd-low)+1))
+	return m.cutAt(serial, low+int64(r.intn(int(m.State.LogEnd-low)+1)))
+}
+
+func (m *logModel) cutAt(serial, at int64) logOp {
+	o := m.newOp(opTruncate, serial)
 	o.State.LogEnd = at
 	o.State.HighWatermark = min(o.State.HighWatermark, at)
 	o.State.Epochs = epochsBelow(o.State.Epochs, at)
