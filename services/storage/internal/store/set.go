@@ -84,8 +84,9 @@ func (o *operation) measure(spans int) {
 	}
 }
 
-// set is a sequence of volumes with its queue and two goroutines: one commits,
-// the other opens the next volume before it is needed and seals what is full.
+// set is a sequence of volumes with its queue and three goroutines: one commits,
+// one opens the next volume before it is needed and seals what is full, and one
+// sends to the disk what was written.
 type set struct {
 	store   *Store
 	name    Set
@@ -115,6 +116,9 @@ type set struct {
 	// written is what has to be sent to the disk.
 	written writeback
 
+	// flushes tells the third goroutine that there is something to send to the disk;
+	// close closes it.
+	flushes chan struct{}
 	// wake tells the second goroutine that there is something to do; close closes
 	// it.
 	wake chan struct{}
@@ -124,7 +128,7 @@ type set struct {
 }
 
 func newSet(s *Store, name Set) *set {
-	q := &set{store: s, name: name, metrics: s.metrics.of(name), wake: make(chan struct{}, 1)}
+	q := &set{store: s, name: name, metrics: s.metrics.of(name), wake: make(chan struct{}, 1), flushes: make(chan struct{}, 1)}
 	q.arrived.L, q.room.L = &q.mu, &q.mu
 	q.writer = newWriter(q)
 	return q
@@ -146,6 +150,7 @@ func (s *set) push(o *operation) {
 		s.started = true
 		s.commits.Go(s.run)
 		s.upkeep.Go(s.maintain)
+		s.upkeep.Go(s.flush)
 	}
 	s.queue = append(s.queue, o)
 	s.queued += o.bytes
@@ -196,6 +201,7 @@ func (s *set) close() {
 	s.mu.Unlock()
 	s.commits.Wait()
 	close(s.wake)
+	close(s.flushes)
 	s.upkeep.Wait()
 	if s.standby != nil {
 		s.standby.files.close()
@@ -296,7 +302,6 @@ func (s *set) maintain() {
 			}
 		case <-age.C:
 		}
-		s.flush()
 		if err := s.prepare(); err != nil {
 			s.store.fail(err)
 			continue
@@ -384,11 +389,25 @@ func (s *set) sealRetired() {
 	}
 }
 
-// flush sends to the disk what the commit goroutine has written since.
+// flush is the third goroutine. It sends to the disk what the commit goroutine
+// has written, also while the second one seals a volume, which takes seconds.
 func (s *set) flush() {
+	for range s.flushes {
+		s.mu.Lock()
+		w := s.written
+		s.written = writeback{}
+		s.mu.Unlock()
+		w.start()
+	}
+}
+
+// flushSoon hands a part of a file to the third goroutine.
+func (s *set) flushSoon(w writeback) {
 	s.mu.Lock()
-	w := s.written
-	s.written = writeback{}
+	s.written = s.written.with(w)
 	s.mu.Unlock()
-	w.start()
+	select {
+	case s.flushes <- struct{}{}:
+	default:
+	}
 }

@@ -488,10 +488,7 @@ func (w *writer) commit() error {
 	}
 	w.set.metrics.commit.Observe(time.Since(started).Seconds())
 	if written.bytes > 0 {
-		w.set.mu.Lock()
-		w.set.written = written
-		w.set.mu.Unlock()
-		w.set.poke()
+		w.set.flushSoon(written)
 	}
 	return nil
 }
