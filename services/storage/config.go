@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -66,6 +67,18 @@ type Config struct {
 	// RetentionEvery is how often a partition that the node leads looks for records
 	// to remove; at least 1 ms. Default 30 s.
 	RetentionEvery time.Duration
+	// ScrubBytes is how many bytes per second of closed volumes are read in the
+	// background to see whether they are still what was written; at least 0, which
+	// is for none. Default 8 MiB.
+	ScrubBytes int64
+	// ScrubEvery is how long after the beginning of a round through all closed
+	// volumes the next one begins; more than 0. Default 24 h.
+	ScrubEvery time.Duration
+	// CheckVolume verifies a volume in a process of its own, with [CheckVolume],
+	// before it is opened after an unclean stop: over some damage the process dies.
+	// nil does it in this one. Its error is one of [DamagedVolume], or the node does
+	// not start.
+	CheckVolume func(ctx context.Context, dir string) error
 
 	// TailBytes bounds the memory for the batches appended last, from which tailing
 	// consumers are served; at least 0. Default 64 MiB.
@@ -108,6 +121,8 @@ func DefaultConfig() Config {
 		MaxOpenSealed: st.MaxOpenSealed,
 		GroupBytes:    st.GroupBytes,
 		QueueBytes:    st.QueueBytes,
+		ScrubBytes:    st.ScrubBytes,
+		ScrubEvery:    st.ScrubEvery,
 
 		CleaningRate:   st.CleaningRate,
 		Quarantine:     st.Quarantine,
@@ -152,6 +167,8 @@ func (c Config) Validate() error {
 	check(c.CleaningRate >= 1, "CleaningRate", c.CleaningRate, "at least 1")
 	check(c.Quarantine >= 0, "Quarantine", c.Quarantine, "at least 0s")
 	check(c.RetentionEvery >= time.Millisecond, "RetentionEvery", c.RetentionEvery, "at least 1ms")
+	check(c.ScrubBytes >= 0, "ScrubBytes", c.ScrubBytes, "at least 0")
+	check(c.ScrubEvery > 0, "ScrubEvery", c.ScrubEvery, "more than 0s")
 	check(c.TailBytes >= 0, "TailBytes", c.TailBytes, "at least 0")
 	check(c.InFlightBytes >= 1, "InFlightBytes", c.InFlightBytes, "at least 1")
 	check(c.ProducersPerPartition >= 1, "ProducersPerPartition", c.ProducersPerPartition, "at least 1")
@@ -202,6 +219,9 @@ func (c Config) storeConfig() store.Config {
 		MaxOpenSealed: c.MaxOpenSealed,
 		GroupBytes:    c.GroupBytes,
 		QueueBytes:    c.QueueBytes,
+		ScrubBytes:    c.ScrubBytes,
+		ScrubEvery:    c.ScrubEvery,
+		CheckVolume:   c.CheckVolume,
 		MinFreeBytes:  c.MinFreeBytes,
 		CleaningRate:  c.CleaningRate,
 		Quarantine:    c.Quarantine,

@@ -31,6 +31,10 @@ func badgerOptions(dir string, cfg *Config) badger.Options {
 	o.IndexCacheSize = 0
 	o.DetectConflicts = false
 	o.MetricsEnabled = false
+	// Batches have a checksum, but the lengths around them are Badger's: it panics
+	// over those.
+	o.VerifyValueChecksum = true
+	o.ChecksumVerificationMode = options.OnBlockRead
 	return o
 }
 
@@ -38,6 +42,10 @@ func badgerOptions(dir string, cfg *Config) badger.Options {
 // writing, and repairs what a crash has left.
 func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*badger.DB, error) {
 	if err := removeEmptyLogs(dir); err != nil {
+		return nil, err
+	}
+	// Badger turns the logs of memory tables, which it names, into tables.
+	if err := removeFloor(dir); err != nil {
 		return nil, err
 	}
 	o := badgerOptions(dir, cfg)

@@ -48,10 +48,10 @@ func (l *Log) changeSync(ctx context.Context, c change) error {
 // homeLocked returns the set in which a log is at home that nobody has appended
 // to since the store was opened: that of its newest state record.
 func (l *Log) homeLocked() Set {
-	if set, ok := l.store.volumes.setOf(l.stateVolume); ok {
-		return set
+	if l.home != "" {
+		return l.home
 	}
-	return l.store.setOf(l.durable.spans)
+	return SetSynced
 }
 
 // change applies changes in one transaction, with one state record for each log.

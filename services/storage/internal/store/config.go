@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +57,17 @@ type Config struct {
 	Quarantine time.Duration
 	// BootID names the kernel's boot; it is recorded when the store is closed.
 	BootID string
+	// CheckVolume is how a volume is verified before it is opened after an unclean
+	// stop, see [CheckVolume]. That is better done by a process of its own; nil does
+	// it in this one. Its error is an [*ErrDamagedVolume], or about the process: then
+	// the store does not open.
+	CheckVolume func(ctx context.Context, dir string) error
+	// ScrubBytes is how many bytes per second of the sealed volumes are read in the
+	// background to see whether they are still what was written; 0 for none.
+	ScrubBytes int64
+	// ScrubEvery is how long after the beginning of a round through all volumes the
+	// next one begins; more than 0.
+	ScrubEvery time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Registerer takes the store's metrics; it may be nil.
@@ -92,6 +104,8 @@ func DefaultConfig() Config {
 		QueueBytes:    64 << 20,
 		CleaningRate:  64 << 20,
 		Quarantine:    time.Minute,
+		ScrubBytes:    8 << 20,
+		ScrubEvery:    24 * time.Hour,
 	}
 }
 
@@ -112,6 +126,8 @@ func (c Config) Validate() error {
 	check(c.MinFreeBytes >= 0, "MinFreeBytes", c.MinFreeBytes, "at least 0")
 	check(c.CleaningRate >= 1, "CleaningRate", c.CleaningRate, "at least 1")
 	check(c.Quarantine >= 0, "Quarantine", c.Quarantine, "at least 0s")
+	check(c.ScrubBytes >= 0, "ScrubBytes", c.ScrubBytes, "at least 0")
+	check(c.ScrubEvery > 0, "ScrubEvery", c.ScrubEvery, "more than 0s")
 	return errors.Join(faults...)
 }
 
@@ -127,6 +143,10 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.CheckVolume == nil {
+		options := CheckOptions{BootID: c.BootID, Logger: &badgerLog{logger: c.Logger, fail: func(error) {}}, valueLogBytes: c.valueLogBytes, memTableBytes: c.memTableBytes}
+		c.CheckVolume = func(ctx context.Context, dir string) error { return CheckVolume(ctx, dir, options) }
 	}
 	if c.valueLogBytes == 0 {
 		c.valueLogBytes = valueLogBytes

@@ -194,7 +194,7 @@ func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []Ep
 		room := copyChunk
 		batches, _, err := c.store.readSpan(ctx, job.log.id, v, nil, offset, s.end, &room)
 		if err != nil {
-			c.store.noteCorruption(err)
+			job.log.noteCorruption(err)
 			return 0, err
 		}
 		if len(batches) == 0 {
@@ -342,7 +342,7 @@ func (c *copier) create(set Set) (*destination, error) {
 	if err != nil {
 		return nil, c.store.fail(err)
 	}
-	files, err := watchLogFiles(v.path, true, &c.store.cfg, c.store.disk)
+	files, err := watchLogFiles(v.path, true, &c.store.cfg, c.store.disk, v.db.MaxVersion())
 	if err != nil {
 		return nil, c.store.fail(fmt.Errorf("create volume %d: %w", v.number, err))
 	}
@@ -468,9 +468,10 @@ func (c *copier) seal(d *destination) error {
 		return err
 	}
 	failpoint.Hit("clean/before-seal")
-	if err := c.store.volumes.seal(d.volume); err != nil {
+	if err := c.store.volumes.retire(d.volume); err != nil {
 		return c.store.fail(err)
 	}
+	c.store.scrub.seal(d.volume)
 	return nil
 }
 

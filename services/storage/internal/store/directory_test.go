@@ -153,14 +153,6 @@ func TestOpenRefusesDamagedDescriptions(t *testing.T) {
 		"torn identity": func(t *testing.T, dir string) {
 			write(t, filepath.Join(dir, datadir.IdentityFile), `{"formatVersion": 1, "dire`)
 		},
-		"no description": func(t *testing.T, dir string) {
-			remove(t, filepath.Join(dir, volumesFolder, "synced-000001", volumeFile))
-		},
-		"renamed volume": func(t *testing.T, dir string) {
-			if err := os.Rename(filepath.Join(dir, volumesFolder, "synced-000001"), filepath.Join(dir, volumesFolder, "synced-000007")); err != nil {
-				t.Fatal(err)
-			}
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig(t)

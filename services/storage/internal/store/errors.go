@@ -123,7 +123,8 @@ func transient(err error) bool {
 	return false
 }
 
-func isDamagedVolume(err error) bool {
+// IsDamagedVolume says whether an error is or wraps an [*ErrDamagedVolume].
+func IsDamagedVolume(err error) bool {
 	var damaged *ErrDamagedVolume
 	return errors.As(err, &damaged)
 }

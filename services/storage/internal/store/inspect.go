@@ -135,6 +135,12 @@ func parseVolumeName(name string) (number uint64, suffix string, ok bool) {
 	return number, suffix, true
 }
 
+// setOfName returns the set that a folder's name says, whatever its suffix.
+func setOfName(name string) Set {
+	i := strings.LastIndexByte(name, '-')
+	return Set(name[:max(i, 0)])
+}
+
 // occupied returns what the files of a folder take of the disk.
 func occupied(path string) (int64, error) {
 	entries, err := os.ReadDir(path)

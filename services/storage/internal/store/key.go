@@ -28,6 +28,10 @@ const (
 	kindProducer
 	kindTime
 	kindBatch
+	// kindMark has one key, which makes the version of a transaction last that
+	// deletes only: of one that compaction has left nothing of, nobody could tell
+	// that it is not missing.
+	kindMark
 )
 
 // maxOffset is above all offsets.
@@ -63,7 +67,7 @@ func parseKey(key []byte) (k kind, id PartitionID, offset int64, err error) {
 	id.Index = int32(binary.BigEndian.Uint32(key[17:]))
 	want := offsetKeyBytes
 	switch k {
-	case kindState, kindProgress:
+	case kindState, kindProgress, kindMark:
 		want = partitionKeyBytes
 	case kindProducer, kindTime, kindBatch:
 	default:

@@ -72,7 +72,9 @@ type Log struct {
 	known bool
 	// stateVolume holds the state record of stateGeneration, which progress
 	// records may continue; 0 where there is none.
-	stateVolume     uint64
+	stateVolume uint64
+	// home is the set of that volume; empty where there is none.
+	home            Set
 	stateGeneration uint64
 	// stateBytes are those of that record, see [space].
 	stateBytes int64
@@ -146,8 +148,10 @@ func (l *Log) Append(a Append, done func(error)) {
 	}
 	l.mu.Lock()
 	l.producers = nil
-	for l.set != op.append.Set && l.pending > 0 {
-		l.settled.Wait()
+	l.awaitSetLocked(op.append.Set)
+	if op.err == nil && l.home != "" && l.home != op.append.Set && !l.durable.moved {
+		l.leaveLocked()
+		l.awaitSetLocked(op.append.Set)
 	}
 	l.set = op.append.Set
 	l.pending++
@@ -162,10 +166,37 @@ func (l *Log) Append(a Append, done func(error)) {
 	l.store.sets[op.append.Set].push(op)
 }
 
+// awaitSetLocked waits for the operations that are pending in another set.
+func (l *Log) awaitSetLocked(set Set) {
+	for l.set != set && l.pending > 0 {
+		l.settled.Wait()
+	}
+}
+
+// leaveLocked records in the set of the newest state record that later ones are
+// in another: else it would come back if the volume with these were lost.
+func (l *Log) leaveLocked() {
+	l.set = l.home
+	l.mu.Unlock()
+	left := make(chan struct{})
+	// An error is the store's, and the append's too.
+	l.change(change{apply: func(_ *writer, l *Log) (bool, error) {
+		l.durable.moved, l.rewrite = true, true
+		return true, nil
+	}}, func(error) { close(left) })
+	<-left
+	l.mu.Lock()
+}
+
 // admitLocked says why an append must not be written.
 func (l *Log) admitLocked(a *Append) error {
 	if l.fault != nil {
 		return l.fault
+	}
+	if len(a.Batches) > 0 {
+		if err := l.failedLocked(); err != nil {
+			return err
+		}
 	}
 	invalid := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %v: %s", ErrInvalidAppend, l.id, fmt.Sprintf(format, args...))
@@ -320,6 +351,10 @@ func (l *Log) setStateLocked(s State) []use {
 		l.rewrite = true
 	}
 	l.durable.State = s
+	if l.durable.moved {
+		l.durable.moved, l.rewrite = false, true
+	}
+	l.healLocked()
 	dead := 0
 	for dead < len(l.durable.spans) && l.durable.spans[dead].end <= s.LogStart {
 		dead++

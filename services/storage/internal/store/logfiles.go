@@ -48,6 +48,7 @@ type logFiles struct {
 	limit int64
 	disk  *disk
 	mem   *memFiles
+	floor *floorWriter
 	// changed is the directory's modification time at the last look.
 	changed time.Time
 
@@ -63,13 +64,19 @@ type logFiles struct {
 	unreservable bool
 }
 
-func watchLogFiles(path string, synced bool, cfg *Config, disk *disk) (*logFiles, error) {
+// watchLogFiles looks after a volume that was opened for writing, with its last
+// transaction so far.
+func watchLogFiles(path string, synced bool, cfg *Config, disk *disk, version uint64) (*logFiles, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	f := &logFiles{dir: dir, synced: synced, limit: cfg.valueLogBytes, disk: disk, mem: newMemFiles(path, cfg.memTableBytes)}
 	if _, err := f.committed(0, 0); err != nil {
+		f.close()
+		return nil, err
+	}
+	if f.floor, err = newFloor(path, cfg.BootID, f.mem.latest, version); err != nil {
 		f.close()
 		return nil, err
 	}
@@ -82,6 +89,9 @@ func (f *logFiles) close() {
 	_ = f.dir.Close()
 	if f.log != nil {
 		_ = f.log.Close()
+	}
+	if f.floor != nil {
+		f.floor.close()
 	}
 }
 

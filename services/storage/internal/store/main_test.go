@@ -73,6 +73,14 @@ func closeUnclean(t testing.TB, s *Store) {
 	if err := os.Remove(s.directory.Path(cleanFile)); err != nil {
 		t.Fatal(err)
 	}
+	for _, v := range s.volumes.byNumber {
+		if v.sealed {
+			continue
+		}
+		if err := removeChecksums(v.path); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func partition(n int) PartitionID {

@@ -16,6 +16,11 @@ type metrics struct {
 	readBytes    prometheus.Counter
 	readahead    prometheus.Counter
 	corrupt      prometheus.Counter
+	condemned    prometheus.Gauge
+	failed       prometheus.Gauge
+	scrubbed     prometheus.Counter
+	scrubTook    prometheus.Gauge
+	scrubEnded   prometheus.Gauge
 	diskFree     prometheus.Gauge
 	minFree      prometheus.Gauge
 	ballast      prometheus.Gauge
@@ -60,6 +65,16 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Namespace: namespace, Subsystem: subsystem, Name: "store_read_bytes_total", Help: "Bytes of batches read from disk."}),
 		readahead: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "read_ahead_bytes_total", Help: "Bytes that the disk was asked for ahead of readers."}),
+		condemned: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "volumes_condemned", Help: "Volumes that were found damaged and set aside, and still lie in the directory."}),
+		failed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "partitions_failed", Help: "Partitions that have lost something and take no more records."}),
+		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "scrub_bytes_total", Help: "Bytes of sealed volumes that were read to verify them."}),
+		scrubTook: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "scrub_seconds", Help: "Seconds that the last round through all sealed volumes took."}),
+		scrubEnded: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "scrub_finished_timestamp_seconds", Help: "When the last round through all sealed volumes ended, in seconds since the Unix epoch; 0 before the first."}),
 		corrupt: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "corruptions_total", Help: "Reads and partitions that failed because bytes on disk are damaged or missing."}),
 		diskFree: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -120,6 +135,7 @@ func (m *metrics) of(name Set) setMetrics {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.groupBytes, m.groupAppends, m.commit, m.queue, m.rolls, m.opened, m.open, m.readBytes, m.readahead, m.corrupt,
+		m.condemned, m.failed, m.scrubbed, m.scrubTook, m.scrubEnded,
 		m.diskFree, m.minFree, m.ballast, m.refused, m.shortened, m.hanging, m.stalled,
 		m.cleanings, m.cleanedBytes, m.cleaningSeconds, m.removedVolumes}
 }

@@ -84,7 +84,7 @@ func (l *Log) Read(ctx context.Context, offset, endOffset int64, maxBytes int) (
 		if l.truncatedSince(cuts) || l.movedSince(err) {
 			continue
 		}
-		l.store.noteCorruption(err)
+		l.noteCorruption(err)
 		return batches, err
 	}
 }
@@ -112,7 +112,7 @@ func (l *Log) read(ctx context.Context, offset, endOffset int64, maxBytes int) (
 // readSpan appends the batches of one span to a list. It reports full when there
 // is no room for the next one.
 func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []Batch, offset, endOffset int64, room *int) (_ []Batch, full bool, err error) {
-	volume, err := s.volumes.acquire(ctx, v.volume)
+	volume, err := s.acquireSpan(ctx, id, v.span, offset)
 	if err != nil {
 		return batches, false, err
 	}
@@ -217,7 +217,7 @@ func (l *Log) OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*B
 		if l.truncatedSince(cuts) || l.movedSince(err) {
 			continue
 		}
-		l.store.noteCorruption(err)
+		l.noteCorruption(err)
 		if err != nil || offset < 0 {
 			return nil, err
 		}
@@ -259,7 +259,7 @@ func (l *Log) findTime(ctx context.Context, timestamp, endOffset int64) (offset 
 // findTimeInSpan looks for the batch with the help of the time index: an entry
 // says what the greatest timestamp of the span is before the batch that it names.
 func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, timestamp, start, end int64) (int64, error) {
-	volume, err := s.volumes.acquire(ctx, in.volume)
+	volume, err := s.acquireSpan(ctx, id, in, in.first)
 	if err != nil {
 		return -1, err
 	}
@@ -338,7 +338,7 @@ func (s *Store) measureCut(l *Log, offset int64) (from, freed int64, err error) 
 	corrupt := func(cause error, format string, args ...any) error {
 		return &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: fmt.Sprintf(format, args...), Cause: cause}
 	}
-	volume, err := s.volumes.acquire(context.Background(), v.volume)
+	volume, err := s.acquireSpan(context.Background(), l.id, v.span, offset)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -376,9 +376,12 @@ func (s *Store) measureCut(l *Log, offset int64) (from, freed int64, err error) 
 	return from, freed, nil
 }
 
-// noteCorruption counts errors that mean damage.
-func (s *Store) noteCorruption(err error) {
-	if isCorrupt(err) {
-		s.metrics.corrupt.Inc()
+// acquireSpan opens the volume of a span for a reader, who must release it. Where
+// the volume is lost the error says at which offset the next span begins.
+func (s *Store) acquireSpan(ctx context.Context, id PartitionID, in span, offset int64) (*volume, error) {
+	v, err := s.volumes.acquire(ctx, in.volume)
+	if IsDamagedVolume(err) {
+		err = &ErrCorrupt{Partition: id, Volume: in.volume, Offset: offset, Next: in.end, Reason: "its volume is damaged", Cause: err}
 	}
+	return v, err
 }

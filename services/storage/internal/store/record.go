@@ -160,6 +160,13 @@ func parseMessage(key, value []byte, m proto.Message) error {
 	return proto.Unmarshal(body, m)
 }
 
+// mark returns the entry to put into a transaction that otherwise only deletes.
+func mark() (key, value []byte) {
+	key, value = appendPartitionKey(nil, kindMark, PartitionID{}), make([]byte, sumBytes)
+	seal(key, value)
+	return key, value
+}
+
 // appendTimestamp appends the sealed value of an entry of the time index.
 func appendTimestamp(buf, key []byte, timestamp int64) ([]byte, []byte) {
 	start := len(buf)
@@ -200,6 +207,8 @@ type durable struct {
 	// failed is why the partition can no longer be trusted; nil while it can. It is
 	// replaced, never changed.
 	failed *failure
+	// moved says that newer records may be in another set.
+	moved bool
 }
 
 // failure says what was lost of a partition.
@@ -226,6 +235,7 @@ func (d *durable) message() *diskv1.PartitionState {
 		CompactedToOffset: d.compactedTo,
 		TombstonesUntilMs: d.tombstonesUntil,
 		DeletedAtMs:       d.deletedAt,
+		Moved:             d.moved,
 	}
 	if f := d.failed; f != nil {
 		m.Failed = &diskv1.PartitionFailure{Reason: f.reason, Volume: f.volume, LogEndUnknown: f.logEndUnknown, LostToOffset: f.lostTo}
@@ -275,6 +285,7 @@ func parseState(m *diskv1.PartitionState) *durable {
 		tombstonesUntil: m.GetTombstonesUntilMs(),
 		deletedAt:       m.GetDeletedAtMs(),
 	}
+	d.moved = m.GetMoved()
 	if f := m.GetFailed(); f != nil {
 		d.failed = &failure{reason: f.GetReason(), volume: f.GetVolume(), logEndUnknown: f.GetLogEndUnknown(), lostTo: f.GetLostToOffset()}
 	}

@@ -25,7 +25,9 @@ type recovery struct {
 // recoveredPartition is the newest of what was found of a partition.
 type recoveredPartition struct {
 	durable *durable
-	// stateVolume and stateGeneration say which state record it is from.
+	// home is the set of stateVolume; stateVolume and stateGeneration say which state
+	// record it is from.
+	home                         Set
 	stateVolume, stateGeneration uint64
 	// stateBytes are those of that record, and stateVolumes all that have one.
 	stateBytes   int64
@@ -58,7 +60,14 @@ func (s *Store) recover() error {
 			return err
 		}
 		s.rebooted = rebooted
-		// A marker that is about other volumes must not come true later.
+	}
+	unlisted, err := s.volumes.unlisted()
+	if err != nil {
+		return err
+	}
+	if !s.clean || unlisted {
+		// A marker that is about other volumes must not come true later; nor one from
+		// before a volume without checksums is opened for writing to verify it.
 		if err := s.beginWriting(); err != nil {
 			return err
 		}
@@ -73,7 +82,14 @@ func (s *Store) recover() error {
 			if v.sealed || s.clean {
 				continue
 			}
-			if err := s.volumes.activate(v); err != nil {
+			err := s.volumes.activate(v)
+			if IsDamagedVolume(err) {
+				if _, err := s.volumes.condemn(v, err); err != nil {
+					return err
+				}
+				continue
+			}
+			if err != nil {
 				return err
 			}
 			s.recovered[v.number] = true
@@ -83,7 +99,20 @@ func (s *Store) recover() error {
 			return err
 		}
 	}
+	for _, v := range s.volumes.copies() {
+		if v.sealed {
+			continue
+		}
+		err := s.volumes.check(v)
+		if IsDamagedVolume(err) {
+			_, err = s.volumes.condemn(v, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	s.restore(r)
+	s.failing = s.findLosses()
 	failpoint.Hit("start/after-restore")
 	if err := s.settle(); err != nil {
 		return err
@@ -107,7 +136,16 @@ func (s *Store) recover() error {
 func (s *Store) readSet(r *recovery, list []*volume) error {
 	states := make(map[PartitionID]bool)
 	for _, v := range list {
+		if !s.volumes.has(v.number) {
+			continue
+		}
 		opened, err := s.volumes.acquire(context.Background(), v.number)
+		if IsDamagedVolume(err) {
+			if _, err := s.volumes.condemn(v, err); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -123,7 +161,7 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 					return
 				}
 				var m diskv1.PartitionState
-				p := &recoveredPartition{stateVolume: v.number, stateBytes: stateBytes(valueBytes(item))}
+				p := &recoveredPartition{home: v.set, stateVolume: v.number, stateBytes: stateBytes(valueBytes(item))}
 				err := readRecord(item, &m)
 				if err != nil && s.mayHaveHoles(v) {
 					// It was lost; an older one holds.
@@ -187,7 +225,8 @@ func (p *recoveredPartition) take(o *recoveredPartition) {
 	case o.fault != nil:
 		p.fault, p.stateVolume = o.fault, o.stateVolume
 	case p.durable == nil || p.durable.generation < o.durable.generation:
-		p.durable, p.stateVolume, p.stateGeneration, p.stateBytes = o.durable, o.stateVolume, o.stateGeneration, o.stateBytes
+		p.durable, p.home, p.stateVolume = o.durable, o.home, o.stateVolume
+		p.stateGeneration, p.stateBytes = o.stateGeneration, o.stateBytes
 	}
 }
 
@@ -220,6 +259,10 @@ func (s *Store) restore(r *recovery) {
 		l.known = true
 		s.logs[id] = l
 		l.stateVolumes = slices.Clip(p.stateVolumes)
+		if p.fault == nil && p.durable == nil && s.Unsettled() {
+			// Its state was in what was lost.
+			p.durable = &durable{failed: &failure{reason: "its state was lost with a volume that was found damaged", logEndUnknown: true}}
+		}
 		if p.fault == nil && p.durable == nil {
 			p.fault = errors.New("there are producers, but no state record")
 		}
@@ -233,7 +276,7 @@ func (s *Store) restore(r *recovery) {
 			continue
 		}
 		l.durable = *p.durable
-		l.stateVolume, l.stateGeneration, l.stateBytes = p.stateVolume, p.stateGeneration, p.stateBytes
+		l.home, l.stateVolume, l.stateGeneration, l.stateBytes = p.home, p.stateVolume, p.stateGeneration, p.stateBytes
 		s.volumes.account(use{volume: l.stateVolume, records: l.stateBytes})
 		l.loaded = l.durable.State
 		if l.durable.Deleted {
@@ -243,10 +286,6 @@ func (s *Store) restore(r *recovery) {
 		l.start, l.next, l.readable = l.durable.LogStart, l.durable.LogEnd, l.durable.LogEnd
 		for _, sp := range l.durable.spans {
 			s.volumes.account(use{volume: sp.volume, spans: 1, bytes: sp.bytes})
-			if !s.volumes.has(sp.volume) && !l.durable.Deleted {
-				s.condemn(l, sp.volume, sp.first, errors.New("the volume is missing"))
-				break
-			}
 		}
 		if l.durable.Deleted {
 			continue
@@ -269,6 +308,7 @@ func (s *Store) condemn(l *Log, volume uint64, offset int64, cause error) {
 	err := &ErrCorrupt{Partition: l.id, Volume: volume, Offset: offset, Reason: "what the disk holds of the partition contradicts itself", Cause: cause}
 	l.fault = err
 	s.metrics.corrupt.Inc()
+	s.metrics.failed.Inc()
 	s.cfg.Logger.Error("a partition is damaged", "partition", l.id.String(), "error", err)
 }
 
@@ -289,15 +329,14 @@ func (s *Store) finishRecovery() error {
 			}
 			switch {
 			case i > 0 && s.recovered[v.number]:
-				if err := s.volumes.seal(v); err != nil {
+				if err := s.volumes.retire(v); err != nil {
 					return err
 				}
+				s.scrub.seal(v)
 				delete(s.recovered, v.number)
 				failpoint.Hit("start/after-seal")
 			case i > 0:
-				if err := s.volumes.markSealed(v); err != nil {
-					return err
-				}
+				s.scrub.seal(v)
 			case s.recovered[v.number]:
 				if err := s.removeStaged(v); err != nil {
 					return err
@@ -320,12 +359,14 @@ func (s *Store) sealCopies() error {
 				err = s.volumes.remove(v)
 			}
 		case s.clean:
-			err = s.volumes.markSealed(v)
+			s.scrub.seal(v)
 		default:
 			if err = s.volumes.activate(v); err == nil {
 				s.checkTails(v)
 				measureVolume(v)
-				err = s.volumes.seal(v)
+				if err = s.volumes.retire(v); err == nil {
+					s.scrub.seal(v)
+				}
 			}
 		}
 		if err != nil {
@@ -400,6 +441,10 @@ func (s *Store) removeStaged(v *volume) error {
 				txn.Discard()
 				return fmt.Errorf("remove staged batches: %w", err)
 			}
+		}
+		if err := txn.Set(mark()); err != nil {
+			txn.Discard()
+			return fmt.Errorf("remove staged batches: %w", err)
 		}
 		failpoint.Hit("start/before-remove-staged")
 		if err := txn.CommitAt(v.db.MaxVersion()+1, nil); err != nil {

@@ -283,6 +283,10 @@ func (r *volumes) remove(v *volume) error {
 	for v.mode == changing {
 		r.wait()
 	}
+	if r.byNumber[v.number] != v {
+		// It was found damaged meanwhile.
+		return nil
+	}
 	if v.mode == readOnly {
 		r.closeReadOnly(v)
 	}

@@ -356,7 +356,7 @@ func (s *set) create() (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := watchLogFiles(v.path, v.set.synced(), &s.store.cfg, s.store.disk)
+	files, err := watchLogFiles(v.path, v.set.synced(), &s.store.cfg, s.store.disk, v.db.MaxVersion())
 	if err != nil {
 		return nil, fmt.Errorf("create volume %d: %w", v.number, err)
 	}
@@ -382,10 +382,11 @@ func (s *set) sealRetired() {
 			s.mu.Unlock()
 			return
 		}
-		if err := s.store.volumes.seal(v); err != nil {
+		if err := s.store.volumes.retire(v); err != nil {
 			s.store.fail(err)
 			return
 		}
+		s.store.scrub.seal(v)
 	}
 }
 

@@ -162,7 +162,7 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	}
 	n := stateBytes(len(value))
 	s.volumes.account(use{volume: l.stateVolume, records: -l.stateBytes}, use{volume: v.number, records: n})
-	l.stateVolume, l.stateGeneration, l.stateBytes, l.rewrite = v.number, d.generation, n, false
+	l.home, l.stateVolume, l.stateGeneration, l.stateBytes, l.rewrite = v.set, v.number, d.generation, n, false
 	if !slices.Contains(l.stateVolumes, v.number) {
 		l.stateVolumes = append(l.stateVolumes, v.number)
 	}

@@ -47,6 +47,10 @@ type Store struct {
 	// process before did not close them. It is never changed after it.
 	recovered map[uint64]bool
 
+	scrub *scrubber
+	// failing are the partitions whose failure Open has found and not recorded.
+	failing []*Log
+
 	// watch is the goroutine that looks at the disk; it ends when unwatch is closed.
 	watch   sync.WaitGroup
 	unwatch chan struct{}
@@ -112,6 +116,7 @@ func Open(cfg Config) (*Store, error) {
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
 	s.cleaner = newCleaner(s)
 	s.volumes.freed = s.cleaner.poke
+	s.scrub = newScrubber(s)
 	for _, name := range allSets {
 		s.sets[name] = newSet(s, name)
 	}
@@ -126,6 +131,11 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
 	s.cleaner.start()
+	s.scrub.start()
+	for _, l := range s.failing {
+		s.rewriteState(l)
+	}
+	s.failing = nil
 	return s, nil
 }
 
@@ -229,6 +239,7 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	for _, name := range allSets {
 		s.sets[name].close()
 	}
+	s.scrub.close()
 	close(s.unwatch)
 	s.watch.Wait()
 	failpoint.Hit("stop/before-volumes")
@@ -317,16 +328,3 @@ func (s *Store) activeSet(volume uint64) (Set, bool) {
 
 // lowOnSpace says whether cleaning should be as fast as it can be.
 func (s *Store) lowOnSpace() bool { return s.disk.low() }
-
-// setOf returns the set that the last of some spans lies in.
-func (s *Store) setOf(spans []span) Set {
-	if len(spans) == 0 {
-		return SetSynced
-	}
-	s.volumes.mu.Lock()
-	defer s.volumes.mu.Unlock()
-	if v := s.volumes.byNumber[spans[len(spans)-1].volume]; v != nil {
-		return v.set
-	}
-	return SetSynced
-}

@@ -590,7 +590,11 @@ func TestStagedBatchesAreRemoved(t *testing.T) {
 func inVolume(t *testing.T, cfg Config, f func(*badger.DB)) {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	db, err := openWritable(filepath.Join(cfg.Dir, volumesFolder, "synced-000001"), true, &cfg, nil)
+	dir := filepath.Join(cfg.Dir, volumesFolder, "synced-000001")
+	if err := removeChecksums(dir); err != nil {
+		t.Fatal(err)
+	}
+	db, err := openWritable(dir, true, &cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -758,42 +762,6 @@ func TestReadNoticesHole(t *testing.T) {
 	}
 }
 
-// TestOpenNoticesLostTail damages the last batch on disk, where an unclean stop
-// makes Badger drop it without a word.
-func TestOpenNoticesLostTail(t *testing.T) {
-	cfg := testConfig(t)
-	s := open(t, cfg)
-	var last Batch
-	for i := range int64(3) {
-		one(t, s.Log(partition(2)), SetSynced, i, 1, 5000)
-	}
-	for i := range int64(3) {
-		last = one(t, s.Log(partition(1)), SetSynced, i, 1, 5001)
-	}
-	closeUnclean(t, s)
-	flip(t, cfg, "synced-000001", last, 2000, 0x01)
-	s = open(t, cfg)
-	damaged := s.Log(partition(1))
-	var corrupt *ErrCorrupt
-	if err := damaged.Err(); !errors.As(err, &corrupt) || corrupt.Partition != partition(1) || corrupt.Volume != 1 || corrupt.Offset != 2 {
-		t.Fatalf("the damaged partition: %v", err)
-	}
-	if err := appendSync(t, damaged, Append{Set: SetSynced}); !errors.As(err, &corrupt) {
-		t.Errorf("append to the damaged partition: %v", err)
-	}
-	if _, err := damaged.Read(context.Background(), 0, 3, 1); !errors.As(err, &corrupt) {
-		t.Errorf("read of the damaged partition: %v", err)
-	}
-	if _, err := damaged.Truncate(context.Background(), 0, State{}); !errors.As(err, &corrupt) {
-		t.Errorf("truncation of the damaged partition: %v", err)
-	}
-	one(t, s.Log(partition(2)), SetSynced, 3, 1, 100)
-	readAll(t, s.Log(partition(2)), 0, 4, 1)
-	if got := s.Partitions(); len(got) != 2 {
-		t.Errorf("partitions %v", got)
-	}
-}
-
 func TestOpenNoticesDamagedState(t *testing.T) {
 	broken := func(change func(d *durable)) func(key []byte, l *Log) []byte {
 		return func(key []byte, l *Log) []byte {
@@ -816,7 +784,6 @@ func TestOpenNoticesDamagedState(t *testing.T) {
 		"no spans":          broken(func(d *durable) { d.spans = nil }),
 		"empty span":        broken(func(d *durable) { d.spans[0].first = d.spans[0].end }),
 		"gap between spans": broken(func(d *durable) { d.spans = append(d.spans, span{volume: 1, first: 2, end: 3}); d.LogEnd = 3 }),
-		"missing volume":    broken(func(d *durable) { d.spans[0].volume = 99 }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig(t)

@@ -89,8 +89,23 @@ type volume struct {
 	idle *list.Element
 	// sealed says that nothing is written to it any more.
 	sealed bool
+	// checked says that its files were verified since this process began.
+	checked bool
 	// version is that of the layout which the description names.
 	version int32
+}
+
+// writeSizes records what a closed volume that is not sealed has in its files, but
+// for the value logs: unless it has such a list, or a better one, already.
+func (v *volume) writeSizes() error {
+	if list, err := readChecksums(v.path); err != nil || list != nil {
+		return err
+	}
+	list, err := sumFiles(v.path, true, nil)
+	if err != nil {
+		return err
+	}
+	return writeChecksums(v.path, list)
 }
 
 func volumeName(set Set, number uint64) string { return fmt.Sprintf("%s-%06d", set, number) }

@@ -36,6 +36,8 @@ type volumes struct {
 
 	mu       sync.Mutex
 	byNumber map[uint64]*volume
+	// condemned are those that were set aside; they are not in byNumber.
+	condemned map[uint64]*condemnedVolume
 	// next is the number of the next volume.
 	next uint64
 	// open counts the volumes that are open, or being opened, for readers only.
@@ -52,7 +54,8 @@ type volumes struct {
 func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *volumes {
 	return &volumes{
 		path: path, cfg: cfg, logger: logger, metrics: m,
-		byNumber: make(map[uint64]*volume), next: 1, changed: make(chan struct{}), freed: func() {},
+		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume),
+		next: 1, changed: make(chan struct{}), freed: func() {},
 	}
 }
 
@@ -70,7 +73,22 @@ func (r *volumes) scan() error {
 			}
 			continue
 		}
-		v, err := readVolume(filepath.Join(r.path, e.Name()))
+		path := filepath.Join(r.path, e.Name())
+		number, suffix, named := parseVolumeName(e.Name())
+		if suffix == condemnedSuffix {
+			r.condemned[number] = readCondemned(path, number, setOfName(e.Name()))
+			r.next = max(r.next, number+1)
+			continue
+		}
+		v, err := readVolume(path)
+		if err != nil && named && !errors.Is(err, ErrNewerFormat) && !transient(err) {
+			// Nothing is certain about it but its name.
+			if r.condemned[number], err = r.setAside(number, setOfName(e.Name()), path, false, err); err != nil {
+				return err
+			}
+			r.next = max(r.next, number+1)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -83,6 +101,7 @@ func (r *volumes) scan() error {
 		r.byNumber[v.number] = v
 		r.next = max(r.next, v.number+1)
 	}
+	r.metrics.condemned.Set(float64(len(r.condemned)))
 	return nil
 }
 
@@ -135,16 +154,6 @@ func (r *volumes) copies() []*volume {
 	return out
 }
 
-// setOf returns the set of a volume, if there is one of that number.
-func (r *volumes) setOf(number uint64) (Set, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if v := r.byNumber[number]; v != nil {
-		return v.set, true
-	}
-	return "", false
-}
-
 func (r *volumes) has(number uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -187,6 +196,8 @@ func (r *volumes) acquire(ctx context.Context, number uint64) (*volume, error) {
 		switch {
 		case r.stopped:
 			return nil, ErrClosed
+		case v == nil && r.condemned[number] != nil:
+			return nil, r.condemned[number].lost()
 		case v == nil:
 			return nil, errVolumeGone(number)
 		case v.mode == readOnly || v.mode == writable:
@@ -246,7 +257,16 @@ func (r *volumes) change(v *volume, to mode, work func() (*badger.DB, error)) er
 func (r *volumes) openForReading(v *volume) error {
 	r.open++
 	started := time.Now()
-	err := r.change(v, readOnly, func() (*badger.DB, error) { return openReadOnly(v.path, r.cfg, r.logger) })
+	err := r.change(v, readOnly, func() (*badger.DB, error) {
+		if err := r.check(v); err != nil {
+			return nil, err
+		}
+		db, err := openReadOnly(v.path, r.cfg, r.logger)
+		if err != nil {
+			err = damage(v.path, "", err)
+		}
+		return db, err
+	})
 	if err != nil {
 		r.open--
 		return fmt.Errorf("open volume %d for reading: %w", v.number, err)
@@ -283,7 +303,9 @@ func (r *volumes) create(set Set, copies bool) (*volume, error) {
 	defer r.mu.Unlock()
 	number := r.next
 	r.next++
-	v := &volume{number: number, set: set, copies: copies, path: filepath.Join(r.path, volumeName(set, number)), created: time.Now()}
+	v := &volume{
+		number: number, set: set, copies: copies, path: filepath.Join(r.path, volumeName(set, number)), created: time.Now(), checked: true,
+	}
 	r.byNumber[number] = v
 	err := r.change(v, writable, func() (*badger.DB, error) {
 		if err := os.Mkdir(v.path, 0o750); err != nil {
@@ -317,13 +339,24 @@ func (r *volumes) activate(v *volume) error {
 		r.closeReadOnly(v)
 	}
 	err := r.change(v, writable, func() (*badger.DB, error) {
+		if err := r.check(v); err != nil {
+			return nil, err
+		}
+		// From here on they would not hold.
+		if err := removeChecksums(v.path); err != nil {
+			return nil, err
+		}
 		if v.version < formatVersion {
 			// What is written from now on is of this version.
 			if err := v.describe(time.Time{}, 0); err != nil {
 				return nil, err
 			}
 		}
-		return openWritable(v.path, v.set.synced() || v.copies, r.cfg, r.logger)
+		db, err := openWritable(v.path, v.set.synced() || v.copies, r.cfg, r.logger)
+		if err != nil {
+			err = damage(v.path, "", err)
+		}
+		return db, err
 	})
 	if err != nil {
 		return fmt.Errorf("open volume %d for writing: %w", v.number, err)
@@ -331,20 +364,40 @@ func (r *volumes) activate(v *volume) error {
 	return nil
 }
 
-// seal closes a volume that is no longer written to, as soon as nobody reads it,
-// and records that. Readers that come meanwhile wait, and open it anew.
-func (r *volumes) seal(v *volume) error {
+// retire closes a volume that is no longer written to, as soon as nobody reads
+// it. Readers that come meanwhile wait, and open it anew.
+func (r *volumes) retire(v *volume) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	failpoint.Hit("seal/before-close")
-	err := r.closeWritable(v, func() error {
+	err := r.closeWritable(v, func() error { return v.describe(time.Time{}, v.space.written.Load()) })
+	if err != nil {
+		return fmt.Errorf("close volume %d: %w", v.number, err)
+	}
+	return nil
+}
+
+// seal records the checksums of a volume that was closed after its last write,
+// and that there will be no other. It may be open for readers.
+func (r *volumes) seal(v *volume, wait pace) error {
+	err := func() error {
+		list, err := sumFiles(v.path, false, wait)
+		if err != nil {
+			return err
+		}
+		failpoint.Hit("seal/before-checksums")
+		if err := writeChecksums(v.path, list); err != nil {
+			return err
+		}
 		failpoint.Hit("seal/before-describe")
 		return v.describe(time.Now(), v.space.written.Load())
-	})
+	}()
 	if err != nil {
 		return fmt.Errorf("seal volume %d: %w", v.number, err)
 	}
 	failpoint.Hit("seal/after-describe")
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	v.sealed = true
 	r.freed()
 	return nil
@@ -361,27 +414,23 @@ func (r *volumes) closeReadOnly(v *volume) {
 }
 
 // closeWritable closes a volume that is open for writing, and then takes another
-// step before others may open it; mu is held.
+// step, if there is one, before others may open it; mu is held.
 func (r *volumes) closeWritable(v *volume, then func() error) error {
 	r.drain(v)
 	db := v.db
 	return r.change(v, closed, func() (*badger.DB, error) {
+		// What is in memory goes to tables now.
+		if err := removeFloor(v.path); err != nil {
+			return nil, err
+		}
 		if err := db.Close(); err != nil {
 			return nil, err
 		}
+		if then == nil {
+			return nil, nil
+		}
 		return nil, then()
 	})
-}
-
-// markSealed records that a volume which nobody has open is sealed.
-func (r *volumes) markSealed(v *volume) error {
-	if err := v.describe(time.Now(), v.space.written.Load()); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	v.sealed = true
-	return nil
 }
 
 // close closes all volumes once nobody reads them. No volume may be created or
@@ -403,8 +452,15 @@ func (r *volumes) close() error {
 		case writable:
 			if err := r.closeWritable(v, func() error { return v.describe(time.Time{}, v.space.written.Load()) }); err != nil {
 				faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
+				continue
 			}
 			failpoint.Hit("stop/after-volume")
+		}
+		if v.sealed {
+			continue
+		}
+		if err := v.writeSizes(); err != nil {
+			faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
 		}
 	}
 	return errors.Join(faults...)

@@ -110,7 +110,7 @@ func (w *writer) open() error {
 			}
 			failpoint.Hit("start/after-first-append-opens")
 		}
-		files, err := watchLogFiles(v.path, v.set.synced(), &w.store.cfg, w.store.disk)
+		files, err := watchLogFiles(v.path, v.set.synced(), &w.store.cfg, w.store.disk, v.db.MaxVersion())
 		if err != nil {
 			return fmt.Errorf("open volume %d for writing: %w", v.number, err)
 		}
@@ -447,7 +447,7 @@ func (w *writer) writeState(l *Log) error {
 		n := stateBytes(len(value))
 		w.volume.space.records.Add(n)
 		w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
-		l.rewrite, l.stateVolume, l.stateGeneration, l.stateBytes = false, w.volume.number, d.generation, n
+		l.rewrite, l.stateVolume, l.stateGeneration, l.stateBytes, l.home = false, w.volume.number, d.generation, n, w.set.name
 		if !slices.Contains(l.stateVolumes, w.volume.number) {
 			l.stateVolumes = append(l.stateVolumes, w.volume.number)
 		}
@@ -484,6 +484,9 @@ func (w *writer) commit() error {
 	}
 	written, err := w.files.committed(w.logged, w.keyed)
 	if err != nil {
+		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
+	}
+	if err := w.files.floor.raise(w.files.mem.latest, w.version); err != nil {
 		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
 	}
 	w.set.metrics.commit.Observe(time.Since(started).Seconds())

@@ -1,0 +1,288 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxSuspects bounds the damaged batches that wait to be followed up; of more
+	// the next read tells again.
+	maxSuspects = 256
+	// sealStep is how many bytes are read at a time before a volume is sealed; after
+	// each the reader rests for as long as it took, to leave the machine to others.
+	sealStep = 4 << 20
+)
+
+// suspect is a batch that does not pass its checks.
+type suspect struct {
+	log   *Log
+	fault *ErrCorrupt
+}
+
+// scrubber is the goroutine that reads whole volumes: to record their checksums
+// when they are sealed, at once when somebody meets damage there, and now and
+// then to see whether they are still what was written.
+type scrubber struct {
+	store *Store
+	// wake tells of work; it is never closed.
+	wake chan struct{}
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	// unrecorded counts the state records on their way that say of losses.
+	unrecorded atomic.Int64
+
+	mu       sync.Mutex
+	seals    []*volume
+	suspects []suspect
+}
+
+func newScrubber(s *Store) *scrubber { return &scrubber{store: s, wake: make(chan struct{}, 1)} }
+
+func (c *scrubber) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.done.Go(func() { c.run(ctx) })
+}
+
+// close waits until nothing is read any more; what is not sealed yet will be by
+// the next process.
+func (c *scrubber) close() {
+	if c.stop != nil {
+		c.stop()
+	}
+	c.done.Wait()
+}
+
+// poke tells the goroutine that there may be something to do.
+func (c *scrubber) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// seal has a volume sealed that was closed after its last write.
+func (c *scrubber) seal(v *volume) {
+	c.mu.Lock()
+	c.seals = append(c.seals, v)
+	c.mu.Unlock()
+	c.poke()
+}
+
+// suspect has damage followed up that somebody met.
+func (c *scrubber) suspect(s suspect) {
+	c.mu.Lock()
+	if len(c.suspects) < maxSuspects {
+		c.suspects = append(c.suspects, s)
+	}
+	c.mu.Unlock()
+	c.poke()
+}
+
+func (c *scrubber) run(ctx context.Context) {
+	cfg := &c.store.cfg
+	timer := time.NewTimer(cfg.ScrubEvery)
+	if cfg.ScrubBytes == 0 {
+		timer.Stop()
+	}
+	defer timer.Stop()
+	for {
+		c.urgent(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		case <-timer.C:
+			started := time.Now()
+			if !c.round(ctx) {
+				return
+			}
+			took := time.Since(started)
+			c.store.metrics.scrubTook.Set(took.Seconds())
+			c.store.metrics.scrubEnded.SetToCurrentTime()
+			timer.Reset(max(cfg.ScrubEvery-took, cfg.ScrubEvery/16))
+		}
+	}
+}
+
+// urgent does what does not wait for its turn.
+func (c *scrubber) urgent(ctx context.Context) {
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		seals, suspects := c.seals, c.suspects
+		c.seals, c.suspects = nil, nil
+		c.mu.Unlock()
+		if c.unrecorded.Load() == 0 {
+			if err := c.store.volumes.settle(); err != nil {
+				c.store.cfg.Logger.Warn("what was set aside is looked at again by the next start", "error", err)
+			}
+		}
+		if len(seals)+len(suspects) == 0 {
+			return
+		}
+		for _, s := range suspects {
+			c.follow(ctx, s)
+		}
+		for _, v := range seals {
+			if err := c.store.volumes.seal(v, restful(ctx)); err != nil && ctx.Err() == nil {
+				c.store.fail(err)
+				return
+			}
+		}
+	}
+}
+
+// restful is the pace of sealing.
+func restful(ctx context.Context) pace {
+	bytes, since := 0, time.Now()
+	return func(n int) error {
+		if bytes += n; bytes < sealStep {
+			return nil
+		}
+		err := sleep(ctx, time.Since(since))
+		bytes, since = 0, time.Now()
+		return err
+	}
+}
+
+// sleep returns after a while, or with [ErrClosed] when the store closes.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ErrClosed
+	}
+}
+
+// follow records that a batch of a log is lost. If the volume that it lies in is
+// sealed, all of it is verified, and set aside where it is not what was written.
+func (c *scrubber) follow(ctx context.Context, s suspect) {
+	f := s.fault
+	c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
+	v := c.store.volumes.sealed(f.Volume)
+	if v == nil {
+		return
+	}
+	if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
+		c.store.condemnLive(v, err)
+	}
+}
+
+// round verifies all sealed volumes once; false when the store closes.
+func (c *scrubber) round(ctx context.Context) bool {
+	began, read := time.Now(), int64(0)
+	limit := c.store.cfg.ScrubBytes
+	wait := func(n int) error {
+		c.store.metrics.scrubbed.Add(float64(n))
+		read += int64(n)
+		due := time.Duration(float64(read) / float64(limit) * float64(time.Second))
+		if err := sleep(ctx, due-time.Since(began)); err != nil {
+			return err
+		}
+		before := time.Now()
+		c.urgent(ctx)
+		began = began.Add(time.Since(before))
+		return ctx.Err()
+	}
+	for _, number := range c.store.volumes.numbers() {
+		v := c.store.volumes.sealed(number)
+		if v == nil {
+			continue
+		}
+		if err := c.verify(ctx, v, wait); IsDamagedVolume(err) {
+			c.store.condemnLive(v, err)
+		} else if err != nil && ctx.Err() == nil {
+			c.store.cfg.Logger.Warn("a volume could not be verified", "volume", number, "error", err)
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// verify compares all files of a sealed volume with their checksums. A volume that
+// has none, because an older release sealed it or because the list is damaged,
+// gets them if its value logs, which nobody else verifies, are sound.
+func (c *scrubber) verify(ctx context.Context, v *volume, wait pace) error {
+	list, err := readChecksums(v.path)
+	if err != nil {
+		return err
+	}
+	if complete(list) {
+		err = verifyFiles(ctx, v.path, list, true, wait)
+	} else if err = verifyValueLogs(v.path); err == nil {
+		if list, err = sumFiles(v.path, false, wait); err == nil {
+			err = writeChecksums(v.path, list)
+		}
+	}
+	if err != nil && c.store.volumes.sealed(v.number) != v {
+		// It was removed meanwhile.
+		return nil
+	}
+	return err
+}
+
+// sealed returns a volume that is sealed, or nil.
+func (r *volumes) sealed(number uint64) *volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.byNumber[number]; v != nil && v.sealed {
+		return v
+	}
+	return nil
+}
+
+// condemnLive sets a sealed volume aside that was found damaged while the store is
+// open. What the store knows of partitions it holds in memory, so that nothing is
+// lost but batches.
+func (s *Store) condemnLive(v *volume, cause error) {
+	c, err := s.volumes.condemn(v, cause)
+	if err != nil {
+		s.cfg.Logger.Error("a volume is damaged, but could not be set aside", "volume", v.number, "cause", cause, "error", err)
+		return
+	}
+	if c == nil {
+		return
+	}
+	s.mu.Lock()
+	logs := make([]*Log, 0, len(s.logs))
+	for _, l := range s.logs {
+		logs = append(logs, l)
+	}
+	s.mu.Unlock()
+	for _, l := range logs {
+		l.mu.Lock()
+		f, lost := s.lossOf(l)
+		stored := l.stateVolume == v.number && l.fault == nil
+		l.mu.Unlock()
+		switch {
+		case lost:
+			s.failLog(l, f)
+		case stored:
+			s.rewriteState(l)
+		}
+	}
+	c.known.Store(true)
+	s.scrub.poke()
+}
+
+// noteCorruption counts errors that mean damage, and has it followed up.
+func (l *Log) noteCorruption(err error) {
+	var corrupt *ErrCorrupt
+	if !errors.As(err, &corrupt) {
+		return
+	}
+	l.store.metrics.corrupt.Inc()
+	if corrupt.Volume != 0 && l.Err() == nil {
+		l.store.scrub.suspect(suspect{log: l, fault: corrupt})
+	}
+}
