@@ -83,6 +83,9 @@ type TopicConfig struct {
 // Compacted reports whether the topic keeps the newest record of each key.
 func (c TopicConfig) Compacted() bool { return c.CleanupPolicy != CleanupDelete }
 
+// Deletes reports whether the topic removes records by age and size.
+func (c TopicConfig) Deletes() bool { return c.CleanupPolicy != CleanupCompact }
+
 // Synced reports whether acknowledged records are on disk.
 func (c TopicConfig) Synced() bool { return c.Durability == DurabilitySynced }
 

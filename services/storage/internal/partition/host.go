@@ -37,6 +37,8 @@ type Config struct {
 	// RetentionEvery is how often partitions look for records to remove; more than
 	// 0.
 	RetentionEvery time.Duration
+	// Now tells the time by which retention goes; nil stands for time.Now.
+	Now func() time.Time
 	// Decoding bounds what the server itself decompresses.
 	Decoding recordbatch.Limits
 }
@@ -63,6 +65,10 @@ type Host struct {
 	tails   tails
 	self    atomic.Int32
 
+	// mu guards led, the partitions that this node leads.
+	mu  sync.Mutex
+	led map[*Partition]struct{}
+
 	// overdue has the partitions with appends that wait for acknowledgement,
 	// checkpoints those whose high watermark has moved.
 	overdue, checkpoints *sweeper
@@ -71,12 +77,16 @@ type Host struct {
 // NewHost returns a host. address names where clients reach a node, or returns
 // the empty string; it must not block. registerer may be nil.
 func NewHost(config Config, address func(cluster.NodeID) string, registerer prometheus.Registerer) *Host {
+	if config.Now == nil {
+		config.Now = time.Now
+	}
 	m := newMetrics(registerer)
 	h := &Host{
 		config:  config,
 		address: address,
 		budget:  newBudget(config.InFlightBytes, m),
 		metrics: m,
+		led:     make(map[*Partition]struct{}),
 		tails:   tails{budget: config.TailBytes, metrics: m},
 	}
 	h.self.Store(int32(cluster.NoNode))
@@ -105,12 +115,13 @@ func (h *Host) CountDormant(before, now Roles) {
 }
 
 // Run looks after what is late until ctx ends: acknowledgements that do not
-// come and high watermarks that are not written. It costs nothing while there is
-// no such thing.
+// come, high watermarks that are not written, and records that need not be kept
+// any longer.
 func (h *Host) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.overdue.run(ctx) })
 	wg.Go(func() { h.checkpoints.run(ctx) })
+	wg.Go(func() { h.retention(ctx) })
 	wg.Wait()
 	return nil
 }

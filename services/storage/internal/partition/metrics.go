@@ -12,6 +12,7 @@ type metrics struct {
 	inFlight                prometheus.Gauge
 	budgetWaits             prometheus.Counter
 	leaders, followers      prometheus.Gauge
+	retained                prometheus.Counter
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -32,12 +33,13 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		tailBytes:          gauge("tail_cache_bytes", "Bytes of the batches in the tail cache."),
 		inFlight:           gauge("append_in_flight_bytes", "Bytes of appends on their way into the store."),
 		budgetWaits:        counter("append_budget_waits_total", "Appends that waited for the budget of bytes in flight."),
+		retained:           counter("retention_removed_bytes_total", "Bytes of record batches removed because they were too old or too many."),
 		leaders:            gauge("partitions_led", "Partitions that this node leads."),
 		followers:          gauge("partitions_followed", "Partitions that this node follows."),
 	}
 	if registerer != nil {
 		registerer.MustRegister(m.batches, m.bytes, m.records, m.duplicates, m.forgottenProducers, m.tailHits, m.tailMisses,
-			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers)
+			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.retained)
 	}
 	return m
 }

@@ -10,7 +10,7 @@
 // appends of a partition and is held while the store's queue is full;
 // Partition.mu guards its state and is held for moments only, so that the
 // store's commit goroutine never waits for a caller that waits for the store;
-// last come those of the tail cache, the sweepers, [Ready] and whoever
+// last come those of the tail cache, the host, the sweepers, [Ready] and whoever
 // implements [Completion].
 package partition
 
@@ -43,6 +43,8 @@ type Log interface {
 	// Truncate cuts what is at or above offset, and the whole of the batch that
 	// holds it, and returns the log's end.
 	Truncate(ctx context.Context, offset int64, state store.State) (int64, error)
+	// Spans appends the stretches that the log consists of to a list.
+	Spans(list []store.Span) []store.Span
 	// Err returns why the log cannot be used, if so.
 	Err() error
 }
@@ -237,7 +239,7 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 	before, epochBefore := p.role, p.assignment.LeaderEpoch
 	p.assignment, p.known = assignment, true
 	p.role = RoleIn(assignment, p.host.Self())
-	p.host.metrics.moved(before, p.role)
+	p.host.moved(p, before, p.role)
 	if p.role == Leader && (before != Leader || epochBefore != assignment.LeaderEpoch) {
 		p.setEpochs(p.epochs.Begin(assignment.LeaderEpoch, p.next))
 		p.epochStart = p.next
@@ -301,7 +303,7 @@ func (p *Partition) shutLocked(cause error) {
 	if p.unavailable == nil {
 		p.unavailable = cause
 	}
-	p.host.metrics.moved(p.role, Offline)
+	p.host.moved(p, p.role, Offline)
 	p.role = Offline
 	p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT,
 		"the records were appended to %s, but their acknowledgement did not come before the partition was closed on this node; an idempotent producer may repeat them with the same sequence number", p.name()))

@@ -102,6 +102,15 @@ func (l *memoryLog) OffsetForTime(_ context.Context, timestamp, endOffset int64)
 	return nil, nil
 }
 
+func (l *memoryLog) Spans(list []store.Span) []store.Span {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.batches {
+		list = append(list, store.Span{FirstOffset: b.BaseOffset, EndOffset: b.LastOffset + 1, Bytes: int64(len(b.Bytes)), MaxTimestamp: b.MaxTimestamp})
+	}
+	return list
+}
+
 func (l *memoryLog) Truncate(_ context.Context, offset int64, state store.State) (int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -577,7 +586,7 @@ func TestHighWatermarkIsCheckpointed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log := &memoryLog{}
-		host, p := open(t, log)
+		host, p := open(t, log, rules.RetentionMs, "-1")
 		ctx, cancel := context.WithCancel(t.Context())
 		stopped := make(chan struct{})
 		go func() { _ = host.Run(ctx); close(stopped) }()

@@ -250,7 +250,18 @@ func (p *Partition) wakeLocked() {
 // log start changes nothing.
 func (p *Partition) DeleteRecords(ctx context.Context, offset int64, believed cluster.LeaderEpoch) (int64, error) {
 	durable := make(chan error, 1)
+	start, err := p.advanceStart(offset, believed, func(err error) { durable <- err })
+	if err != nil {
+		return 0, err
+	}
+	return start, wait(ctx, durable)
+}
+
+// advanceStart is DeleteRecords for those who do not wait. done is called unless
+// there is an error.
+func (p *Partition) advanceStart(offset int64, believed cluster.LeaderEpoch, done func(error)) (int64, error) {
 	p.appending.Lock()
+	defer p.appending.Unlock()
 	p.mu.Lock()
 	err := p.servesLocked(believed)
 	if err == nil && offset > p.highWatermark {
@@ -262,15 +273,12 @@ func (p *Partition) DeleteRecords(ctx context.Context, offset int64, believed cl
 		p.setEpochs(p.epochs.TruncateStart(start))
 	}
 	p.mu.Unlock()
-	if err == nil {
-		// Written even if nothing changes: an earlier call may still be on its way.
-		p.writeAppending(nil, func(err error) { durable <- err })
-	}
-	p.appending.Unlock()
 	if err != nil {
 		return 0, err
 	}
-	return start, wait(ctx, durable)
+	// Written even if nothing changes: an earlier call may still be on its way.
+	p.writeAppending(nil, done)
+	return start, nil
 }
 
 func (p *Partition) notAvailableLocked() error {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
@@ -34,6 +35,10 @@ type Append struct {
 	State State
 	// Producers are those whose state changes, at most 4096 with RemovedProducers.
 	Producers []Producer
+	// SpanBytes and SpanAge are how large and how old a span becomes before the next
+	// one begins; 0 stands for any. The smaller they are, the larger the state.
+	SpanBytes int64
+	SpanAge   time.Duration
 	// RemovedProducers are the ids of producers to forget.
 	RemovedProducers []int64
 }
@@ -86,6 +91,9 @@ type Log struct {
 	// unindexed counts the bytes of batches since the latest entry of the time
 	// index.
 	unindexed int64
+	// spanSince is when the last span began, as the configured clock tells it, in
+	// nanoseconds since the Unix epoch; 0 for nobody knows.
+	spanSince int64
 	// readable is the offset after the last batch that is committed.
 	readable int64
 	// cuts counts truncations, for readers to notice one that they raced with.
@@ -328,11 +336,15 @@ func (l *Log) admitTruncateLocked(offset int64, state State) error {
 }
 
 // extendLocked returns the span that a batch goes to: the last one if it ends
-// there in the same volume, else a new one.
-func (l *Log) extendLocked(v *volume, b *Batch) *span {
+// there in the same volume and may still grow, else a new one.
+func (l *Log) extendLocked(v *volume, a *Append, b *Batch) *span {
 	spans := l.durable.spans
-	if n := len(spans); n > 0 && spans[n-1].volume == v.number && spans[n-1].end == b.BaseOffset {
+	if n := len(spans); n > 0 && spans[n-1].volume == v.number && spans[n-1].end == b.BaseOffset && !l.splitsLocked(a, &spans[n-1]) {
 		return &spans[n-1]
+	}
+	l.spanSince = 0
+	if a.SpanAge > 0 {
+		l.spanSince = l.store.cfg.Now().UnixNano()
 	}
 	v.space.spans.Add(1)
 	l.durable.spans = append(spans, span{volume: v.number, first: b.BaseOffset, end: b.BaseOffset, maxTimestamp: b.MaxTimestamp})

@@ -387,7 +387,7 @@ func (w *writer) apply(o *operation) error {
 	staged := o.batches == cost{}
 	for i := range batches {
 		b := &batches[i]
-		s := l.extendLocked(w.volume, b)
+		s := l.extendLocked(w.volume, &o.append, b)
 		if l.unindexed >= 1<<timeIndexShift {
 			key := w.key(kindTime, l.id, b.BaseOffset)
 			var value []byte
