@@ -215,9 +215,9 @@ func (c *cleaner) choose() (dead, victims []*volume) {
 		}
 		size, needed := v.space.size(), v.space.needed()
 		switch {
-		// State records alone are worth their place: writing them anew would fill
-		// the next volume with them.
-		case v.space.spans.Load() == 0 && 2*needed <= size:
+		// Many state records are worth their place: writing them anew would fill the
+		// next volume with them, and then the one after it.
+		case v.space.spans.Load() == 0 && (2*needed <= size || needed <= c.store.cfg.VolumeBytes/smallFraction):
 			dead = append(dead, v)
 		case 2*needed < size:
 			if p := float64(needed) / float64(size); emptiest == nil || p < part {
