@@ -130,8 +130,8 @@ func (d *Disk) FailOnErrors(t *testing.T) func() error {
 	return func() error { return os.WriteFile(trigger, []byte("1"), 0) }
 }
 
-// Fill writes a file of another program until nothing is free, and returns its
-// path.
+// Fill writes a file of another program until nothing is free, as fast as a disk
+// takes it, and returns its path.
 func (d *Disk) Fill(t *testing.T) string {
 	t.Helper()
 	file, err := os.CreateTemp(d.Dir, "alien")
@@ -141,7 +141,9 @@ func (d *Disk) Fill(t *testing.T) string {
 	defer file.Close()
 	for _, chunk := range [][]byte{make([]byte, 1<<20), make([]byte, 4<<10)} {
 		for err = nil; err == nil; {
-			_, err = file.Write(chunk)
+			if _, err = file.Write(chunk); err == nil && len(chunk) == 1<<20 {
+				err = file.Sync()
+			}
 		}
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -51,13 +52,30 @@ func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*
 	o := badgerOptions(dir, cfg)
 	o.SyncWrites = synced && !cfg.withoutSync
 	o.Logger = logger
-	db, err := badger.OpenManaged(o)
+	db, err := openMapped(o)
 	if err != nil {
 		return nil, err
 	}
 	// Without it managed mode keeps all versions for ever.
 	db.SetDiscardTs(math.MaxUint64)
 	return db, nil
+}
+
+// openMapped opens a directory in which Badger begins log files. Their first
+// pages nobody can reserve; where the disk has none, that is an error here and
+// not the end of the process. What Badger has opened by then stays open.
+func openMapped(o badger.Options) (_ *badger.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }:
+			err = fmt.Errorf("%w: a log file in %s could not be begun; make room on the disk", ErrDiskFull, o.Dir)
+		default:
+			panic(r)
+		}
+	}()
+	return badger.OpenManaged(o)
 }
 
 // openReadOnly opens the Badger directory of a volume that was closed in good
@@ -110,6 +128,9 @@ var fatalFormats = []string{
 type badgerLog struct {
 	logger *slog.Logger
 	fail   func(error)
+	// beforeTable is called before Badger writes a merged table, from a goroutine of
+	// Badger that may wait; it may be nil.
+	beforeTable func()
 }
 
 func (l *badgerLog) Errorf(format string, args ...any) {
@@ -129,8 +150,17 @@ func (l *badgerLog) Warningf(format string, args ...any) {
 // Infof drops the line: Badger tells each table that it opens.
 func (l *badgerLog) Infof(string, ...any) {}
 
-// Debugf drops the line.
-func (l *badgerLog) Debugf(string, ...any) {}
+// tableFormat begins the format of the line before Badger writes a table that it
+// has merged from others. A test compares it with Badger's source.
+const tableFormat = "[%d] LOG Compact. Added"
+
+// Debugf drops the line, but lets Badger go on only once there is room for what
+// it announces.
+func (l *badgerLog) Debugf(format string, _ ...any) {
+	if l.beforeTable != nil && strings.HasPrefix(format, tableFormat) {
+		l.beforeTable()
+	}
+}
 
 // transactionLimits are what Badger accepts in one transaction.
 type transactionLimits struct {

@@ -339,6 +339,9 @@ func (c *copier) create(set Set) (*destination, error) {
 	}
 	failpoint.Hit("clean/before-create")
 	v, err := c.store.volumes.create(set, true)
+	if noRoom(err) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, c.store.fail(err)
 	}

@@ -22,12 +22,20 @@ const (
 	maxMinFree = 1 << 30
 	maxBallast = 64 << 20
 
-	// lookEvery is how often an idle store looks at the disk; appends look if
-	// nobody has within freshFor.
+	// lookEvery is how often an idle store looks at the disk, and lookLow how often
+	// below the watermark; appends look if nobody has within freshFor.
 	lookEvery = time.Second
-	freshFor  = 50 * time.Millisecond
+	lookLow   = 5 * time.Millisecond
+	freshFor  = 10 * time.Millisecond
 	// awaitEvery is how often somebody looks who waits for space.
-	awaitEvery = 50 * time.Millisecond
+	awaitEvery = 20 * time.Millisecond
+	// exhausted is how little is free when whoever takes the space meets the end of
+	// the disk. steadyFor is how long nobody may have taken any where more than that
+	// is left.
+	exhausted = 256 << 10
+	steadyFor = 15 * time.Millisecond
+	// tableSpace is what must be free for Badger to write a table.
+	tableSpace = 8 << 20
 )
 
 // ErrDiskFull says that the disk has too little free space. The errors that wrap
@@ -52,12 +60,16 @@ type usage struct {
 // makes room, and a ballast is given up when even that runs out.
 //
 // Another process may take the space between a look and the write; the watermark
-// is what it would have to write in that time.
+// is what it would have to write in that time. It would take the ballast too, so
+// that is given up only once that process has met the end of the disk, or has
+// stopped before.
 type disk struct {
 	dir     string
 	logger  *slog.Logger
 	metrics *metrics
 	fail    func(error)
+	// failed is closed when the store has failed.
+	failed <-chan struct{}
 	// measure is statfs; tests replace it.
 	measure func(dir string) (usage, error)
 
@@ -71,22 +83,27 @@ type disk struct {
 	// queued are the bytes of batches that are admitted and not committed yet.
 	queued atomic.Int64
 
-	mu       sync.Mutex
-	free     int64
+	// alarm tells run that less is free than the watermark.
+	alarm chan struct{}
+
+	mu   sync.Mutex
+	free int64
+	// fell is when less was free than at the look before.
+	fell     time.Time
 	looked   time.Time
 	refusing bool
 	ballast  bool
 }
 
 // watchDisk has a first look. It makes no file.
-func watchDisk(dir string, cfg *Config, m *metrics, fail func(error)) *disk {
-	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, measure: cfg.measureDisk}
+func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail func(error)) *disk {
+	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, failed: failed, measure: cfg.measureDisk, free: math.MaxInt64, alarm: make(chan struct{}, 1)}
 	if d.measure == nil {
 		d.measure = measureDisk
 	}
 	u, err := d.measure(dir)
 	if err != nil {
-		d.blind, d.free = true, math.MaxInt64
+		d.blind = true
 		return d
 	}
 	d.min = cfg.MinFreeBytes
@@ -102,6 +119,7 @@ func watchDisk(dir string, cfg *Config, m *metrics, fail func(error)) *disk {
 	m.minFree.Set(float64(d.min))
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.free = u.free
 	d.takeLocked(u)
 	return d
 }
@@ -114,17 +132,20 @@ func (d *disk) run(stop <-chan struct{}) {
 		<-stop
 		return
 	}
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
 	for {
 		d.mu.Lock()
 		d.lookLocked()
 		d.trimLocked()
+		pause := lookEvery
+		if d.free < d.min {
+			pause = lookLow
+		}
 		d.mu.Unlock()
 		select {
 		case <-stop:
 			return
-		case <-ticker.C:
+		case <-d.alarm:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -147,7 +168,17 @@ func (d *disk) lookLocked() {
 }
 
 func (d *disk) takeLocked(u usage) {
-	d.free, d.looked = u.free, time.Now()
+	d.looked = time.Now()
+	if u.free < d.free {
+		d.fell = d.looked
+	}
+	if u.free < d.min && d.free >= d.min {
+		select {
+		case d.alarm <- struct{}{}:
+		default:
+		}
+	}
+	d.free = u.free
 	d.metrics.diskFree.Set(float64(u.free))
 	limit := d.min
 	if d.refusing {
@@ -170,7 +201,7 @@ func (d *disk) takeLocked(u usage) {
 // where it takes nothing away from anybody.
 func (d *disk) trimLocked() {
 	switch {
-	case d.ballast && d.free < d.ballastBytes/2:
+	case d.ballast && d.free < exhausted:
 		d.releaseLocked()
 	case !d.ballast && d.ballastBytes > 0 && d.free-d.ballastBytes >= d.resume:
 		d.loadLocked()
@@ -238,7 +269,9 @@ func (d *disk) low() bool {
 	return d.refusing
 }
 
-// has says whether so many bytes are free, if need be without the ballast.
+// has says whether so many bytes are free, and nobody is about to take them: near
+// the end of the disk that is so only once the free space has stopped falling. If
+// need be the ballast is given up.
 func (d *disk) has(bytes int64) error {
 	if d.blind {
 		return nil
@@ -246,13 +279,17 @@ func (d *disk) has(bytes int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lookLocked()
-	if d.free < bytes {
+	if d.free >= d.min+bytes {
+		return nil
+	}
+	steady := d.free < exhausted || time.Since(d.fell) >= steadyFor
+	if steady && d.free < bytes {
 		d.releaseLocked()
 	}
-	if d.free < bytes {
-		return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are needed; make room on the disk", ErrDiskFull, d.free, d.dir, bytes)
+	if steady && d.free >= bytes {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are needed; make room on the disk", ErrDiskFull, d.free, d.dir, bytes)
 }
 
 // await waits until so many bytes are free, or until called off.
@@ -269,6 +306,27 @@ func (d *disk) await(bytes int64, calledOff func() bool) error {
 		err = d.has(bytes)
 	}
 	return err
+}
+
+// ample says whether more is free than what is kept for emergencies.
+func (d *disk) ample() bool {
+	if d.blind {
+		return true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lookLocked()
+	return d.free >= d.min
+}
+
+// tight says whether the disk may be full before long.
+func (d *disk) tight() bool {
+	if d.blind {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.free < 4*d.min
 }
 
 // ahead returns how far ahead to reserve space: less than asked for where that
@@ -292,7 +350,7 @@ func (d *disk) spent() {
 // openSpace is what must be free to open a volume for writing: nil for a new one.
 // Badger begins two log files, and turns those that it finds into tables.
 func (s *Store) openSpace(v *volume) int64 {
-	need := memSpace(s.cfg.memTableBytes) + 2*rotationSpace
+	need := memSpace(s.cfg.memTableBytes) + 1<<20
 	if v == nil {
 		return need
 	}
@@ -323,3 +381,6 @@ func (s *Store) repairSpace() (need int64) {
 func outOfSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
+
+// noRoom says that an error is only about space on the disk.
+func noRoom(err error) bool { return errors.Is(err, ErrDiskFull) || outOfSpace(err) }

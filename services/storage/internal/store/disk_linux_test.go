@@ -10,11 +10,15 @@ import (
 // runAsChild is what the process does instead of tests, where a test has asked
 // for it.
 func runAsChild() bool {
-	dir := os.Getenv(powerDirectory)
-	if dir != "" {
+	if dir := os.Getenv(powerDirectory); dir != "" {
 		powerChild(dir)
+		return true
 	}
-	return dir != ""
+	if dir := os.Getenv(fillDirectory); dir != "" {
+		fillChild(dir)
+		return true
+	}
+	return false
 }
 
 // allocated returns how much of the disk a file has.

@@ -21,8 +21,10 @@ const (
 	// valueLogHeader is where the first entry of a value log file begins.
 	valueLogHeader = 20
 	// rotationSpace is what must be free for Badger to begin a value log file, whose
-	// first page it writes at once.
-	rotationSpace = 1 << 20
+	// first page it writes at once, after it has synced the one before.
+	rotationSpace = 8 << 20
+	// flushTick is how often somebody looks who waits for Badger to write a table.
+	flushTick = 2 * time.Millisecond
 	// clockTick is the coarsest step of a directory's modification time.
 	clockTick = 20 * time.Millisecond
 )
@@ -96,15 +98,16 @@ func (f *logFiles) close() {
 }
 
 // prepare sees to it that a transaction finds space which adds that many bytes
-// of values and of keys. An error that wraps ENOSPC comes with what has to be
-// free; it may be called again then.
+// of values and of keys. An error about space comes with what has to be free; it
+// may be called again then.
 func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 	if f.unreservable {
 		return 0, nil
 	}
 	if f.mem.rotates(keys) {
+		f.awaitTables()
 		// The table that Badger writes from memory has its keys.
-		need += f.mem.limit
+		need += f.mem.limit + tableSpace
 	}
 	if f.used+values > f.limit {
 		need += rotationSpace
@@ -130,7 +133,7 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 	}
 	switch {
 	case outOfSpace(err):
-		return end - f.reserved + rotationSpace, err
+		return end - f.reserved + 1<<20, err
 	case errors.Is(err, errors.ErrUnsupported):
 		f.unreservable = true
 	case err != nil:
@@ -140,6 +143,19 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 		f.disk.spent()
 	}
 	return 0, nil
+}
+
+// awaitTables waits until Badger has written what it had in memory before, if
+// space is tight: then it has to write tables one at a time, as what is free now
+// says little about a table that is written much later.
+func (f *logFiles) awaitTables() {
+	for f.disk.tight() && f.mem.flushing() {
+		select {
+		case <-time.After(flushTick):
+		case <-f.disk.failed:
+			return
+		}
+	}
 }
 
 // committed follows up a transaction that added that many bytes of values and of

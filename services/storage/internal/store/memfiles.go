@@ -52,6 +52,17 @@ const memEntry = 96
 // next file, and write what was in memory to a table.
 func (f *memFiles) rotates(bytes int64) bool { return f.used+bytes >= f.limit }
 
+// flushing says whether Badger has files before the present one.
+func (f *memFiles) flushing() bool {
+	names, err := filepath.Glob(filepath.Join(f.dir, "*"+memExtension))
+	for _, name := range names {
+		if n, ok := memNumber(name); ok && n < f.latest {
+			return true
+		}
+	}
+	return err != nil
+}
+
 // prepare reserves space for a transaction.
 func (f *memFiles) prepare(bytes int64) error {
 	if f.unreservable || f.next != nil || f.used+bytes < f.limit/2 {

@@ -317,7 +317,7 @@ func (s *set) prepare() error {
 	old := s.oldLocked()
 	create := (s.wanted || old) && s.standby == nil && !s.closing && s.store.failure() == nil
 	s.mu.Unlock()
-	if create && s.store.disk.has(s.store.openSpace(nil)) != nil {
+	if create && !s.store.disk.ample() {
 		// The commit goroutine asks again.
 		s.mu.Lock()
 		s.wanted = false
@@ -326,6 +326,10 @@ func (s *set) prepare() error {
 	}
 	if create {
 		next, err := s.create()
+		if noRoom(err) {
+			// The set is closing.
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -349,12 +353,16 @@ func (s *set) prepare() error {
 
 // create makes the next volume of the set, once there is space for it.
 func (s *set) create() (*opened, error) {
-	if err := s.store.disk.await(s.store.openSpace(nil), s.isClosing); err != nil {
-		return nil, fmt.Errorf("create a volume: %w", err)
-	}
-	v, err := s.store.volumes.create(s.name, false)
-	if err != nil {
-		return nil, err
+	var v *volume
+	for v == nil {
+		if err := s.store.disk.await(s.store.openSpace(nil), s.isClosing); err != nil {
+			return nil, fmt.Errorf("create a volume: %w", err)
+		}
+		created, err := s.store.volumes.create(s.name, false)
+		if err != nil && !noRoom(err) {
+			return nil, err
+		}
+		v = created
 	}
 	files, err := watchLogFiles(v.path, v.set.synced(), &s.store.cfg, s.store.disk, v.db.MaxVersion())
 	if err != nil {
@@ -375,7 +383,7 @@ func (s *set) sealRetired() {
 	s.retired = nil
 	s.mu.Unlock()
 	for i, v := range list {
-		if s.store.disk.has(s.store.cfg.memTableBytes) != nil {
+		if s.store.disk.has(s.store.cfg.memTableBytes+tableSpace) != nil {
 			// Badger turns what it has in memory into a table; a later call seals it.
 			s.mu.Lock()
 			s.retired = append(list[i:], s.retired...)

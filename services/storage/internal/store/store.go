@@ -112,8 +112,8 @@ func Open(cfg Config) (*Store, error) {
 		unwatch:   make(chan struct{}),
 		stalls:    stalls{onStall: cfg.OnStall},
 	}
-	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, func(err error) { s.fail(err) })
-	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }}, metrics)
+	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, s.failed, func(err error) { s.fail(err) })
+	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }, beforeTable: s.awaitTable}, metrics)
 	s.cleaner = newCleaner(s)
 	s.volumes.freed = s.cleaner.poke
 	s.scrub = newScrubber(s)
@@ -244,7 +244,8 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	s.watch.Wait()
 	failpoint.Hit("stop/before-volumes")
 	// What Badger has in memory goes to tables now, whose space nobody can reserve.
-	err := s.disk.has(s.volumes.written() * s.cfg.memTableBytes)
+	deadline := time.Now().Add(time.Second)
+	err := s.disk.await(s.volumes.written()*s.cfg.memTableBytes, func() bool { return time.Now().After(deadline) })
 	if err == nil {
 		err = s.volumes.close()
 	} else {
@@ -264,6 +265,12 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	err = errors.Join(err, s.directory.Close())
 	s.metrics.unregister()
 	return err
+}
+
+// awaitTable holds Badger up while there is no room for a table.
+func (s *Store) awaitTable() {
+	// Where the store has failed the process ends.
+	_ = s.disk.await(tableSpace, func() bool { return s.failure() != nil })
 }
 
 // beginWriting removes the clean marker before the first volume is written.

@@ -965,6 +965,7 @@ func TestBadgerReportsInTheseWords(t *testing.T) {
 	for _, c := range []struct{ file, call string }{
 		{"value.go", `vlog.opt.Errorf("` + fatalFormats[0]},
 		{"db.go", `db.opt.Errorf("` + fatalFormats[1]},
+		{"levels.go", `s.kv.opt.Debugf("` + tableFormat},
 	} {
 		source, err := os.ReadFile(filepath.Join(string(bytes.TrimSpace(dir)), c.file))
 		if err != nil {

@@ -322,6 +322,11 @@ func (r *volumes) create(set Set, copies bool) (*volume, error) {
 		failpoint.Hit("create/before-open")
 		return openWritable(v.path, set.synced() || copies, r.cfg, r.logger)
 	})
+	if noRoom(err) {
+		// Nobody knows of it yet.
+		err = errors.Join(err, os.RemoveAll(v.path))
+		delete(r.byNumber, number)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create volume %d: %w", number, err)
 	}

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -505,7 +504,7 @@ func (w *writer) reserve() error {
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, ErrDiskFull) && !outOfSpace(err) {
+		if !noRoom(err) {
 			return err
 		}
 		w.dog.end()
