@@ -159,6 +159,26 @@ func durationBetween(low, high time.Duration) func(string) (time.Duration, error
 	}
 }
 
+// parseSize reads a number of bytes, with a unit or without.
+func parseSize(text string) (int64, error) {
+	number, shift := text, 0
+	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if before, ok := strings.CutSuffix(text, unit); ok {
+			number, shift = before, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
+	if err != nil || n < 1 || n > math.MaxInt64>>shift {
+		return 0, fmt.Errorf("must be a number of bytes from 1 up, such as 500MiB or 2GiB")
+	}
+	return n << shift, nil
+}
+
+// minFreeFlag adds the flag that says how much of the disk stays free.
+func minFreeFlag(flags *pflag.FlagSet) *parsed[int64] {
+	return newFlag(flags, "min-free", "", "SIZE", "", "refuse records while less than this is free on the disk (default: 1GiB, or an eighth of a smaller disk)", parseSize)
+}
+
 // pair is a key=value argument.
 type pair struct{ key, value string }
 

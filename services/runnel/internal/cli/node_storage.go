@@ -44,6 +44,7 @@ func (p *program) storageCommand() *cobra.Command {
 	defaults := storage.DefaultConfig()
 	metadata := newFlag(flags, "metadata", "", "ADDR[,ADDR]", "", "peer addresses of metadata nodes; required", parseAddresses)
 	o := p.newNodeOptions(command, "storage", defaults.Listen, defaults.PeerListen)
+	minFree := minFreeFlag(flags)
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if metadata.text == "" {
 			return usagef("--metadata is needed, such as --metadata 127.0.0.1:7071")
@@ -51,17 +52,18 @@ func (p *program) storageCommand() *cobra.Command {
 		if err := o.check(); err != nil {
 			return err
 		}
-		return p.storage(c.Context(), o, metadata.value)
+		return p.storage(c.Context(), o, metadata.value, minFree.value)
 	}
 	return command
 }
 
-func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string) error {
+func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string, minFree int64) error {
 	config := storage.DefaultConfig()
 	config.DataDir = absolute(*o.dataDir)
 	config.Listen, config.Advertise = o.listen.value, o.advertise.value
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)
+	config.MinFreeBytes = minFree
 	if err := config.Validate(); err != nil {
 		return err
 	}

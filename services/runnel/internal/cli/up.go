@@ -28,6 +28,7 @@ const upExample = `  runnel up
 type upOptions struct {
 	dataDir           *string
 	listen, advertise *parsed[string]
+	minFree           *parsed[int64]
 	log               *logFlags
 }
 
@@ -47,6 +48,7 @@ func (p *program) upCommand() *cobra.Command {
 	o.dataDir = dirFlag(flags, defaultDataDir(p.Getenv))
 	o.listen = listenFlag(flags, "listen", defaultAddress, "address to listen on; port 0 takes a free one")
 	o.advertise = advertiseFlag(flags, "advertise", "address at which clients reach --listen, where that differs")
+	o.minFree = minFreeFlag(flags)
 	o.log = newLogFlags(command, "warn")
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if *o.dataDir == "" {
@@ -66,6 +68,7 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 	config.DataDir = absolute(*o.dataDir)
 	config.Listen = o.listen.value
 	config.Advertise = o.advertise.value
+	config.Storage.MinFreeBytes = o.minFree.value
 	config.Logger = p.logger(o.log)
 	cluster, err := allinone.New(config)
 	if err != nil {

@@ -52,6 +52,10 @@ func TestWrongUsage(t *testing.T) {
 		{"topics list --bootstrap here", `bad value "here" for --bootstrap: must look like host:port, such as 127.0.0.1:7070 or [::1]:7070; see "runnel topics list --help"`},
 		{"topics list --bootstrap a:1,b:99999", `bad value "a:1,b:99999" for --bootstrap: must end in a port from 1 to 65535; see "runnel topics list --help"`},
 
+		{"up --min-free 0", `bad value "0" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel up --help"`},
+		{"up --min-free 9223372036854775807GiB", `bad value "9223372036854775807GiB" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel up --help"`},
+		{"storage --min-free 2GB", `bad value "2GB" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel storage --help"`},
+
 		{"topics create t --partitions 0", `bad value "0" for --partitions: must be a whole number from 1 up; see "runnel topics create --help"`},
 		{"topics create t --partitions -1", `bad value "-1" for --partitions: must be a whole number from 1 up; see "runnel topics create --help"`},
 		{"topics create t --partitions three", `bad value "three" for --partitions: must be a whole number from 1 up; see "runnel topics create --help"`},

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"math"
 	"strings"
@@ -234,5 +235,29 @@ func BenchmarkVerify(b *testing.B) {
 		if _, err := recordbatch.VerifyProduced(batch); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestFullDiskRefuses: a refused batch takes no offset and no sequence number,
+// what is there already is acknowledged again, and state goes on.
+func TestFullDiskRefuses(t *testing.T) {
+	t.Parallel()
+	log := &memoryLog{}
+	_, p := open(t, log)
+	add(t, p, idempotent(t, 9, 0, 0, "a"), all).result(t)
+	log.full = fmt.Errorf("%w: 5 bytes are free on the disk of /data; make room", store.ErrDiskFull)
+	e := wantReason(t, p.Append(request(idempotent(t, 9, 0, 1, "b"), all), newOutcome()), errorsv1.Reason_REASON_DISK_FULL)
+	if !strings.Contains(e.Error(), "/data") || !strings.Contains(e.Error(), "make room") || !strings.Contains(e.Error(), "nothing was appended") {
+		t.Errorf("the error is %q", e)
+	}
+	if r := add(t, p, idempotent(t, 9, 0, 0, "a"), all).result(t); !r.Duplicate || r.BaseOffset != 0 {
+		t.Errorf("repeated on a full disk: %+v", r)
+	}
+	if _, err := p.DeleteRecords(t.Context(), 1, rules.NoEpoch); err != nil {
+		t.Errorf("records cannot be deleted: %v", err)
+	}
+	log.full = nil
+	if r := add(t, p, idempotent(t, 9, 0, 1, "b"), all).result(t); r.Duplicate || r.BaseOffset != 1 {
+		t.Errorf("with room again: %+v", r)
 	}
 }
