@@ -97,7 +97,8 @@ type PartitionDescription struct {
 	// Earliest is the first offset that the partition holds, Latest its high
 	// watermark. They are -1 if Err says why they could not be asked for.
 	Earliest, Latest int64
-	Err              error
+	// Err is also set where the partition has lost records and takes no more.
+	Err error
 }
 
 // ClusterDescription is what a cluster looks like.
@@ -138,6 +139,9 @@ type PartitionOffset struct {
 	// was found; else zero.
 	Time time.Time
 	Err  error
+	// Failed says why the partition takes no more records although what is left of
+	// it can be read: some were lost.
+	Failed error
 }
 
 // CreateTopic creates a topic with all its partitions, or nothing. Once it
@@ -273,6 +277,9 @@ func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescriptio
 		earliest, latest := &offsets[2*i], &offsets[2*i+1]
 		d.Replicas[i].Earliest, d.Replicas[i].Latest = earliest.Offset, latest.Offset
 		d.Replicas[i].Err = errors.Join(earliest.Err, latest.Err)
+		if d.Replicas[i].Err == nil {
+			d.Replicas[i].Err = latest.Failed
+		}
 	}
 	return d, nil
 }
@@ -519,6 +526,9 @@ func (r *PartitionOffset) answer(o *storagev1.PartitionOffset, routes map[TopicP
 		return
 	}
 	r.Offset, r.LeaderEpoch = o.GetOffset(), o.GetLeaderEpoch()
+	if failed := o.GetFailed(); failed != nil {
+		r.Failed = failureError(failed)
+	}
 	if o.GetTime() != nil {
 		r.Time = o.GetTime().AsTime()
 	}

@@ -922,7 +922,10 @@ type PartitionOffset struct {
 	// Leader epoch of the record at the offset, or of the leader at its end.
 	LeaderEpoch int32 `protobuf:"varint,5,opt,name=leader_epoch,json=leaderEpoch,proto3" json:"leader_epoch,omitempty"`
 	// Why the position could not be resolved; unset when it was.
-	Failure       *v11.Failure `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	Failure *v11.Failure `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Why the partition takes no more records although what it has can be read:
+	// some were lost. Unset when it takes them.
+	Failed        *v11.Failure `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +998,13 @@ func (x *PartitionOffset) GetLeaderEpoch() int32 {
 func (x *PartitionOffset) GetFailure() *v11.Failure {
 	if x != nil {
 		return x.Failure
+	}
+	return nil
+}
+
+func (x *PartitionOffset) GetFailed() *v11.Failure {
+	if x != nil {
+		return x.Failed
 	}
 	return nil
 }
@@ -1262,14 +1272,15 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\x13ListOffsetsResponse\x12B\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2\".runnel.storage.v1.PartitionOffsetR\n" +
-	"partitions\"\xe5\x01\n" +
+	"partitions\"\x98\x02\n" +
 	"\x0fPartitionOffset\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12!\n" +
 	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\x123\n" +
-	"\afailure\x18\x06 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\"\\\n" +
+	"\afailure\x18\x06 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x121\n" +
+	"\x06failed\x18\a \x01(\v2\x19.runnel.errors.v1.FailureR\x06failed\"\\\n" +
 	"\x14DeleteRecordsRequest\x12D\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2$.runnel.storage.v1.PartitionPositionR\n" +
@@ -1351,25 +1362,26 @@ var file_runnel_storage_v1_log_proto_depIdxs = []int32{
 	11, // 12: runnel.storage.v1.ListOffsetsResponse.partitions:type_name -> runnel.storage.v1.PartitionOffset
 	20, // 13: runnel.storage.v1.PartitionOffset.time:type_name -> google.protobuf.Timestamp
 	18, // 14: runnel.storage.v1.PartitionOffset.failure:type_name -> runnel.errors.v1.Failure
-	9,  // 15: runnel.storage.v1.DeleteRecordsRequest.partitions:type_name -> runnel.storage.v1.PartitionPosition
-	11, // 16: runnel.storage.v1.DeleteRecordsResponse.partitions:type_name -> runnel.storage.v1.PartitionOffset
-	1,  // 17: runnel.storage.v1.LogService.Produce:input_type -> runnel.storage.v1.ProduceRequest
-	3,  // 18: runnel.storage.v1.LogService.Append:input_type -> runnel.storage.v1.AppendRequest
-	5,  // 19: runnel.storage.v1.LogService.Consume:input_type -> runnel.storage.v1.ConsumeRequest
-	8,  // 20: runnel.storage.v1.LogService.ListOffsets:input_type -> runnel.storage.v1.ListOffsetsRequest
-	12, // 21: runnel.storage.v1.LogService.DeleteRecords:input_type -> runnel.storage.v1.DeleteRecordsRequest
-	14, // 22: runnel.storage.v1.LogService.InitProducer:input_type -> runnel.storage.v1.InitProducerRequest
-	2,  // 23: runnel.storage.v1.LogService.Produce:output_type -> runnel.storage.v1.ProduceResponse
-	4,  // 24: runnel.storage.v1.LogService.Append:output_type -> runnel.storage.v1.AppendResponse
-	7,  // 25: runnel.storage.v1.LogService.Consume:output_type -> runnel.storage.v1.ConsumeResponse
-	10, // 26: runnel.storage.v1.LogService.ListOffsets:output_type -> runnel.storage.v1.ListOffsetsResponse
-	13, // 27: runnel.storage.v1.LogService.DeleteRecords:output_type -> runnel.storage.v1.DeleteRecordsResponse
-	15, // 28: runnel.storage.v1.LogService.InitProducer:output_type -> runnel.storage.v1.InitProducerResponse
-	23, // [23:29] is the sub-list for method output_type
-	17, // [17:23] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	18, // 15: runnel.storage.v1.PartitionOffset.failed:type_name -> runnel.errors.v1.Failure
+	9,  // 16: runnel.storage.v1.DeleteRecordsRequest.partitions:type_name -> runnel.storage.v1.PartitionPosition
+	11, // 17: runnel.storage.v1.DeleteRecordsResponse.partitions:type_name -> runnel.storage.v1.PartitionOffset
+	1,  // 18: runnel.storage.v1.LogService.Produce:input_type -> runnel.storage.v1.ProduceRequest
+	3,  // 19: runnel.storage.v1.LogService.Append:input_type -> runnel.storage.v1.AppendRequest
+	5,  // 20: runnel.storage.v1.LogService.Consume:input_type -> runnel.storage.v1.ConsumeRequest
+	8,  // 21: runnel.storage.v1.LogService.ListOffsets:input_type -> runnel.storage.v1.ListOffsetsRequest
+	12, // 22: runnel.storage.v1.LogService.DeleteRecords:input_type -> runnel.storage.v1.DeleteRecordsRequest
+	14, // 23: runnel.storage.v1.LogService.InitProducer:input_type -> runnel.storage.v1.InitProducerRequest
+	2,  // 24: runnel.storage.v1.LogService.Produce:output_type -> runnel.storage.v1.ProduceResponse
+	4,  // 25: runnel.storage.v1.LogService.Append:output_type -> runnel.storage.v1.AppendResponse
+	7,  // 26: runnel.storage.v1.LogService.Consume:output_type -> runnel.storage.v1.ConsumeResponse
+	10, // 27: runnel.storage.v1.LogService.ListOffsets:output_type -> runnel.storage.v1.ListOffsetsResponse
+	13, // 28: runnel.storage.v1.LogService.DeleteRecords:output_type -> runnel.storage.v1.DeleteRecordsResponse
+	15, // 29: runnel.storage.v1.LogService.InitProducer:output_type -> runnel.storage.v1.InitProducerResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_v1_log_proto_init() }

@@ -176,6 +176,9 @@ func (p *Partition) admitLocked(a Append, config *rules.TopicConfig) error {
 	if err := p.servesLocked(a.LeaderEpoch); err != nil {
 		return err
 	}
+	if err := p.log.Failed(); err != nil {
+		return p.lost(err)
+	}
 	if a.Acks == logv1.Acks_ACKS_NONE || a.Acks == logv1.Acks_ACKS_LEADER {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
 
 // name is how messages call the partition.
@@ -25,6 +26,9 @@ func (p *Partition) closing() error {
 }
 
 func (p *Partition) failed(err error) error {
+	if _, lost := errors.AsType[*store.ErrFailed](err); lost {
+		return p.lost(err)
+	}
 	return rpcerr.New(errorsv1.Reason_REASON_STORAGE_FAILED,
 		"the store of this node failed while it wrote %s; the node stops, and whether the records are kept is unknown", p.name()).WithCause(err)
 }
@@ -103,6 +107,33 @@ func (p *Partition) refused(err error) error {
 
 // unreadable says that a stored batch does not pass its checks.
 func (p *Partition) unreadable(offset int64, err error) error {
+	where := "behind it"
+	if corrupt, ok := errors.AsType[*store.ErrCorrupt](err); ok && corrupt.Next > offset {
+		where = fmt.Sprintf("at offset %d", corrupt.Next)
+	}
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG,
-		"what is stored of %s at offset %d does not pass its checks and is not served; read on behind it, or rebuild the replica", p.name(), offset).WithCause(err)
+		"what is stored of %s at offset %d does not pass its checks and is not served; read on %s, or rebuild the replica", p.name(), offset, where).WithCause(err)
+}
+
+// Failed returns why the partition takes no more records although what is left of
+// it can be read, or nil. The error is a *rpcerr.Error.
+func (p *Partition) Failed() error {
+	if err := p.log.Failed(); err != nil {
+		return p.lost(err)
+	}
+	return nil
+}
+
+// lost says that something of the log is gone. Its text is for operators, who
+// know of volumes.
+func (p *Partition) lost(err error) error {
+	failed, ok := errors.AsType[*store.ErrFailed](err)
+	if !ok {
+		return p.unreadable(0, err)
+	}
+	remedy := fmt.Sprintf("delete its records below offset %d to go on without them, or rebuild the replica", failed.LostTo)
+	if failed.LogEndUnknown {
+		remedy = "what it still has can be read; rebuild the replica, or copy the records and create the topic anew"
+	}
+	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG, "%s has lost records and takes no more: %s; %s", p.name(), failed.Reason, remedy).WithCause(err)
 }

@@ -47,6 +47,9 @@ type Log interface {
 	Spans(list []store.Span) []store.Span
 	// Err returns why the log cannot be used, if so.
 	Err() error
+	// Failed returns why the log takes no more batches, if so, though what it has
+	// can be read.
+	Failed() error
 }
 
 // Role is what a node is to a partition.

@@ -32,6 +32,7 @@ type memoryLog struct {
 	state    store.State
 	restored []store.Producer
 	fault    error
+	failed   error
 	full     error
 	held     []func(error)
 	hold     bool
@@ -41,6 +42,8 @@ type memoryLog struct {
 }
 
 func (l *memoryLog) Err() error { return l.fault }
+
+func (l *memoryLog) Failed() error { return l.failed }
 
 func (l *memoryLog) Admit(int) error { return l.full }
 

@@ -83,6 +83,7 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 	r.mu.Unlock()
 	subscription := r.view.Subscribe()
 	defer subscription.Close()
+	first := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -94,6 +95,10 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 			continue
 		}
 		r.removeDeleted(st, image, found)
+		if first && st.Unsettled() {
+			r.failLost(st, image, found)
+		}
+		first = false
 		for _, t := range image.Topics() {
 			if known := r.topics[t.ID]; known == nil || known.seen != t {
 				r.apply(st, t, found[t.ID])
@@ -103,6 +108,25 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 			r.reportUnknown(image, found)
 		}
 	}
+}
+
+// failLost makes partitions fail that the cluster has given to this node and the
+// store does not know, after it had to set a volume aside: all that it knew of
+// them may have been there. That they were never written to is possible too, but
+// nobody can tell.
+func (r *Replicas) failLost(st *store.Store, image *cluster.Image, found map[cluster.TopicID][]int32) {
+	for _, t := range image.Topics() {
+		for i, assignment := range t.Partitions {
+			index := int32(i)
+			if _, stored := slices.BinarySearch(found[t.ID], index); stored || !r.holds(assignment) {
+				continue
+			}
+			st.Log(store.PartitionID{Topic: t.ID, Index: index}).Fail("nothing is known of it since a volume was found damaged and set aside")
+			found[t.ID] = append(found[t.ID], index)
+		}
+		slices.Sort(found[t.ID])
+	}
+	st.SettleLosses()
 }
 
 // removeDeleted marks the partitions of deleted topics as deleted: those in use,

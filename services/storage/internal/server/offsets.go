@@ -69,6 +69,9 @@ func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition
 	if err := p.CheckPosition(found.Offset, rules.NoEpoch, bounds.LeaderEpoch); err != nil {
 		return err
 	}
+	if err := p.Failed(); err != nil {
+		out.Failed = s.failure(ctx, err)
+	}
 	out.Offset = found.Offset
 	out.LeaderEpoch = int32(p.EpochAt(found.Offset))
 	if found.Found {
