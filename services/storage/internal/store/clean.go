@@ -129,7 +129,7 @@ func (c *cleaner) pass(ctx context.Context) bool {
 		return false
 	}
 	c.rollUnused()
-	dead, victims := c.choose()
+	dead, victims := c.choose(c.retries)
 	if len(dead) == 0 && len(victims) == 0 {
 		return false
 	}
@@ -200,8 +200,9 @@ func (c *cleaner) rollUnused() {
 
 // choose returns the sealed volumes that can be removed as they are and, if there
 // are none, those to be emptied: one of which less than half is needed, the one
-// with the smallest part first, or many that are small.
-func (c *cleaner) choose() (dead, victims []*volume) {
+// with the smallest part first, or many that are small. Some wait to be tried
+// again.
+func (c *cleaner) choose(retries map[uint64]retry) (dead, victims []*volume) {
 	r := c.store.volumes
 	now := time.Now()
 	var emptiest *volume
@@ -210,7 +211,7 @@ func (c *cleaner) choose() (dead, victims []*volume) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, v := range r.byNumber {
-		if !v.sealed || c.retries[v.number].at.After(now) {
+		if !v.sealed || retries[v.number].at.After(now) {
 			continue
 		}
 		size, needed := v.space.size(), v.space.needed()

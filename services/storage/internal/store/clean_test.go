@@ -77,7 +77,7 @@ func (s *Store) rest() int {
 
 // settled says that the cleaner finds nothing to do.
 func (s *Store) settled() bool {
-	dead, victims := s.cleaner.choose()
+	dead, victims := s.cleaner.choose(nil)
 	return len(dead) == 0 && len(victims) == 0 && len(s.cleaner.wake) == 0
 }
 
