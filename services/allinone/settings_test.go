@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,4 +94,59 @@ func commits(t *testing.T, address, set string) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestRetentionIsShortenedWhileInUse: records that were to be kept for ever go
+// when the topic's settings say so, those that come later first of all do not.
+func TestRetentionIsShortenedWhileInUse(t *testing.T) {
+	config := testConfig(t)
+	config.Storage.RetentionEvery = 20 * time.Millisecond
+	c, _ := startCluster(t, config)
+	client := connectTo(t, c.Address())
+	if _, err := client.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: "t", Partitions: 1, Config: map[string]string{"retention.ms": "-1"}}); err != nil {
+		t.Fatal(err)
+	}
+	earliest := func() int64 {
+		t.Helper()
+		response, err := client.log.ListOffsets(t.Context(), &storagev1.ListOffsetsRequest{Partitions: []*storagev1.PartitionPosition{
+			{Topic: "t", Position: &logv1.StartPosition{Position: &logv1.StartPosition_Earliest{Earliest: &logv1.Earliest{}}}},
+		}})
+		if err != nil || response.GetPartitions()[0].GetFailure() != nil {
+			t.Fatal(response, err)
+		}
+		return response.GetPartitions()[0].GetOffset()
+	}
+	value := strings.Repeat("x", 32<<10)
+	var last int64
+	add := func() {
+		t.Helper()
+		var err error
+		if last, err = client.append(t.Context(), "t", value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		add()
+	}
+	if start := earliest(); start != 0 {
+		t.Fatalf("records that are kept for ever begin at %d", start)
+	}
+	if _, err := client.topics.AlterTopic(t.Context(), &metadatav1.AlterTopicRequest{Name: "t", Config: map[string]string{"retention.bytes": "100000"}}); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); earliest() < 10; add() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %d records the log still begins at %d", last+1, earliest())
+		}
+	}
+	// What stays is at least what was asked for, and soon not much more.
+	kept := func() int64 { return (last + 1 - earliest()) * int64(len(value)) }
+	for deadline := time.Now().Add(20 * time.Second); kept() > 3*100_000; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes are kept", kept())
+		}
+	}
+	if got := kept(); got < 100_000 {
+		t.Errorf("only %d bytes are kept", got)
+	}
 }

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -87,5 +88,30 @@ func TestMetrics(t *testing.T) {
 	}
 	if slices.Sort(left); len(left) > 0 {
 		t.Errorf("still registered when the store is closed: %v", left)
+	}
+}
+
+// TestOperationsNameMetrics: what operators are told to watch is there.
+func TestOperationsNameMetrics(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../deploy/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, newMetadata(t))
+	r.ready()
+	found := metricsOf(t, r.service.tel.Registry)
+	named := regexp.MustCompile(`\brunnel_storage_[a-z_]+`).FindAllString(string(page), -1)
+	if len(named) == 0 {
+		t.Error("the page names no metric")
+	}
+	for _, name := range named {
+		base := name
+		for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+			base = strings.TrimSuffix(base, suffix)
+		}
+		if _, there := found[base]; !there {
+			t.Errorf("there is no metric %s", name)
+		}
 	}
 }

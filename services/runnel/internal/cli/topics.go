@@ -24,8 +24,12 @@ partitions are what lets producers and consumers work side by side. Settings
 that are not given with --config have their defaults, which "runnel topics
 describe" shows.
 
-retention.ms, retention.bytes and cleanup.policy are recorded but not enforced in
-this version; the next release enforces them.
+By default records are deleted after a week. retention.ms says after how long they
+are, retention.bytes how large each partition may become before its oldest go; -1
+is for ever and any size. With cleanup.policy=compact the newest record of each key
+stays instead, and a record without a value deletes its key; compact,delete does
+both. Deletion comes in steps of about a quarter of the limit. "runnel topics
+alter" changes settings later.
 
 With -o json the topic is printed as an object with the fields name, id,
 partition_count and config (the settings that differ from their defaults).`

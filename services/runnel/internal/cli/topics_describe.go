@@ -137,9 +137,6 @@ func numberOr[T int32 | int64](n T, none string) string {
 	return plainNumber(n)
 }
 
-// notEnforced is what a person must know of the settings.
-const notEnforced = "retention.ms, retention.bytes and cleanup.policy are recorded but not enforced in this version; the next release enforces them."
-
 func (t *topicFacts) tables() []*table {
 	header := newTable()
 	header.row("Name:", t.Name)
@@ -166,12 +163,10 @@ func (t *topicFacts) tables() []*table {
 		}
 		settings.row(s.Name, t.inEffect(s), origin)
 	}
-	note := newTable()
-	note.row(notEnforced)
 	if len(faults.rows) > 1 {
-		return []*table{header, partitions, faults, settings, note}
+		return []*table{header, partitions, faults, settings}
 	}
-	return []*table{header, partitions, settings, note}
+	return []*table{header, partitions, settings}
 }
 
 // inEffect is the value of a setting, with what it comes to where that differs.

@@ -55,7 +55,7 @@ func TestDescribeFaults(t *testing.T) {
 		}
 	}
 	facts.Replicas = facts.Replicas[:1]
-	if len(facts.tables()) != 4 {
+	if len(facts.tables()) != 3 {
 		t.Error("there is a table of faults although nothing is wrong")
 	}
 }
