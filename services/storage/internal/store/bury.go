@@ -74,16 +74,22 @@ func (s *Store) isActive(volumes []uint64) bool {
 	return active
 }
 
-// erasedProducers bounds the producers that are erased in one step.
-const erasedProducers = 512
+const (
+	// erasedKeys bounds the keys that are erased in one step.
+	erasedKeys = 1024
+	// erasingSteps bounds the steps of one pass, between which there is other work.
+	erasingSteps = 64
+)
 
 // erase deletes the keys of a deleted partition in the volume that alone has any,
 // if it is still the active one of the log's set, and forgets the partition then.
+// Batches go too: the partition may be created anew, and these would come to lie
+// between its own.
 func (c *cleaner) erase(ctx context.Context, l *Log) error {
-	for {
+	for range erasingSteps {
 		more, erased := false, false
 		var n cost
-		for range erasedProducers + 2 {
+		for range erasedKeys + 2 {
 			n.addEntry(offsetKeyBytes, 0)
 		}
 		err := l.changeSync(ctx, change{cost: n, apply: func(w *writer, l *Log) (bool, error) {
@@ -91,8 +97,8 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 				return false, nil
 			}
 			failpoint.Hit("bury/before-erase")
-			// Producers without a state record would be damage, so that goes last.
-			keys, fits := producerKeys(w.volume.db, l.id, min(erasedProducers, w.limits.deletes()))
+			// Anything without a state record would be damage, so that goes last.
+			keys, fits := keysOf(w.volume.db, l.id, min(erasedKeys, w.limits.deletes()))
 			if more = !fits; fits {
 				keys = append(keys, appendPartitionKey(nil, kindProgress, l.id), appendPartitionKey(nil, kindState, l.id))
 				w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
@@ -112,17 +118,26 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 			return err
 		}
 	}
+	c.poke()
+	return nil
 }
 
-func producerKeys(db *badger.DB, id PartitionID, limit int) (keys [][]byte, fits bool) {
+// keysOf returns the keys of a partition's producers, time index and batches, up
+// to a limit; fits says that these are all.
+func keysOf(db *badger.DB, id PartitionID, limit int) (keys [][]byte, fits bool) {
 	txn := db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindProducer, id)})
-	defer it.Close()
-	for it.Rewind(); it.Valid() && len(keys) < limit; it.Next() {
-		keys = append(keys, it.Item().KeyCopy(nil))
+	for _, k := range []kind{kindProducer, kindTime, kindBatch} {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
+		for it.Rewind(); it.Valid() && len(keys) <= limit; it.Next() {
+			keys = append(keys, it.Item().KeyCopy(nil))
+		}
+		it.Close()
 	}
-	return keys, !it.Valid()
+	if len(keys) > limit {
+		return keys[:limit], false
+	}
+	return keys, true
 }
 
 // forget removes the log of a deleted partition of which the disk knows nothing

@@ -55,6 +55,7 @@ func killConfig(dir string) Config {
 	cfg.Dir = dir
 	cfg.VolumeBytes = 256 << 10
 	cfg.MaxOpenSealed = 3
+	cfg.CleaningRate, cfg.Quarantine = 1<<40, time.Millisecond
 	cfg.valueLogBytes, cfg.memTableBytes = 1<<20, 1<<20
 	return cfg
 }
@@ -67,6 +68,10 @@ type worker struct {
 	serial atomic.Int64
 	ids    atomic.Int64
 	output sync.Mutex
+
+	// mu guards deleted, the logs that were.
+	mu      sync.Mutex
+	deleted []int
 }
 
 func workChild(path string) {
@@ -177,13 +182,33 @@ func (w *worker) work(at **logModel, r *rand.Rand) {
 			if err := w.store.sets[m.Set].roll(context.Background()); err != nil {
 				w.fail(err)
 			}
-		case action < 93:
-			start(m.remove(w.serial.Add(1)))
-			flying.Wait()
-			m = newLogModel(int(w.ids.Add(1)), 0)
+		case action < 94 || strings.HasPrefix(w.Step, "bury/"):
+			if r.IntN(2) == 0 {
+				// A log that has only just begun is all in one volume.
+				m = w.replace(start, &flying, m)
+				start(m.grow(pick, w.serial.Add(1), 1))
+			}
+			m = w.replace(start, &flying, m)
 			*at = m
 		}
 	}
+}
+
+// replace deletes a log's partition and returns the log of one that was deleted
+// before and is forgotten, if there is one, or of a new one.
+func (w *worker) replace(start func(logOp), flying *sync.WaitGroup, m *logModel) *logModel {
+	start(m.remove(w.serial.Add(1)))
+	flying.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deleted = append(w.deleted, m.ID)
+	for i, id := range w.deleted {
+		if !w.store.knows(partition(id)) {
+			w.deleted = slices.Delete(w.deleted, i, i+1)
+			return newLogModel(id, 0)
+		}
+	}
+	return newLogModel(int(w.ids.Add(1)), 0)
 }
 
 // killed is the parent's view of a store whose processes are killed.
@@ -337,12 +362,11 @@ func (k *killed) listen(output *bufio.Reader, what string) (ended bool) {
 
 // take applies the first pending operation of a log.
 func (k *killed) take(log int) {
-	m := k.logs[log]
-	if m == nil {
-		m = newLogModel(log, k.pending[log][0].Keys)
-		k.logs[log] = m
+	o := k.pending[log][0]
+	if o.First {
+		k.logs[log] = newLogModel(log, o.Keys)
 	}
-	m.apply(k.pending[log][0])
+	k.logs[log].apply(o)
 	if k.pending[log] = k.pending[log][1:]; len(k.pending[log]) == 0 {
 		delete(k.pending, log)
 	}
@@ -387,10 +411,6 @@ func (k *killed) resolve(s *Store, log int, what string) {
 	last := slices.IndexFunc(k.pending[log], func(o logOp) bool { return o.serial() == state.CoordinatorEpoch })
 	for range last + 1 {
 		k.take(log)
-	}
-	if k.logs[log] == nil {
-		// Nothing of it was ever written.
-		k.logs[log] = newLogModel(log, k.pending[log][0].Keys)
 	}
 	delete(k.pending, log)
 }

@@ -104,8 +104,12 @@ type logOp struct {
 	Batches   []batchSpec
 	Producers []Producer
 	Removed   []int64
+	SpanBytes int64
 	// Keys is that of the log.
 	Keys int
+	// First says that the log is new, though its partition may have been deleted
+	// before.
+	First bool
 }
 
 type logOpKind string
@@ -115,7 +119,7 @@ const (
 	opAppend logOpKind = "append"
 	// opTruncate cuts at State.LogEnd.
 	opTruncate logOpKind = "truncate"
-	// opDelete deletes the partition. Its successor has another id.
+	// opDelete deletes the partition.
 	opDelete logOpKind = "delete"
 )
 
@@ -123,7 +127,7 @@ func (o *logOp) serial() int64 { return o.State.CoordinatorEpoch }
 
 // appends returns what the store is asked for.
 func (o *logOp) appends() Append {
-	a := Append{Set: o.Set, State: o.State, Producers: o.Producers, RemovedProducers: o.Removed}
+	a := Append{Set: o.Set, State: o.State, Producers: o.Producers, RemovedProducers: o.Removed, SpanBytes: o.SpanBytes}
 	for _, b := range o.Batches {
 		a.Batches = append(a.Batches, b.build())
 	}
@@ -197,7 +201,7 @@ func (r randomPicker) intn(n int) int { return r.IntN(n) }
 
 // newOp returns the frame of the next operation.
 func (m *logModel) newOp(kind logOpKind, serial int64) logOp {
-	o := logOp{Kind: kind, Log: m.ID, Set: m.Set, State: m.State, Keys: m.Keys}
+	o := logOp{Kind: kind, Log: m.ID, Set: m.Set, State: m.State, Keys: m.Keys, First: m.State.CoordinatorEpoch == 0}
 	o.State.CoordinatorEpoch = serial
 	return o
 }
@@ -247,6 +251,9 @@ func (m *logModel) grow(r picker, serial int64, batches int) logOp {
 	}
 	if r.intn(4) == 0 {
 		o.State.HighWatermark = end
+	}
+	if r.intn(2) == 0 {
+		o.SpanBytes = int64(2000 + r.intn(20_000))
 	}
 	return o
 }
@@ -301,11 +308,15 @@ func (m *logModel) checkLoaded(l *Log) error {
 	}
 	got, producers := l.Loaded()
 	want := m.State
-	if got.Deleted != want.Deleted {
-		return fmt.Errorf("loaded with %+v, want %+v", got, want)
-	}
 	if want.Deleted {
+		// It may have been forgotten.
+		if !got.Deleted && (got.LogEnd > 0 || got.CoordinatorEpoch > 0 || len(producers) > 0) {
+			return fmt.Errorf("loaded with %+v, which was deleted", got)
+		}
 		return nil
+	}
+	if got.Deleted {
+		return errors.New("loaded as deleted")
 	}
 	if got.LogStart != want.LogStart || got.LogEnd != want.LogEnd || got.HighWatermark != want.HighWatermark ||
 		got.CoordinatorEpoch != want.CoordinatorEpoch || !sameEpochs(got.Epochs, want.Epochs) {
