@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,9 +34,11 @@ const (
 	// the disk. steadyFor is how long nobody may have taken any where more than that
 	// is left.
 	exhausted = 256 << 10
-	steadyFor = 15 * time.Millisecond
+	steadyFor = 100 * time.Millisecond
 	// tableSpace is what must be free for Badger to write a table.
+	// Badger writes several at the same time, and takes claimFor at most to do so.
 	tableSpace = 8 << 20
+	claimFor   = time.Second
 )
 
 // ErrDiskFull says that the disk has too little free space. The errors that wrap
@@ -89,10 +92,18 @@ type disk struct {
 	mu   sync.Mutex
 	free int64
 	// fell is when less was free than at the look before.
-	fell     time.Time
+	fell time.Time
+	// claims are what was promised to somebody who is about to write.
+	claims   []claim
 	looked   time.Time
 	refusing bool
 	ballast  bool
+}
+
+// claim is a promise of space.
+type claim struct {
+	bytes int64
+	until time.Time
 }
 
 // watchDisk has a first look. It makes no file.
@@ -278,7 +289,33 @@ func (d *disk) has(bytes int64) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.hasLocked(bytes)
+}
+
+// claim is has for somebody who writes soon, and whom nothing reserves space
+// for: for a while nobody else is promised the same.
+func (d *disk) claim(bytes int64) error {
+	if d.blind {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.hasLocked(bytes); err != nil {
+		return err
+	}
+	// Where much is free nobody counts.
+	if d.free < 4*d.min {
+		d.claims = append(d.claims, claim{bytes, time.Now().Add(claimFor)})
+	}
+	return nil
+}
+
+func (d *disk) hasLocked(bytes int64) error {
 	d.lookLocked()
+	d.claims = slices.DeleteFunc(d.claims, func(c claim) bool { return d.looked.After(c.until) })
+	for _, c := range d.claims {
+		bytes += c.bytes
+	}
 	if d.free >= d.min+bytes {
 		return nil
 	}
@@ -294,7 +331,11 @@ func (d *disk) has(bytes int64) error {
 
 // await waits until so many bytes are free, or until called off.
 func (d *disk) await(bytes int64, calledOff func() bool) error {
-	err := d.has(bytes)
+	return d.awaitWith(d.has, bytes, calledOff)
+}
+
+func (d *disk) awaitWith(has func(int64) error, bytes int64, calledOff func() bool) error {
+	err := has(bytes)
 	if err == nil {
 		return nil
 	}
@@ -303,7 +344,7 @@ func (d *disk) await(bytes int64, calledOff func() bool) error {
 	defer ticker.Stop()
 	for err != nil && !calledOff() {
 		<-ticker.C
-		err = d.has(bytes)
+		err = has(bytes)
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 )
@@ -285,4 +287,36 @@ func TestMemoryLogsAreReserved(t *testing.T) {
 	if got := readAll(t, s.Log(partition(0)), 0, offset, 1<<20); len(got) != int(offset) {
 		t.Errorf("%d batches instead of %d", len(got), offset)
 	}
+}
+
+// TestDiskClaims: near the end of the disk the same space is promised once, and
+// none while it is being taken.
+func TestDiskClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := &fakeDisk{usage: usage{free: 100 << 20, total: 400 << 20}}
+		cfg := testConfig(t)
+		cfg.measureDisk = fake.measure
+		m, err := newMetrics(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := watchDisk(cfg.Dir, &cfg, m, nil, nil)
+		fake.set(20 << 20)
+		if d.claim(8<<20) == nil {
+			t.Error("space was promised while it was being taken")
+		}
+		time.Sleep(steadyFor)
+		for i := range 3 {
+			if err := d.claim(8 << 20); (err == nil) != (i < 2) {
+				t.Errorf("promise %d of 8 MiB, of 20: %v", i, err)
+			}
+		}
+		if d.has(8<<20) == nil {
+			t.Error("space was promised twice")
+		}
+		time.Sleep(claimFor + time.Millisecond)
+		if err := d.claim(8 << 20); err != nil {
+			t.Errorf("a promise is kept for ever: %v", err)
+		}
+	})
 }

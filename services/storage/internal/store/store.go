@@ -244,7 +244,7 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	s.watch.Wait()
 	failpoint.Hit("stop/before-volumes")
 	// What Badger has in memory goes to tables now, whose space nobody can reserve.
-	deadline := time.Now().Add(time.Second)
+	deadline := time.Now().Add(2 * claimFor)
 	err := s.disk.await(s.volumes.written()*s.cfg.memTableBytes, func() bool { return time.Now().After(deadline) })
 	if err == nil {
 		err = s.volumes.close()
@@ -270,7 +270,7 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 // awaitTable holds Badger up while there is no room for a table.
 func (s *Store) awaitTable() {
 	// Where the store has failed the process ends.
-	_ = s.disk.await(tableSpace, func() bool { return s.failure() != nil })
+	_ = s.disk.awaitWith(s.disk.claim, tableSpace, func() bool { return s.failure() != nil })
 }
 
 // beginWriting removes the clean marker before the first volume is written.
