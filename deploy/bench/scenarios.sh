@@ -227,8 +227,10 @@ idle() {
 	for how in -9 -TERM; do
 		stop "$how"
 		begin=$(now)
-		launch runnel topics describe idle-1
+		launch runnel topics list
 		row "serving again after kill $how" "$(since "$begin") ms"
+		until runnel topics describe idle-1 >/dev/null 2>&1; do :; done
+		row "and all partitions of a topic described" "$(since "$begin") ms"
 	done
 	pause "$settle"
 	row "memory (RSS) after that" "$(memory) MiB"

@@ -1,11 +1,14 @@
 package replica
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"testing"
 
 	"github.com/google/uuid"
 
+	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
 )
@@ -99,5 +102,57 @@ func TestWakingUpWhileTheClusterChanges(t *testing.T) {
 		if _, epoch := n.mustHave("a", i, partition.Leader).Role(); epoch != versions {
 			t.Fatalf("partition %d is in leader epoch %d, want %d", i, epoch, versions)
 		}
+	}
+}
+
+// tapped calls a function for each line that is logged, before whoever logs goes
+// on.
+type tapped struct {
+	slog.Handler
+	tap func(slog.Record)
+}
+
+func (h tapped) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h tapped) Handle(_ context.Context, r slog.Record) error {
+	h.tap(r)
+	return nil
+}
+
+// A partition that wakes up while its topic is acted on has the assignment
+// before, and must neither stay with it nor be replaced.
+func TestWakingUpWhileTheTopicIsActedOn(t *testing.T) {
+	dir := t.TempDir()
+	n := startNode(t, dir, 0)
+	topic := newTopic("a", 1, 1)
+	topic.Partitions[0].LeaderEpoch = 7
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(1)
+	write(t, n.mustHave("a", 0, partition.Leader))
+	n.stop()
+
+	n = startNode(t, dir, 0)
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	topic.Partitions[0].LeaderId, topic.Partitions[0].Replicas = 2, []int32{2}
+	n.act(2)
+	var woken *partition.Partition
+	n.replicas.logger = slog.New(tapped{slog.DiscardHandler, func(slog.Record) {
+		// This node refuses partition 0 at this moment.
+		var err error
+		if woken, err = n.partition("a", 1); err != nil {
+			t.Error(err)
+		}
+	}})
+	topic.Partitions[0] = &metadatav1.Partition{LeaderId: 1, Replicas: []int32{1}, LeaderEpoch: 3, PartitionEpoch: 8}
+	topic.Partitions[1].LeaderEpoch, topic.Partitions[1].PartitionEpoch = 9, 9
+	n.act(3)
+	if woken == nil {
+		t.Fatal("nothing was logged, so that no partition woke up")
+	}
+	if n.mustHave("a", 1, partition.Leader) != woken {
+		t.Fatal("the partition that woke up was replaced")
+	}
+	if _, epoch := woken.Role(); epoch != 9 {
+		t.Fatalf("leader epoch %d, want 9", epoch)
 	}
 }
