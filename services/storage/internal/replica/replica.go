@@ -116,14 +116,16 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 // nobody can tell.
 func (r *Replicas) failLost(st *store.Store, image *cluster.Image, found map[cluster.TopicID][]int32) {
 	for _, t := range image.Topics() {
+		var lost []int32 // Apart, as what is searched has to stay in order.
 		for i, assignment := range t.Partitions {
 			index := int32(i)
 			if _, stored := slices.BinarySearch(found[t.ID], index); stored || !r.holds(assignment) {
 				continue
 			}
 			st.Log(store.PartitionID{Topic: t.ID, Index: index}).Fail("nothing is known of it since a volume was found damaged and set aside")
-			found[t.ID] = append(found[t.ID], index)
+			lost = append(lost, index)
 		}
+		found[t.ID] = append(found[t.ID], lost...)
 		slices.Sort(found[t.ID])
 	}
 	st.SettleLosses()
