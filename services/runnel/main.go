@@ -9,14 +9,17 @@ import (
 )
 
 func main() {
+	// Without it the program does in this process what is better done in another.
+	executable, _ := os.Executable()
 	ctx, stop := cli.UntilInterrupted()
 	code := cli.Run(ctx, cli.Environment{
-		Program: os.Args[0],
-		Args:    os.Args[1:],
-		Stdin:   os.Stdin,
-		Stdout:  os.Stdout,
-		Stderr:  os.Stderr,
-		Getenv:  os.Getenv,
+		Program:    os.Args[0],
+		Executable: executable,
+		Args:       os.Args[1:],
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		Getenv:     os.Getenv,
 	})
 	stop()
 	os.Exit(code)

@@ -27,6 +27,9 @@ const (
 type Environment struct {
 	// Program is the name under which the program was started (argv[0]).
 	Program string
+	// Executable is the path with which the program can start itself; empty where it
+	// does not.
+	Executable string
 	// Args are the arguments that follow it.
 	Args []string
 	// Stdin is read by produce only. A read that blocks outlives the command

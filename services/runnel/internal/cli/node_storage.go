@@ -38,7 +38,7 @@ func (p *program) storageCommand() *cobra.Command {
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	command.AddCommand(p.storageInspectCommand(), p.storageVerifyCommand())
+	command.AddCommand(p.storageInspectCommand(), p.storageVerifyCommand(), p.checkVolumeCommand())
 	flags := command.Flags()
 	flags.SortFlags = false
 	defaults := storage.DefaultConfig()
@@ -64,6 +64,7 @@ func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)
 	config.MinFreeBytes = minFree
+	config.CheckVolume = p.checkVolume()
 	if err := config.Validate(); err != nil {
 		return err
 	}

@@ -69,6 +69,7 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 	config.Listen = o.listen.value
 	config.Advertise = o.advertise.value
 	config.Storage.MinFreeBytes = o.minFree.value
+	config.Storage.CheckVolume = p.checkVolume()
 	config.Logger = p.logger(o.log)
 	cluster, err := allinone.New(config)
 	if err != nil {

@@ -1,0 +1,91 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/runnel-mesh/runnel/services/storage"
+)
+
+const (
+	checkVolumeName = "check-volume"
+	// checkVolumeWithin bounds how long a child may take over a volume; a volume of
+	// 1 GiB takes seconds on a slow disk.
+	checkVolumeWithin = 5 * time.Minute
+
+	// The child's output begins with one of these.
+	volumeSound   = "sound"
+	volumeDamaged = "damaged: "
+)
+
+// checkVolumeCommand is what a storage node runs in a child process before it
+// opens a volume after an unclean stop: the child may die over damage.
+func (p *program) checkVolumeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    checkVolumeName + " DIR",
+		Short:  "Verify a volume that was not closed in good order",
+		Long:   "Verify a volume that was not closed in good order, and repair what a crash leaves. A storage node runs it when it starts.",
+		Hidden: true,
+		Args:   arguments("DIR"),
+		RunE: func(c *cobra.Command, args []string) error {
+			err := storage.CheckVolume(c.Context(), args[0])
+			switch {
+			case storage.IsDamagedVolume(err):
+				_, err = fmt.Fprintf(p.Stdout, "%s%v\n", volumeDamaged, err)
+			case err == nil:
+				_, err = fmt.Fprintln(p.Stdout, volumeSound)
+			}
+			return err
+		},
+	}
+}
+
+// checkVolume returns what verifies a volume in a child process, or nil where the
+// program does not know how to start itself.
+func (p *program) checkVolume() func(context.Context, string) error {
+	if p.Executable == "" {
+		return nil
+	}
+	return func(ctx context.Context, dir string) error {
+		ctx, cancel := context.WithTimeout(ctx, checkVolumeWithin)
+		defer cancel()
+		var stdout, stderr bytes.Buffer
+		child := exec.CommandContext(ctx, p.Executable, "storage", checkVolumeName, dir)
+		child.Stdout, child.Stderr = &stdout, &stderr
+		err := child.Run()
+		if ctx.Err() != nil {
+			return fmt.Errorf("verify volume %s: the child process did not end within %v: %w", dir, checkVolumeWithin, ctx.Err())
+		}
+		return volumeVerdict(dir, stdout.String(), stderr.String(), err)
+	}
+}
+
+// volumeVerdict reads what a child process says about a volume. One that panics
+// says that the volume is damaged: that is what it was started for. One that
+// another process killed says nothing.
+func volumeVerdict(dir, stdout, stderr string, err error) error {
+	if reason, damaged := strings.CutPrefix(stdout, volumeDamaged); damaged {
+		return storage.DamagedVolume(dir, strings.TrimSpace(reason))
+	}
+	if err == nil && strings.TrimSpace(stdout) == volumeSound {
+		return nil
+	}
+	for line := range strings.Lines(stderr) {
+		for _, crash := range []string{"panic: ", "fatal error: ", "unexpected fault address"} {
+			if strings.HasPrefix(line, crash) {
+				return storage.DamagedVolume(dir, "Badger cannot open it: "+strings.TrimSpace(line))
+			}
+		}
+	}
+	if err == nil {
+		err = errors.New("it said nothing")
+	}
+	return fmt.Errorf("verify volume %s in a child process: %w: %s", dir, err, strings.TrimSpace(stderr[:min(len(stderr), 2000)]))
+}
