@@ -280,7 +280,7 @@ func (c *cleaner) empty(ctx context.Context, v *volume) error {
 			n := adjacent(all.spans)
 			from.spans, all.spans = all.spans[:n], all.spans[n:]
 			var one *copied
-			if one, err = c.copier.write(ctx, v.set, from, nil); err == nil {
+			if one, err = c.copier.write(ctx, v.set, from, copyRules{}); err == nil {
 				waiting = append(waiting, one)
 				bytes += spanBytes(one.to)
 			}

@@ -23,6 +23,17 @@ const copyChunk = 1 << 20
 // bytes, others with the same base and last offset, or nil where it is left out.
 type batchFilter func(Batch) ([]byte, error)
 
+// copyRules say what becomes of batches and spans in a copy. The zero value
+// changes neither.
+type copyRules struct {
+	// filter makes the copies sparse, and one span of all that are copied.
+	filter batchFilter
+	// With a filter a span ends after spanBytes, and after spanAge between the
+	// timestamps of its batches; 0 for never.
+	spanBytes int64
+	spanAge   time.Duration
+}
+
 // copied is a stretch of a log that was copied, ready for [Log.switchSpans].
 type copied struct {
 	log *Log
@@ -111,12 +122,12 @@ func newCopier(s *Store) *copier {
 //
 // Without a filter all batches are copied as they are, and each span becomes one
 // of its own or, where its volume became full, several. With one, the spans are
-// merged and marked as sparse; at least one batch must be left.
+// merged and marked as sparse.
 //
 // The caller holds Log.copying from before it took the spans until it has
 // switched them. On an error nothing has to be released.
-func (c *copier) copySpans(ctx context.Context, in Set, from snapshot, filter batchFilter) (*copied, error) {
-	out, err := c.write(ctx, in, from, filter)
+func (c *copier) copySpans(ctx context.Context, in Set, from snapshot, rules copyRules) (*copied, error) {
+	out, err := c.write(ctx, in, from, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +163,7 @@ func (l *Log) snapshot(end int64, admit func(span) bool) snapshot {
 }
 
 // write is copySpans without the final flush.
-func (c *copier) write(ctx context.Context, in Set, from snapshot, filter batchFilter) (_ *copied, err error) {
+func (c *copier) write(ctx context.Context, in Set, from snapshot, rules copyRules) (_ *copied, err error) {
 	out := &copied{log: from.log, cuts: from.cuts}
 	defer func() {
 		if err != nil {
@@ -163,21 +174,21 @@ func (c *copier) write(ctx context.Context, in Set, from snapshot, filter batchF
 	for _, s := range from.spans {
 		sources = append(sources, s.volume)
 	}
-	job := copyJob{copied: out, set: in, sources: sources}
+	job := copyJob{copied: out, copyRules: rules, set: in, sources: sources}
 	for i, s := range from.spans {
-		if filter == nil || i == 0 {
-			job.next, job.open, job.sparse = offsets{s.first, s.end}, false, s.sparse || filter != nil
-			if filter != nil {
+		if rules.filter == nil || i == 0 {
+			job.next, job.open, job.sparse = offsets{s.first, s.end}, false, s.sparse || rules.filter != nil
+			if rules.filter != nil {
 				job.next.end = from.spans[len(from.spans)-1].end
 			}
 		}
-		read, err := c.copySpan(ctx, &job, s, from.epochs, filter)
+		read, err := c.copySpan(ctx, &job, s, from.epochs)
 		if err != nil {
 			return nil, err
 		}
 		s.bytes = read
 		out.from = append(out.from, s)
-		if filter == nil || i == len(from.spans)-1 {
+		if rules.filter == nil || i == len(from.spans)-1 {
 			if err := c.end(&job, s.end); err != nil {
 				return nil, err
 			}
@@ -187,7 +198,7 @@ func (c *copier) write(ctx context.Context, in Set, from snapshot, filter batchF
 }
 
 // copySpan copies one span and returns the bytes that it read.
-func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []EpochStart, filter batchFilter) (int64, error) {
+func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []EpochStart) (int64, error) {
 	var read int64
 	v := view{span: s, end: s.end, epochs: epochs}
 	for offset := s.first; offset < s.end; {
@@ -206,8 +217,8 @@ func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []Ep
 		kept := batches[:0]
 		for _, b := range batches {
 			chunk += len(b.Bytes)
-			if filter != nil {
-				if b.Bytes, err = filter(b); err != nil {
+			if job.filter != nil {
+				if b.Bytes, err = job.filter(b); err != nil {
 					return 0, err
 				}
 				if b.Bytes == nil {
@@ -235,6 +246,7 @@ func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []Ep
 // copyJob is what one call of copySpans keeps.
 type copyJob struct {
 	*copied
+	copyRules
 	set     Set
 	sources []uint64
 	sparse  bool
@@ -244,6 +256,17 @@ type copyJob struct {
 	open      bool
 	next      offsets
 	unindexed int64
+	// begun is the timestamp of the first batch of the span.
+	begun int64
+}
+
+// full says whether a span should end before a batch.
+func (j *copyJob) full(s *span, b *Batch) bool {
+	if j.filter == nil {
+		return false
+	}
+	apart := b.MaxTimestamp - j.begun
+	return j.spanBytes > 0 && s.bytes >= j.spanBytes || j.spanAge > 0 && max(apart, -apart) > j.spanAge.Milliseconds()
 }
 
 // end closes the span that a job is making at an offset. One without batches,
@@ -268,7 +291,7 @@ func (j *copyJob) extend(d *destination, timestamp int64) *span {
 	if !j.open {
 		j.to = append(j.to, span{volume: d.volume.number, first: j.next.first, end: j.next.first, maxTimestamp: timestamp, sparse: j.sparse})
 		d.take(j.log.id, j.next)
-		j.open, j.unindexed = true, 0
+		j.open, j.unindexed, j.begun = true, 0, timestamp
 		d.volume.space.spans.Add(1)
 	}
 	return &j.to[len(j.to)-1]
@@ -361,10 +384,11 @@ func (c *copier) create(set Set) (*destination, error) {
 // held.
 func (c *copier) putBatch(job *copyJob, d *destination, b *Batch) error {
 	number := d.volume.number
-	if job.open && job.to[len(job.to)-1].volume != number {
-		// The volume became full.
-		job.next.first = b.BaseOffset
-		job.to[len(job.to)-1].end, job.open = b.BaseOffset, false
+	if job.open {
+		if last := &job.to[len(job.to)-1]; last.volume != number || job.full(last, b) {
+			job.next.first = b.BaseOffset
+			last.end, job.open = b.BaseOffset, false
+		}
 	}
 	var n cost
 	n.addEntry(offsetKeyBytes, len(b.Bytes))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,6 +34,23 @@ func TestMain(m *testing.M) {
 		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// fewChecks makes rapid check less often than it would unless told so: here a
+// check has dozens of operations, and takes as long.
+func fewChecks(t *testing.T) {
+	checks := "15"
+	if testing.Short() {
+		checks = "25" // Of which rapid does a fifth.
+	}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "rapid.checks" {
+			checks = f.Value.String()
+		}
+	})
+	if err := flag.Set("rapid.checks", checks); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // testConfig is small enough for volumes to be rolled all the time.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"slices"
@@ -14,19 +13,7 @@ import (
 // TestModel compares the store with slices under random operations of all kinds
 // and restarts, with volumes so small that they are replaced all the time.
 func TestModel(t *testing.T) {
-	// A check has dozens of operations, and takes as long.
-	checks := "15"
-	if testing.Short() {
-		checks = "25" // Of which rapid does a fifth.
-	}
-	flag.Visit(func(f *flag.Flag) {
-		if f.Name == "rapid.checks" {
-			checks = f.Value.String()
-		}
-	})
-	if err := flag.Set("rapid.checks", checks); err != nil {
-		t.Fatal(err)
-	}
+	fewChecks(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp(t.TempDir(), "")
 		if err != nil {
