@@ -96,6 +96,12 @@ type Config struct {
 	// records, compacted topics and offsets by time; 1 to 16,777,216. Default
 	// 16,777,216.
 	OpenedBytes int
+	// KeyMapBytes bounds the memory of compaction, which needs about 28 bytes for
+	// each key that has come to a partition since it was compacted. With more keys
+	// than that it takes several runs; at least 1. Default 64 MiB.
+	KeyMapBytes int64
+	// CompactEvery is how often compaction looks for work; above 0. Default 15 s.
+	CompactEvery time.Duration
 	// StreamRequests is how many requests of a Produce stream may be unanswered; at
 	// least 1. Default 1,024.
 	StreamRequests int
@@ -133,6 +139,8 @@ func DefaultConfig() Config {
 		ProducersPerPartition: p.ProducersPerPartition,
 		MaxTimestampAhead:     p.MaxTimestampAhead,
 		OpenedBytes:           p.Decoding.MaxBytes,
+		KeyMapBytes:           p.KeyMapBytes,
+		CompactEvery:          p.CompactEvery,
 		StreamRequests:        srv.StreamRequests,
 		Streams:               srv.Streams,
 		ResponseBytes:         srv.ResponseBytes,
@@ -174,6 +182,8 @@ func (c Config) Validate() error {
 	check(c.ProducersPerPartition >= 1, "ProducersPerPartition", c.ProducersPerPartition, "at least 1")
 	check(c.MaxTimestampAhead >= 0, "MaxTimestampAhead", c.MaxTimestampAhead, "at least 0s")
 	check(c.OpenedBytes >= 1 && c.OpenedBytes <= 16<<20, "OpenedBytes", c.OpenedBytes, "1 to 16777216")
+	check(c.KeyMapBytes >= 1, "KeyMapBytes", c.KeyMapBytes, "at least 1")
+	check(c.CompactEvery > 0, "CompactEvery", c.CompactEvery, "above 0s")
 	check(c.StreamRequests >= 1, "StreamRequests", c.StreamRequests, "at least 1")
 	check(c.Streams >= 2, "Streams", c.Streams, "at least 2")
 	check(c.ResponseBytes >= 1, "ResponseBytes", c.ResponseBytes, "at least 1")
@@ -236,6 +246,8 @@ func (c Config) partitionConfig() partition.Config {
 	p.ProducersPerPartition = c.ProducersPerPartition
 	p.MaxTimestampAhead = c.MaxTimestampAhead
 	p.Decoding.MaxBytes = c.OpenedBytes
+	p.KeyMapBytes = c.KeyMapBytes
+	p.CompactEvery = c.CompactEvery
 	return p
 }
 

@@ -75,7 +75,9 @@ func New(config Config, deps Deps) *Service {
 	client := rpc.NewClient(deps.Metadata, tel)
 	view := clusterview.New(logger)
 	tel.Registry.MustRegister(view.Collectors("storage")...)
-	host := partition.NewHost(config.partitionConfig(), func(id cluster.NodeID) string { return replica.Address(view, id) }, tel.Registry)
+	partitions := config.partitionConfig()
+	partitions.Logger = logger
+	host := partition.NewHost(partitions, func(id cluster.NodeID) string { return replica.Address(view, id) }, tel.Registry)
 	s := &Service{
 		config:   config,
 		logger:   logger,

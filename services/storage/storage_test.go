@@ -401,7 +401,8 @@ func TestValidate(t *testing.T) {
 	}
 	for _, fault := range []string{
 		"DataDir", `":7070"`, `"nonsense"`, "NodeID", "Grace", "VolumeBytes", "VolumeAge", "MaxOpenSealed", "GroupBytes", "TailBytes",
-		"InFlightBytes", "ProducersPerPartition", "MaxTimestampAhead", "OpenedBytes", "StreamRequests", "Streams", "CleaningRate", "RetentionEvery",
+		"InFlightBytes", "ProducersPerPartition", "MaxTimestampAhead", "OpenedBytes", "KeyMapBytes", "CompactEvery", "StreamRequests", "Streams",
+		"CleaningRate", "RetentionEvery",
 	} {
 		if !strings.Contains(err.Error(), fault) {
 			t.Errorf("%s is not among the faults", fault)

@@ -155,7 +155,7 @@ func (p *Partition) append(a Append, done Completion) error {
 		Set:     p.topic.set(),
 		Batches: []store.Batch{{Bytes: a.Batch, BaseOffset: base, LastOffset: p.next - 1, MaxTimestamp: header.MaxTimestamp}},
 	}
-	push.SpanBytes, push.SpanAge = spanLimits(config)
+	push.SpanBytes, push.SpanAge = appendLimits(config)
 	if header.Idempotent() {
 		push.Producers, push.RemovedProducers = p.recordSequence(sequences, base, w.result.AppendTime, header.MaxTimestamp)
 	}

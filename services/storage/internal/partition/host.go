@@ -2,6 +2,7 @@ package partition
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,10 +38,18 @@ type Config struct {
 	// RetentionEvery is how often partitions look for records to remove; more than
 	// 0.
 	RetentionEvery time.Duration
-	// Now tells the time by which retention goes; nil stands for time.Now.
+	// Now tells the time by which retention and compaction go; nil stands for
+	// time.Now.
 	Now func() time.Time
 	// Decoding bounds what the server itself decompresses.
 	Decoding recordbatch.Limits
+	// KeyMapBytes bounds the memory of compaction, for about 28 bytes a key; at
+	// least 1.
+	KeyMapBytes int64
+	// CompactEvery is how often compaction looks for work; above 0.
+	CompactEvery time.Duration
+	// Logger takes what goes wrong where no caller is told; it may be nil.
+	Logger *slog.Logger
 }
 
 // DefaultConfig returns the defaults.
@@ -52,7 +61,9 @@ func DefaultConfig() Config {
 		MaxTimestampAhead:     time.Hour,
 		RetentionEvery:        30 * time.Second,
 		// A plain record must fit into a message, which has at most 32 MiB.
-		Decoding: recordbatch.Limits{MaxBytes: 16 << 20},
+		Decoding:     recordbatch.Limits{MaxBytes: 16 << 20},
+		KeyMapBytes:  64 << 20,
+		CompactEvery: 15 * time.Second,
 	}
 }
 
@@ -72,6 +83,7 @@ type Host struct {
 	// overdue has the partitions with appends that wait for acknowledgement,
 	// checkpoints those whose high watermark has moved.
 	overdue, checkpoints *sweeper
+	compactor            *compactor
 }
 
 // NewHost returns a host. address names where clients reach a node, or returns
@@ -79,6 +91,9 @@ type Host struct {
 func NewHost(config Config, address func(cluster.NodeID) string, registerer prometheus.Registerer) *Host {
 	if config.Now == nil {
 		config.Now = time.Now
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	m := newMetrics(registerer)
 	h := &Host{
@@ -92,6 +107,7 @@ func NewHost(config Config, address func(cluster.NodeID) string, registerer prom
 	h.self.Store(int32(cluster.NoNode))
 	h.overdue = newSweeper(overdueEvery, func(p *Partition) { p.expire(time.Now()) })
 	h.checkpoints = newSweeper(checkpointEvery, (*Partition).Checkpoint)
+	h.compactor = newCompactor(h)
 	return h
 }
 
@@ -115,13 +131,14 @@ func (h *Host) CountDormant(before, now Roles) {
 }
 
 // Run looks after what is late until ctx ends: acknowledgements that do not
-// come, high watermarks that are not written, and records that need not be kept
-// any longer.
+// come, high watermarks that are not written, records that need not be kept any
+// longer, and compaction.
 func (h *Host) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.overdue.run(ctx) })
 	wg.Go(func() { h.checkpoints.run(ctx) })
 	wg.Go(func() { h.retention(ctx) })
+	wg.Go(func() { h.compactor.run(ctx) })
 	wg.Wait()
 	return nil
 }

@@ -1,6 +1,12 @@
 package partition
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/runnel-mesh/runnel/services/storage/internal/store"
+)
 
 // metrics are those of all partitions of a process.
 type metrics struct {
@@ -13,6 +19,12 @@ type metrics struct {
 	budgetWaits             prometheus.Counter
 	leaders, followers      prometheus.Gauge
 	retained                prometheus.Counter
+
+	compactions                   *prometheus.CounterVec
+	compactionRead, compactionOut prometheus.Counter
+	compactionRecords             prometheus.Counter
+	compactionMapFull             prometheus.Counter
+	compactionSeconds             prometheus.Histogram
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -36,10 +48,19 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		retained:           counter("retention_removed_bytes_total", "Bytes of record batches removed because they were too old or too many."),
 		leaders:            gauge("partitions_led", "Partitions that this node leads."),
 		followers:          gauge("partitions_followed", "Partitions that this node follows."),
+		compactions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "runnel_storage_compactions_total", Help: "Runs of compaction, by outcome: compacted, nothing (to do), or failed."}, []string{"outcome"}),
+		compactionRead:    counter("compaction_read_bytes_total", "Bytes of record batches before compaction."),
+		compactionOut:     counter("compaction_written_bytes_total", "Bytes of record batches that compaction has left."),
+		compactionRecords: counter("compaction_removed_records_total", "Records that compaction has removed."),
+		compactionMapFull: counter("compaction_map_full_total", "Runs of compaction that had more keys than memory for them."),
+		compactionSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "runnel_storage_compaction_seconds", Help: "Seconds that a run of compaction took.", Buckets: prometheus.ExponentialBuckets(1e-3, 4, 12)}),
 	}
 	if registerer != nil {
 		registerer.MustRegister(m.batches, m.bytes, m.records, m.duplicates, m.forgottenProducers, m.tailHits, m.tailMisses,
-			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.retained)
+			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.retained,
+			m.compactions, m.compactionRead, m.compactionOut, m.compactionRecords, m.compactionMapFull, m.compactionSeconds)
 	}
 	return m
 }
@@ -48,6 +69,24 @@ func (m *metrics) appended(bytes, records int) {
 	m.batches.Inc()
 	m.bytes.Add(float64(bytes))
 	m.records.Add(float64(records))
+}
+
+func (m *metrics) compacted(done store.Compacted, took time.Duration, err error) {
+	outcome := "nothing"
+	switch {
+	case err != nil:
+		outcome = "failed"
+	case done.Progress:
+		outcome = "compacted"
+		m.compactionRead.Add(float64(done.BytesIn))
+		m.compactionOut.Add(float64(done.BytesOut))
+		m.compactionRecords.Add(float64(done.Records))
+	}
+	if done.MapFull {
+		m.compactionMapFull.Inc()
+	}
+	m.compactions.WithLabelValues(outcome).Inc()
+	m.compactionSeconds.Observe(took.Seconds())
 }
 
 // moved counts a change of role.

@@ -45,6 +45,10 @@ type Log interface {
 	Truncate(ctx context.Context, offset int64, state store.State) (int64, error)
 	// Spans appends the stretches that the log consists of to a list.
 	Spans(list []store.Span) []store.Span
+	// Compact removes records that have a newer one of their key.
+	Compact(ctx context.Context, o store.CompactOptions) (store.Compacted, error)
+	// Dirt returns what Compact could do below an offset.
+	Dirt(below int64, now time.Time, lag time.Duration) store.Dirt
 	// Err returns why the log cannot be used, if so.
 	Err() error
 	// Failed returns why the log takes no more batches, if so, though what it has
@@ -155,6 +159,7 @@ type Partition struct {
 	// end and the high watermark.
 	forLeader, forAll fifo[waiter]
 	armed             []armedReader
+	compaction        compaction
 	tail              tail
 }
 
@@ -256,6 +261,7 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 		p.wakeLocked()
 	}
 	p.advanceLocked()
+	p.soilLocked()
 	return nil
 }
 
@@ -403,6 +409,7 @@ func (p *Partition) advanceLocked() {
 		p.forAll.pop().complete()
 	}
 	p.wakeLocked()
+	p.soilLocked()
 	if !p.marked {
 		p.marked = true
 		p.host.checkpoints.add(p)

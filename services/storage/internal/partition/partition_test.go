@@ -39,11 +39,29 @@ type memoryLog struct {
 	appends  []store.Append
 	batches  []store.Batch
 	reads    int
+
+	// dirt is added to 100 bytes a record from compactedTo on.
+	dirt        store.Dirt
+	compactedTo int64
+	compact     func(store.CompactOptions) (store.Compacted, error)
 }
 
 func (l *memoryLog) Err() error { return l.fault }
 
 func (l *memoryLog) Failed() error { return l.failed }
+
+func (l *memoryLog) Compact(_ context.Context, o store.CompactOptions) (store.Compacted, error) {
+	return l.compact(o)
+}
+
+func (l *memoryLog) Dirt(below int64, _ time.Time, _ time.Duration) store.Dirt {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := l.dirt
+	d.Bytes += 100 * max(below-l.compactedTo, 0)
+	d.Dirty += 100 * max(below-l.compactedTo, 0)
+	return d
+}
 
 func (l *memoryLog) Admit(int) error { return l.full }
 

@@ -101,6 +101,16 @@ func (c *tails) cut(t *tail, offset int64) {
 	c.metrics.tailBytes.Set(float64(c.used))
 }
 
+// compacted drops what ends below offset: the log has no longer all of it.
+func (c *tails) compacted(t *tail, offset int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t.entries.len() > 0 && (*t.entries.front()).last < offset {
+		c.unlinkLocked(t.entries.pop())
+	}
+	c.metrics.tailBytes.Set(float64(c.used))
+}
+
 // drop drops all of a partition.
 func (c *tails) drop(t *tail) { c.cut(t, 0) }
 
