@@ -95,9 +95,42 @@ func (i *inspector) listVolumes() error {
 		if v.DiskBytes, err = occupied(path); err != nil {
 			return err
 		}
+		if v.Condemned != "" {
+			v.Condemned = readCondemned(path, number, v.Set).reason
+		} else if v.Unreadable == "" {
+			if err := i.checkFiles(&v, path); err != nil {
+				return err
+			}
+		}
 		i.out.Volumes = append(i.out.Volumes, v)
 	}
 	slices.SortFunc(i.out.Volumes, func(a, b InspectedVolume) int { return cmp.Compare(a.Number, b.Number) })
+	return nil
+}
+
+// checkFiles verifies the files of a volume as a start would, and to verify
+// everything also the value logs.
+func (i *inspector) checkFiles(v *InspectedVolume, path string) error {
+	list, err := readChecksums(path)
+	if err != nil {
+		return err
+	}
+	v.Checksummed = list != nil
+	if list != nil {
+		err = verifyFiles(i.ctx, path, list, i.options.Verify, nil)
+	} else {
+		// Which boot it was written under is not known; what only a crash of the
+		// machine can do to a set that does not sync is then not taken for damage.
+		err = checkLogs(path, v.Set, "")
+	}
+	if err == nil && i.options.Verify {
+		err = verifyValueLogs(path, v.Sealed.IsZero())
+	}
+	var found *ErrDamagedVolume
+	if !errors.As(err, &found) {
+		return err
+	}
+	i.damaged(Damage{Volume: v.Number, File: filepath.Join(volumesFolder, v.Name, found.File), Reason: found.Reason})
 	return nil
 }
 

@@ -33,7 +33,10 @@ func TestMain(m *testing.M) {
 	if runAsChild() {
 		return
 	}
-	goleak.VerifyTestMain(m)
+	// Badger leaves these behind when it refuses to open a directory.
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreTopFunction("github.com/dgraph-io/ristretto/v2/z.(*AllocatorPool).freeupAllocators"),
+		goleak.IgnoreTopFunction("github.com/dgraph-io/badger/v4.(*DB).monitorCache"))
 }
 
 // fewChecks makes rapid check less often than it would unless told so: here a

@@ -219,7 +219,7 @@ func (c *scrubber) verify(ctx context.Context, v *volume, wait pace) error {
 	}
 	if complete(list) {
 		err = verifyFiles(ctx, v.path, list, true, wait)
-	} else if err = verifyValueLogs(v.path); err == nil {
+	} else if err = verifyValueLogs(v.path, false); err == nil {
 		if list, err = sumFiles(v.path, false, wait); err == nil {
 			err = writeChecksums(v.path, list)
 		}
