@@ -7,9 +7,9 @@ import (
 // everything is a snapshot of a whole log.
 func everything(l *Log) snapshot { return l.snapshot(maxOffset, func(span) bool { return true }) }
 
-func copyAll(t testing.TB, s *Store, l *Log, filter batchFilter) *copied {
+func copyAll(t testing.TB, s *Store, l *Log) *copied {
 	t.Helper()
-	c, err := s.cleaner.copier.copySpans(t.Context(), SetSynced, everything(l), filter)
+	c, err := s.cleaner.copier.copySpans(t.Context(), SetSynced, everything(l), copyRules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestCopiedBatchesDoNotComeBack(t *testing.T) {
 	s := open(t, cfg)
 	l := s.Log(partition(1))
 	old := fill(t, l, SetSynced, 0, 4, 2000)
-	switchTo(t, l, copyAll(t, s, l, nil), true)
+	switchTo(t, l, copyAll(t, s, l), true)
 	if err := sameBatches(readAll(t, l, 0, 16, 1<<20), old); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestCopiedBatchesDoNotComeBack(t *testing.T) {
 		if err := sameBatches(readAll(t, l, 0, 16, 1<<20), want); err != nil {
 			t.Fatal(err)
 		}
-		switchTo(t, l, copyAll(t, s, l, nil), true)
+		switchTo(t, l, copyAll(t, s, l), true)
 		closeUnclean(t, s)
 		s = open(t, cfg)
 		l = s.Log(partition(1))
@@ -60,7 +60,7 @@ func TestSwitchRefusesWhatHasChanged(t *testing.T) {
 	s := open(t, testConfig(t))
 	l := s.Log(partition(1))
 	fill(t, l, SetSynced, 0, 4, 2000)
-	late := copyAll(t, s, l, nil)
+	late := copyAll(t, s, l)
 	if _, err := l.Truncate(t.Context(), 8, State{LogEnd: 8, Epochs: epochZero}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,12 +77,12 @@ func TestSwitchRefusesWhatHasChanged(t *testing.T) {
 	if err := sameBatches(readAll(t, l, 0, 16, 1<<20), want); err != nil {
 		t.Fatal(err)
 	}
-	early, later := copyAll(t, s, l, nil), copyAll(t, s, l, nil)
+	early, later := copyAll(t, s, l), copyAll(t, s, l)
 	switchTo(t, l, later, true)
 	switchTo(t, l, early, false)
 	// What is appended meanwhile stays behind the copies, and what is deleted needs
 	// none.
-	early = copyAll(t, s, l, nil)
+	early = copyAll(t, s, l)
 	b := makeBatch(16, 4, 2000, 0, 5000, 99)
 	mustAppend(t, l, Append{Set: SetSynced, Batches: []Batch{b}, State: State{LogStart: 6, LogEnd: 20, Epochs: epochZero}})
 	switchTo(t, l, early, true)

@@ -68,6 +68,9 @@ func (c *scrubber) poke() {
 
 // seal has a volume sealed that was closed after its last write.
 func (c *scrubber) seal(v *volume) {
+	c.store.volumes.mu.Lock()
+	v.retired = true
+	c.store.volumes.mu.Unlock()
 	c.mu.Lock()
 	c.seals = append(c.seals, v)
 	c.mu.Unlock()

@@ -322,8 +322,8 @@ func (s *Store) activeSet(volume uint64) (Set, bool) {
 		active := q.active
 		q.mu.Unlock()
 		if active == 0 {
-			if list := s.volumes.ofSet(name); len(list) > 0 && !list[0].sealed {
-				active = list[0].number
+			if v := s.volumes.latest(name); v != nil {
+				active = v.number
 			}
 		}
 		if active == volume {

@@ -89,6 +89,8 @@ type volume struct {
 	idle *list.Element
 	// sealed says that nothing is written to it any more.
 	sealed bool
+	// retired says that it has taken its last write, and is to be sealed.
+	retired bool
 	// checked says that its files were verified since this process began.
 	checked bool
 	// version is that of the layout which the description names.

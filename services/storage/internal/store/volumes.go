@@ -139,6 +139,18 @@ func (r *volumes) written() (n int64) {
 	return n
 }
 
+// latest returns the volume in which a set goes on that nobody has written to since
+// the store was opened; nil where it needs a new one.
+func (r *volumes) latest(set Set) *volume {
+	list := r.ofSet(set)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(list) == 0 || list[0].sealed || list[0].retired {
+		return nil
+	}
+	return list[0]
+}
+
 // copies returns the volumes that take or took copies, in ascending order of their
 // numbers.
 func (r *volumes) copies() []*volume {

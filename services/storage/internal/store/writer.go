@@ -98,8 +98,7 @@ func (w *writer) open() error {
 		return err
 	}
 	var next *opened
-	if list := w.store.volumes.ofSet(w.set.name); len(list) > 0 && !list[0].sealed {
-		v := list[0]
+	if v := w.store.volumes.latest(w.set.name); v != nil {
 		if !w.store.recovered[v.number] {
 			if err := w.store.disk.await(w.store.openSpace(v), w.set.isClosing); err != nil {
 				return err
