@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ import (
 // compactions runs a host whose partitions note their runs.
 type compactions struct {
 	host *Host
+	mu   sync.Mutex
 	runs []string
 }
 
@@ -34,7 +36,9 @@ func startCompactions(t *testing.T) *compactions {
 func (c *compactions) add(t *testing.T, index int32, settings ...string) (*Partition, *memoryLog) {
 	log := &memoryLog{}
 	log.compact = func(o store.CompactOptions) (store.Compacted, error) {
+		c.mu.Lock()
 		c.runs = append(c.runs, fmt.Sprintf("%d below %d", index, o.Below))
+		c.mu.Unlock()
 		log.mu.Lock()
 		defer log.mu.Unlock()
 		log.compactedTo = o.Below
@@ -50,6 +54,8 @@ func (c *compactions) after(t *testing.T, d time.Duration, want ...string) {
 	t.Helper()
 	time.Sleep(d)
 	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !slices.Equal(c.runs, want) {
 		t.Fatalf("runs %q, want %q", c.runs, want)
 	}
@@ -67,7 +73,9 @@ func TestCompactorOrder(t *testing.T) {
 		var logs []*memoryLog
 		for i, clean := range []int64{3 << 20, 0, 1 << 20} {
 			p, log := c.add(t, int32(i), rules.CleanupPolicy, rules.CleanupCompact, rules.MinCleanableDirtyRatio, "0.1")
+			log.mu.Lock()
 			log.dirt.Bytes, log.dirt.Dirty = clean+2<<20, 2<<20
+			log.mu.Unlock()
 			logs = append(logs, log)
 			add(t, p, plain(t, "a", "b"), all).result(t)
 		}
@@ -77,11 +85,15 @@ func TestCompactorOrder(t *testing.T) {
 			t.Errorf("%d partitions are looked after", c.queued())
 		}
 		for _, log := range logs {
+			log.mu.Lock()
 			run := log.compact
 			log.compact = func(o store.CompactOptions) (store.Compacted, error) {
+				log.mu.Lock()
 				log.dirt = store.Dirt{}
+				log.mu.Unlock()
 				return run(o)
 			}
+			log.mu.Unlock()
 		}
 		c.after(t, c.host.config.CompactEvery+time.Millisecond, "1 below 2", "2 below 2", "0 below 2")
 		c.after(t, time.Hour)

@@ -51,7 +51,10 @@ func (l *memoryLog) Err() error { return l.fault }
 func (l *memoryLog) Failed() error { return l.failed }
 
 func (l *memoryLog) Compact(_ context.Context, o store.CompactOptions) (store.Compacted, error) {
-	return l.compact(o)
+	l.mu.Lock()
+	run := l.compact
+	l.mu.Unlock()
+	return run(o)
 }
 
 func (l *memoryLog) Dirt(below int64, _ time.Time, _ time.Duration) store.Dirt {
