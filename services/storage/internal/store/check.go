@@ -33,7 +33,7 @@ func CheckVolume(ctx context.Context, dir string, options CheckOptions) (err err
 	defer func() {
 		// Only of this goroutine: Badger has others.
 		if p := recover(); p != nil {
-			err = damage(dir, "", fmt.Errorf("Badger cannot read it: %.200v", p))
+			err = damage(dir, "", fmt.Errorf("it cannot be read: %.200v", p))
 		}
 	}()
 	v, err := readVolume(dir)

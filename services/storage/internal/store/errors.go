@@ -58,11 +58,6 @@ func (e *ErrCorrupt) Error() string {
 // Unwrap returns the cause.
 func (e *ErrCorrupt) Unwrap() error { return e.Cause }
 
-func isCorrupt(err error) bool {
-	var corrupt *ErrCorrupt
-	return errors.As(err, &corrupt)
-}
-
 // ErrFailed says that something of a partition was lost: it takes no more batches,
 // and what is left can be read.
 type ErrFailed struct {

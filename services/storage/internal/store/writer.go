@@ -462,6 +462,12 @@ func (w *writer) commit() error {
 	if len(w.entries) == 0 && w.deletes == 0 {
 		return nil
 	}
+	if len(w.entries) == 0 {
+		// Compaction leaves nothing of deletions, and the version must last.
+		if err := w.put(mark()); err != nil {
+			return err
+		}
+	}
 	w.dog.begin()
 	defer w.dog.end()
 	if err := w.reserve(); err != nil {
