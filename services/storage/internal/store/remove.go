@@ -69,7 +69,9 @@ func (c *cleaner) carryOver(ctx context.Context, v *volume, going map[uint64]boo
 	defer faults.wait.Wait()
 	now := c.store.cfg.Now()
 	for _, l := range c.store.logsWhere(func(l *Log) bool {
-		if l.stateVolume != v.number {
+		// Where a newer record is on its way, this one holds until that is committed.
+		underWay := l.pending > 0 && slices.Contains(l.stateVolumes, v.number)
+		if l.stateVolume != v.number && !underWay {
 			return false
 		}
 		// Of a deleted partition nothing is left to be said once all its records go.
