@@ -132,21 +132,30 @@ func (w *worker) close() {
 	}
 }
 
-// start does an operation; finished is called when it is acknowledged.
-func (w *worker) start(m *logModel, o logOp, finished func()) {
+// start does an operation that flying counts, and takes it off when it is
+// acknowledged. Compaction goes on beside what comes next.
+func (w *worker) start(m *logModel, o logOp, flying *sync.WaitGroup) {
 	raw, err := json.Marshal(o)
 	if err != nil {
 		w.fail(err)
 	}
 	w.say("do", string(raw))
 	m.apply(o)
-	o.perform(w.store.Log(partition(m.ID)), func(err error) {
+	l := w.store.Log(partition(m.ID))
+	done := func(err error) {
 		if err != nil {
 			w.fail(fmt.Errorf("%s: %w", raw, err))
 		}
-		w.say("ok", o.Log, o.serial())
-		finished()
-	})
+		if o.Kind != opCompact {
+			w.say("ok", o.Log, o.serial())
+		}
+		flying.Done()
+	}
+	if o.Kind == opCompact {
+		go o.perform(l, done)
+		return
+	}
+	o.perform(l, done)
 }
 
 // work does some operations on one log.
@@ -156,7 +165,7 @@ func (w *worker) work(at **logModel, r *rand.Rand) {
 	defer flying.Wait()
 	start := func(o logOp) {
 		flying.Add(1)
-		w.start(m, o, flying.Done)
+		w.start(m, o, &flying)
 	}
 	large := strings.HasPrefix(w.Step, "stage/") || strings.HasSuffix(w.Step, "-staged") || w.Step == "truncate/after-roll"
 	for range 1 + r.IntN(4) {
@@ -178,6 +187,10 @@ func (w *worker) work(at **logModel, r *rand.Rand) {
 			start(m.begin(pick, w.serial.Add(1)))
 		case action < 84 || action < 92 && strings.HasPrefix(w.Step, "truncate/"):
 			start(m.cut(pick, w.serial.Add(1)))
+		case m.Keys > 0 && (action < 86 || strings.HasPrefix(w.Step, "compact/")):
+			start(m.settle(w.serial.Add(1)))
+			flying.Wait()
+			start(m.compact())
 		case action < 90:
 			if err := w.store.sets[m.Set].roll(context.Background()); err != nil {
 				w.fail(err)
@@ -205,10 +218,11 @@ func (w *worker) replace(start func(logOp), flying *sync.WaitGroup, m *logModel)
 	for i, id := range w.deleted {
 		if !w.store.knows(partition(id)) {
 			w.deleted = slices.Delete(w.deleted, i, i+1)
-			return newLogModel(id, 0)
+			return newLogModel(id, keysOfLog(id))
 		}
 	}
-	return newLogModel(int(w.ids.Add(1)), 0)
+	id := int(w.ids.Add(1))
+	return newLogModel(id, keysOfLog(id))
 }
 
 // killed is the parent's view of a store whose processes are killed.
@@ -241,7 +255,7 @@ func TestKillAtEachStep(t *testing.T) {
 				k := &killed{T: t, dir: t.TempDir(), rand: r, logs: map[int]*logModel{}, pending: map[int][]logOp{}}
 				for range killLogs {
 					k.id++
-					k.logs[k.id] = newLogModel(k.id, 0)
+					k.logs[k.id] = newLogModel(k.id, keysOfLog(k.id))
 				}
 				for _, name := range chunk {
 					k.at(name)
@@ -340,6 +354,11 @@ func (k *killed) listen(output *bufio.Reader, what string) (ended bool) {
 			var o logOp
 			if err := json.Unmarshal([]byte(rest), &o); err != nil {
 				k.Fatalf("%s: %v in %s", what, err, line)
+			}
+			if o.Kind == opCompact {
+				// Whether it took place or not, from now on it may have.
+				k.logs[o.Log].apply(o)
+				continue
 			}
 			k.pending[o.Log] = append(k.pending[o.Log], o)
 			k.serial, k.id = max(k.serial, o.serial()), max(k.id, o.Log)

@@ -73,6 +73,12 @@ func runModel(t *testing.T, rt *rapid.T, dir string) {
 			if err := h.store.sets[m.Set].roll(context.Background()); err != nil {
 				rt.Fatal(err)
 			}
+		case action < 85 && m.Keys > 0:
+			h.do(m, m.settle(h.next()))
+			h.do(m, m.compact())
+			if err := m.checkAll(h.log(m)); err != nil {
+				rt.Fatalf("log %d: %v", m.ID, err)
+			}
 		case action < 83:
 			h.do(m, m.remove(h.next()))
 			h.deleted = append(h.deleted, m)
@@ -90,12 +96,15 @@ func (h *modelStore) newLog() *logModel {
 	for i, m := range h.deleted {
 		if !h.store.knows(partition(m.ID)) {
 			h.deleted = slices.Delete(h.deleted, i, i+1)
-			return newLogModel(m.ID, 0)
+			return newLogModel(m.ID, keysOfLog(m.ID))
 		}
 	}
 	h.ids++
-	return newLogModel(h.ids, 0)
+	return newLogModel(h.ids, keysOfLog(h.ids))
 }
+
+// keysOfLog makes every second log one of a compacted topic, with that many keys.
+func keysOfLog(id int) int { return id % 2 * 12 }
 
 func (h *modelStore) next() int64 { h.serial++; return h.serial }
 
@@ -153,6 +162,13 @@ func (h *modelStore) read(r picker, m *logModel) {
 	offset := start + int64(r.intn(int(end-start)))
 	bound := offset + 1 + int64(r.intn(int(end-offset)))
 	maxBytes := 1 + r.intn(50_000)
+	if m.Compacted > 0 {
+		// Where its batches begin is not known.
+		if err := m.checkAll(h.log(m)); err != nil {
+			h.Fatalf("log %d: %v", m.ID, err)
+		}
+		return
+	}
 	got, err := h.log(m).Read(context.Background(), offset, bound, maxBytes)
 	if err != nil {
 		h.Fatalf("read %d at %d to %d: %v", m.ID, offset, bound, err)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
@@ -121,6 +122,9 @@ const (
 	opTruncate logOpKind = "truncate"
 	// opDelete deletes the partition.
 	opDelete logOpKind = "delete"
+	// opCompact compacts up to State.HighWatermark, which was made durable before.
+	// It has no number of its own: it changes nothing that a state record says.
+	opCompact logOpKind = "compact"
 )
 
 func (o *logOp) serial() int64 { return o.State.CoordinatorEpoch }
@@ -137,7 +141,11 @@ func (o *logOp) appends() Append {
 // apply does to the model what an operation does to the log.
 func (m *logModel) apply(o logOp) {
 	m.Set = o.Set
-	if o.Kind == opTruncate {
+	switch o.Kind {
+	case opCompact:
+		m.Compacted = max(m.Compacted, o.State.HighWatermark)
+		return
+	case opTruncate:
 		m.truncate(o.State)
 		return
 	}
@@ -266,6 +274,17 @@ func (m *logModel) begin(r picker, serial int64) logOp {
 	return o
 }
 
+// settle makes the whole log what may be compacted.
+func (m *logModel) settle(serial int64) logOp {
+	o := m.newOp(opAppend, serial)
+	o.State.HighWatermark = o.State.LogEnd
+	return o
+}
+
+// compact compacts the log up to its high watermark. Tombstones may go with the
+// second run that sees them.
+func (m *logModel) compact() logOp { return m.newOp(opCompact, m.State.CoordinatorEpoch) }
+
 // cut truncates anywhere, as a rule near the log's end; not below what may have
 // been compacted, which is below the high watermark.
 func (m *logModel) cut(r picker, serial int64) logOp {
@@ -293,12 +312,17 @@ func (m *logModel) remove(serial int64) logOp {
 
 // perform does an operation to a log; done is called as by [Log.Append].
 func (o *logOp) perform(l *Log, done func(error)) {
-	if o.Kind != opTruncate {
+	switch o.Kind {
+	case opTruncate:
+		_, err := l.Truncate(context.Background(), o.State.LogEnd, o.State)
+		done(err)
+	case opCompact:
+		// A map of keys that is too small for all makes several runs of it.
+		_, err := l.Compact(context.Background(), CompactOptions{Set: o.Set, Below: o.State.HighWatermark, Now: time.Now(), MapBytes: 1 << 10})
+		done(err)
+	default:
 		l.Append(o.appends(), done)
-		return
 	}
-	_, err := l.Truncate(context.Background(), o.State.LogEnd, o.State)
-	done(err)
 }
 
 // checkLoaded compares what a log was opened with.
