@@ -20,10 +20,10 @@ import (
 const (
 	// powerDirectory makes the test binary a child that appends to the store in
 	// that directory until the power fails; powerBoot names the kernel's boot, and
-	// powerMutant says that a synced set is to sync nothing.
 	powerDirectory = "RUNNEL_STORE_TEST_POWER_DIRECTORY"
 	powerBoot      = "RUNNEL_STORE_TEST_POWER_BOOT"
 	powerMutant    = "RUNNEL_STORE_TEST_POWER_MUTANT"
+	powerSwitch    = "RUNNEL_STORE_TEST_POWER_SWITCH"
 )
 
 const (
@@ -59,6 +59,25 @@ func powerChild(dir string) {
 		output.Lock()
 		defer output.Unlock()
 		fmt.Printf(format+"\n", args...)
+	}
+	if os.Getenv(powerSwitch) != "" {
+		l := s.Log(partition(0))
+		var producer Producer
+		a := crashAppend(0, 0, &producer)
+		for _, a.Set = range []Set{SetReplicated, SetSynced} {
+			outcome := make(chan error, 1)
+			l.Append(a, func(err error) { outcome <- err })
+			if err := <-outcome; err != nil {
+				say("fail %v", err)
+			}
+			if a.Set.synced() {
+				say("ack 0 %d", a.State.LogEnd)
+			}
+			set := a.Set
+			a = crashAppend(0, a.State.LogEnd, &producer)
+			a.Set = set
+		}
+		select {}
 	}
 	for p := range powerPartitions {
 		go func() {
@@ -238,6 +257,29 @@ func TestPowerLoss(t *testing.T) {
 		}
 	}
 	t.Logf("log ends %v from %v; replicated sets lost %d records", acked, started, lost)
+}
+
+// What a synced set acknowledges is there with all that the log had in another set
+// before: its durability was raised.
+func TestPowerLossAfterSwitchToSynced(t *testing.T) {
+	d := loopdisk.New(t, 1<<30)
+	t.Setenv(powerSwitch, "1")
+	acked, started := make([]int64, powerPartitions), make([]int64, powerPartitions)
+	if !powerRound(t, d, "boot 1", false, 0, acked, started) {
+		t.Fatal("nothing was appended")
+	}
+	d.Remount(t)
+	s, err := Open(powerConfig(filepath.Join(d.Dir, "store"), "boot 2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(1) })
+	if err := verifyPowerless(s, 0, acked[0], 0); err != nil {
+		t.Error(err)
+	}
+	if end := s.Log(partition(0)).durable.LogEnd; end != acked[0] {
+		t.Errorf("the log ends at %d, %d was acknowledged", end, acked[0])
+	}
 }
 
 // TestPowerLossNoticesMissingSyncs shows that the comparison can fail: a synced

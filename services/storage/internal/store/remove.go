@@ -232,6 +232,14 @@ func (w *writer) producerGeneration(id PartitionID, producer int64) (uint64, err
 	return m.GetGeneration(), nil
 }
 
+// durable says whether what was committed to a volume is on the disk.
+func (r *volumes) durable(number uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.byNumber[number]
+	return v == nil || v.sealed || v.copies || v.set.synced()
+}
+
 // syncWritable brings to the disk what was committed to volumes that do not do
 // that by themselves.
 func (r *volumes) syncWritable() error {

@@ -213,6 +213,9 @@ func (w *writer) append(group []*operation) error {
 	if err := w.clearStale(group); err != nil {
 		return err
 	}
+	if err := w.syncBefore(group); err != nil {
+		return err
+	}
 	if len(group) == 1 && !w.limits.admit(group[0].total()) {
 		if err := w.stage(group[0]); err != nil {
 			return err
@@ -253,6 +256,35 @@ func (w *writer) finish(bytes int64) error {
 	}
 	failpoint.Hit("append/after-commit")
 	w.publish(bytes)
+	return nil
+}
+
+// syncBefore brings to the disk what logs have in sets that do not sync, before a
+// set that does takes what follows it: after a crash of the machine a log ends
+// before its first hole, whatever comes behind.
+func (w *writer) syncBefore(group []*operation) error {
+	if !w.set.name.synced() {
+		return nil
+	}
+	for _, o := range group {
+		if len(o.append.Batches) == 0 {
+			continue
+		}
+		o.log.mu.Lock()
+		spans := o.log.durable.spans
+		last := uint64(0)
+		if n := len(spans); n > 0 {
+			last = spans[n-1].volume
+		}
+		o.log.mu.Unlock()
+		if last == 0 || last == w.volume.number {
+			continue
+		}
+		if !w.store.volumes.durable(last) {
+			// It is all of them or one; logs change their set rarely, and together.
+			return w.store.volumes.syncWritable()
+		}
+	}
 	return nil
 }
 
