@@ -64,10 +64,7 @@ func TestSwitchRefusesWhatHasChanged(t *testing.T) {
 	if _, err := l.Truncate(t.Context(), 8, State{LogEnd: 8, Epochs: epochZero}); err != nil {
 		t.Fatal(err)
 	}
-	var want []Batch
-	for _, b := range readAll(t, l, 0, 8, 1<<20) {
-		want = append(want, b)
-	}
+	want := readAll(t, l, 0, 8, 1<<20)
 	for offset := int64(8); offset < 16; offset += 4 {
 		b := makeBatch(offset, 4, 2000, 0, 5000, 99)
 		mustAppend(t, l, Append{Set: SetSynced, Batches: []Batch{b}, State: State{LogEnd: offset + 4, Epochs: epochZero}})

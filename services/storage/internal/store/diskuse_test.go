@@ -20,11 +20,11 @@ func TestDiskUseIsBounded(t *testing.T) {
 	s := open(t, cfg)
 	source := rand.New(rand.NewPCG(3, 4))
 	type part struct {
-		id                  PartitionID
-		set                 Set
-		start, end          int64
-		ms, bytes, keepFrom int64
-		kept                []Batch
+		id         PartitionID
+		set        Set
+		start, end int64
+		ms, bytes  int64
+		kept       []Batch
 	}
 	var parts []*part
 	for i := range 24 {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -434,3 +435,17 @@ func (k *killed) resolve(s *Store, log int, what string) {
 	}
 	delete(k.pending, log)
 }
+
+// clone returns a copy that changes on its own.
+func (m *logModel) clone() *logModel {
+	out := *m
+	out.Producers = maps.Clone(m.Producers)
+	out.Batches = slices.Clip(m.Batches)
+	return &out
+}
+
+func (o *logOp) serial() int64 { return o.State.CoordinatorEpoch }
+
+type randomPicker struct{ *rand.Rand }
+
+func (r randomPicker) intn(n int) int { return r.IntN(n) }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -87,14 +86,6 @@ func newLogModel(id, keys int) *logModel {
 	return &logModel{ID: id, Producers: map[int64]Producer{}, Set: SetFor(true, keys > 0), Keys: keys, Time: 100}
 }
 
-// clone returns a copy that changes on its own.
-func (m *logModel) clone() *logModel {
-	out := *m
-	out.Producers = maps.Clone(m.Producers)
-	out.Batches = slices.Clip(m.Batches)
-	return &out
-}
-
 // logOp is one operation on a log.
 type logOp struct {
 	Kind logOpKind
@@ -126,8 +117,6 @@ const (
 	// It has no number of its own: it changes nothing that a state record says.
 	opCompact logOpKind = "compact"
 )
-
-func (o *logOp) serial() int64 { return o.State.CoordinatorEpoch }
 
 // appends returns what the store is asked for.
 func (o *logOp) appends() Append {
@@ -202,10 +191,6 @@ type picker interface {
 	// intn returns a number from 0 to below n.
 	intn(n int) int
 }
-
-type randomPicker struct{ *rand.Rand }
-
-func (r randomPicker) intn(n int) int { return r.IntN(n) }
 
 // newOp returns the frame of the next operation.
 func (m *logModel) newOp(kind logOpKind, serial int64) logOp {
