@@ -665,7 +665,8 @@ func (w *writer) clearStale(group []*operation) error {
 		spans := l.durable.spans
 		n := len(spans)
 		goesOn := n > 0 && spans[n-1].volume == w.volume.number && spans[n-1].end == base
-		clean := goesOn || len(l.durable.truncations) == 0
+		// What begins below the log's end is about to be refused.
+		clean := goesOn || base < l.durable.LogEnd || len(l.durable.truncations) == 0
 		l.mu.Unlock()
 		if clean {
 			continue
