@@ -152,18 +152,7 @@ func (c *cleaner) pass(ctx context.Context) bool {
 	if len(dead) == 0 {
 		return true
 	}
-	err := c.remove(ctx, dead)
-	if ctx.Err() != nil || errors.Is(err, ErrClosed) || c.store.failure() != nil {
-		return false
-	}
-	for _, v := range dead {
-		if err != nil {
-			c.postpone(v, err)
-		} else {
-			delete(c.retries, v.number)
-		}
-	}
-	return true
+	return c.remove(ctx, dead) == nil
 }
 
 // postpone leaves a volume alone for a while.

@@ -27,28 +27,36 @@ const carriedProducers = 256
 // needs is written anew before: the newest state record of a partition, and the
 // producers that have not written since. That, and the changes that have emptied
 // the volumes, are brought to the disk whatever the set: a removal cannot be
-// taken back.
+// taken back. A volume for which that fails is left alone for a while. An error
+// is the store's.
 func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
 	if err := c.store.beginWriting(); err != nil {
 		return c.store.fail(err)
 	}
 	numbers := make(map[uint64]bool, len(dead))
+	var ready []*volume
 	for _, v := range dead {
-		numbers[v.number] = true
-	}
-	for _, v := range dead {
-		if err := c.carryOver(ctx, v, numbers); err != nil {
-			return fmt.Errorf("carry over what volume %d holds: %w", v.number, err)
+		err := c.carryOver(ctx, v)
+		if ctx.Err() != nil || errors.Is(err, ErrClosed) || c.store.failure() != nil {
+			return errors.Join(ctx.Err(), err, c.store.failure())
 		}
+		if err != nil {
+			// It must not keep the others.
+			c.postpone(v, fmt.Errorf("carry over what it holds: %w", err))
+			continue
+		}
+		numbers[v.number] = true
+		ready = append(ready, v)
 	}
 	failpoint.Hit("remove/before-sync")
 	if err := c.store.volumes.syncWritable(); err != nil {
 		return c.store.fail(err)
 	}
-	for _, v := range dead {
+	for _, v := range ready {
 		if err := c.store.volumes.remove(v); err != nil {
 			return c.store.fail(err)
 		}
+		delete(c.retries, v.number)
 		c.store.metrics.removedVolumes.Inc()
 	}
 	for _, l := range c.store.logsWhere(func(l *Log) bool {
@@ -61,7 +69,7 @@ func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
 }
 
 // carryOver writes anew what a volume holds besides batches.
-func (c *cleaner) carryOver(ctx context.Context, v *volume, going map[uint64]bool) error {
+func (c *cleaner) carryOver(ctx context.Context, v *volume) error {
 	if err := c.spares(ctx, v); err != nil || v.copies {
 		return err
 	}
@@ -74,8 +82,9 @@ func (c *cleaner) carryOver(ctx context.Context, v *volume, going map[uint64]boo
 		if l.stateVolume != v.number && !underWay {
 			return false
 		}
-		// Of a deleted partition nothing is left to be said once all its records go.
-		return !l.buriedLocked(now) || slices.ContainsFunc(l.stateVolumes, func(n uint64) bool { return !going[n] })
+		// Of a deleted partition nothing is left to be said once its only record goes.
+		// Where several go, a crash in between must not leave an older one.
+		return !l.buriedLocked(now) || len(l.stateVolumes) > 1
 	}) {
 		faults.add(l, change{apply: func(_ *writer, l *Log) (bool, error) {
 			failpoint.Hit("remove/before-carry")
@@ -94,11 +103,17 @@ func (l *Log) buriedLocked(now time.Time) bool {
 }
 
 // spares refuses a volume with batches of a partition whose state is damaged: what
-// its spans are is not known.
+// its spans are is not known. It refuses one with a state record of it, too:
+// without the damaged one an older one would hold.
 func (c *cleaner) spares(ctx context.Context, v *volume) error {
 	unknown := c.store.logsWhere(func(l *Log) bool { return l.fault != nil && l.durable.generation == 0 })
 	if len(unknown) == 0 {
 		return nil
+	}
+	for _, l := range unknown {
+		if slices.Contains(l.stateVolumes, v.number) {
+			return fmt.Errorf("it has a state record of %v, whose state is damaged", l.id)
+		}
 	}
 	opened, err := c.store.volumes.acquire(ctx, v.number)
 	if err != nil {

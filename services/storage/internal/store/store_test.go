@@ -589,8 +589,14 @@ func TestStagedBatchesAreRemoved(t *testing.T) {
 // inVolume opens the first synced volume of a closed store.
 func inVolume(t *testing.T, cfg Config, f func(*badger.DB)) {
 	t.Helper()
+	inVolumeOf(t, cfg, volumeName(SetSynced, 1), f)
+}
+
+// inVolumeOf opens a volume of a closed store.
+func inVolumeOf(t *testing.T, cfg Config, name string, f func(*badger.DB)) {
+	t.Helper()
 	cfg = cfg.withDefaults()
-	dir := filepath.Join(cfg.Dir, volumesFolder, "synced-000001")
+	dir := filepath.Join(cfg.Dir, volumesFolder, name)
 	if err := removeChecksums(dir); err != nil {
 		t.Fatal(err)
 	}
