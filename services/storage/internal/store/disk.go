@@ -35,6 +35,8 @@ const (
 	// is left.
 	exhausted = 256 << 10
 	steadyFor = 100 * time.Millisecond
+	// openPatience is how long a start waits for the space that its repairs need.
+	openPatience = 2 * time.Second
 	// tableSpace is what must be free for Badger to write a table.
 	// Badger writes several at the same time, and takes claimFor at most to do so.
 	tableSpace = 8 << 20
@@ -316,7 +318,9 @@ func (d *disk) hasLocked(bytes int64) error {
 	for _, c := range d.claims {
 		bytes += c.bytes
 	}
-	if d.free >= d.min+bytes {
+	// A watermark above the default is an operator's wish about records, not what
+	// the store itself needs.
+	if d.free >= min(d.min, maxMinFree)+bytes {
 		return nil
 	}
 	steady := d.free < exhausted || time.Since(d.fell) >= steadyFor
@@ -339,7 +343,7 @@ func (d *disk) awaitWith(has func(int64) error, bytes int64, calledOff func() bo
 	if err == nil {
 		return nil
 	}
-	d.logger.Error("a commit waits for space on the disk", "error", err)
+	d.logger.Error("the store waits for space on the disk", "error", err)
 	ticker := time.NewTicker(awaitEvery)
 	defer ticker.Stop()
 	for err != nil && !calledOff() {

@@ -227,6 +227,34 @@ func TestDiskFullStop(t *testing.T) {
 	}
 }
 
+// A watermark far above what is free refuses records and nothing else, also while
+// others go on writing to the disk.
+func TestDiskHighWatermark(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 50 << 30, total: 1 << 40}}
+	cfg := testConfig(t)
+	cfg.measureDisk = func(dir string) (usage, error) {
+		disk.mu.Lock()
+		disk.free -= 4096
+		disk.mu.Unlock()
+		return disk.measure(dir)
+	}
+	s := open(t, cfg)
+	b := one(t, s.Log(partition(0)), SetSynced, 0, 1, 10)
+	cfg.MinFreeBytes = 200 << 30
+	for _, stop := range []func(testing.TB, *Store){closeUnclean, closeStore} {
+		stop(t, s)
+		s = open(t, cfg)
+		l := s.Log(partition(0))
+		if err := sameBatches(readAll(t, l, 0, 1, 1000), []Batch{b}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Admit(1); !errors.Is(err, ErrDiskFull) {
+			t.Errorf("a record was admitted: %v", err)
+		}
+		mustAppend(t, l, Append{Set: SetSynced, State: State{LogEnd: 1, HighWatermark: 1, Epochs: epochZero}})
+	}
+}
+
 func TestDiskReadOnly(t *testing.T) {
 	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
 	cfg := testConfig(t)

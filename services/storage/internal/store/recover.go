@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"google.golang.org/protobuf/proto"
@@ -72,8 +73,11 @@ func (s *Store) recover() error {
 			return err
 		}
 	}
-	if err := s.disk.has(s.repairSpace()); err != nil {
-		return fmt.Errorf("repair what an unclean stop has left: %w", err)
+	if need := s.repairSpace(); need > 0 {
+		end := time.Now().Add(openPatience)
+		if err := s.disk.await(need, func() bool { return time.Now().After(end) }); err != nil {
+			return fmt.Errorf("repair what an unclean stop has left: %w", err)
+		}
 	}
 	r := &recovery{partitions: make(map[PartitionID]*recoveredPartition)}
 	for _, set := range allSets {
