@@ -34,6 +34,7 @@ func Inspect(ctx context.Context, dir string, options InspectOptions) (*Inspecti
 	if nested := filepath.Join(dir, "storage"); isDirectory(nested) {
 		dir = nested
 	}
+	options.BootID = bootID()
 	return store.Inspect(ctx, dir, options)
 }
 

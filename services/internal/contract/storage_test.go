@@ -12,8 +12,17 @@ import (
 // inspection is what the test needs of "storage inspect -o json".
 type inspection struct {
 	Clean   bool
-	Volumes []struct{ Name, State string }
-	Damage  []struct{ File, Reason string }
+	Volumes []struct {
+		Name, State string
+		LiveBytes   int64 `json:"live_bytes"`
+	}
+	Partitions []struct {
+		TopicID  string `json:"topic_id"`
+		LogStart int64  `json:"log_start"`
+		LogEnd   int64  `json:"log_end"`
+		State    string
+	}
+	Damage []struct{ File, Reason string }
 }
 
 // TestDamagedDataDirectory looks into the data directory of a stopped node as an
@@ -34,18 +43,27 @@ func TestDamagedDataDirectory(t *testing.T) {
 		t.Fatalf("exit code %d", code)
 	}
 
-	volumes, err := os.ReadDir(filepath.Join(cluster.dir, "storage", "volumes"))
-	if err != nil || len(volumes) != 1 {
-		t.Fatalf("there are the volumes %v, %v", volumes, err)
+	inspect := func() inspection {
+		t.Helper()
+		var in inspection
+		if err := json.Unmarshal([]byte(offline("storage", "inspect", cluster.dir, "-o", "json").mustSucceed(t).stdout), &in); err != nil {
+			t.Fatal(err)
+		}
+		return in
 	}
-	var in inspection
-	if err := json.Unmarshal([]byte(offline("storage", "inspect", cluster.dir, "-o", "json").mustSucceed(t).stdout), &in); err != nil {
-		t.Fatal(err)
-	}
-	if !in.Clean || len(in.Volumes) != 1 || in.Volumes[0].Name != volumes[0].Name() || in.Volumes[0].State != "active" || len(in.Damage) != 0 {
+	in := inspect()
+	if !in.Clean || len(in.Volumes) != 1 || in.Volumes[0].LiveBytes < 90_000 || len(in.Damage) != 0 ||
+		len(in.Partitions) != 1 || in.Partitions[0].LogStart != 10 || in.Partitions[0].LogEnd != 1000 || in.Partitions[0].State != "ok" {
 		t.Errorf("the directory holds %+v", in)
 	}
-	flipInLargest(t, filepath.Join(cluster.dir, "storage", "volumes", volumes[0].Name()))
+	if got := offline("storage", "verify", cluster.dir).mustSucceed(t); !strings.Contains(got.stdout, "no damage was found") {
+		t.Errorf("verify says %s", got.stdout)
+	}
+	flipInLargest(t, filepath.Join(cluster.dir, "storage", "volumes", in.Volumes[0].Name))
+	got := offline("storage", "verify", cluster.dir)
+	if got.code != 1 || !strings.Contains(got.stdout, "DAMAGE\n") || !strings.Contains(got.stdout, in.Volumes[0].Name) || got.stderr == "" {
+		t.Errorf("verify on a damaged directory: code %d\n%s\n%s", got.code, got.stdout, got.stderr)
+	}
 
 	// The node starts all the same, serves the rest, and says what is wrong.
 	if err := cluster.start(t.Context()); err != nil {

@@ -148,31 +148,12 @@ func complete(list *diskv1.ChecksumList) bool {
 func verifyFiles(ctx context.Context, dir string, list *diskv1.ChecksumList, values bool, wait pace) error {
 	listed := make(map[string]bool)
 	for _, f := range list.GetFiles() {
-		name := f.GetName()
-		listed[name] = true
-		path := filepath.Join(dir, name)
-		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return damage(dir, name, errors.New("the file is missing"))
-		}
-		if err != nil {
-			return damage(dir, name, err)
-		}
-		if info.Size() != f.GetBytes() {
-			return damage(dir, name, fmt.Errorf("it has %d bytes instead of %d", info.Size(), f.GetBytes()))
-		}
-		if f.GetSizeOnly() || !values && filepath.Ext(name) == ".vlog" {
-			continue
-		}
+		listed[f.GetName()] = true
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		_, sum, err := sumFile(path, wait)
-		if err != nil {
-			return damage(dir, name, err)
-		}
-		if sum != f.GetCrc32C() {
-			return damage(dir, name, fmt.Errorf("its checksum is %08x, must be %08x", sum, f.GetCrc32C()))
+		if err := verifyFile(dir, f, values, wait); err != nil {
+			return err
 		}
 	}
 	entries, err := os.ReadDir(dir)
@@ -183,6 +164,32 @@ func verifyFiles(ctx context.Context, dir string, list *diskv1.ChecksumList, val
 		if name := e.Name(); checksummed(name) && !listed[name] && !strings.HasSuffix(name, datadir.TemporarySuffix) {
 			return damage(dir, name, errors.New("nothing is known of the file"))
 		}
+	}
+	return nil
+}
+
+func verifyFile(dir string, f *diskv1.FileChecksum, values bool, wait pace) error {
+	name := f.GetName()
+	path := filepath.Join(dir, name)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return damage(dir, name, errors.New("the file is missing"))
+	}
+	if err != nil {
+		return damage(dir, name, err)
+	}
+	if info.Size() != f.GetBytes() {
+		return damage(dir, name, fmt.Errorf("it has %d bytes instead of %d", info.Size(), f.GetBytes()))
+	}
+	if f.GetSizeOnly() || !values && filepath.Ext(name) == ".vlog" {
+		return nil
+	}
+	_, sum, err := sumFile(path, wait)
+	if err != nil {
+		return damage(dir, name, err)
+	}
+	if sum != f.GetCrc32C() {
+		return damage(dir, name, fmt.Errorf("its checksum is %08x, must be %08x", sum, f.GetCrc32C()))
 	}
 	return nil
 }

@@ -26,7 +26,8 @@ func Inspect(ctx context.Context, dir string, options InspectOptions) (_ *Inspec
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, opened.Close()) }()
-	i := &inspector{ctx: ctx, dir: opened, options: options, out: &Inspection{Dir: opened.Path(), Verified: options.Verify}}
+	i := &inspector{ctx: ctx, dir: opened, options: options, out: &Inspection{Dir: opened.Path(), Verified: options.Verify},
+		found: recovery{partitions: make(map[PartitionID]*recoveredPartition)}, spans: make(map[uint64][]heldSpan)}
 	if err := i.run(); err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", opened.Path(), err)
 	}
@@ -39,6 +40,59 @@ type inspector struct {
 	dir     *datadir.Dir
 	options InspectOptions
 	out     *Inspection
+	// rebooted says that the machine has crashed since the directory was written.
+	rebooted bool
+	// done and total are bytes, for [InspectOptions.Progress].
+	done, total int64
+
+	found recovery
+	// spans are those in each volume.
+	spans map[uint64][]heldSpan
+}
+
+// heldSpan is a span with the partition that it belongs to.
+type heldSpan struct {
+	id PartitionID
+	in *durable
+	span
+}
+
+// maxDamage bounds the list of what is wrong.
+const maxDamage = 1000
+
+func (i *inspector) damaged(d Damage) {
+	switch n := len(i.out.Damage); {
+	case n < maxDamage:
+		i.out.Damage = append(i.out.Damage, d)
+	case n == maxDamage:
+		i.out.Damage = append(i.out.Damage, Damage{Reason: "there is more damage than is listed"})
+	}
+}
+
+// damagedIn adds damage of a volume whose reason is an error. It returns the error
+// if it is about the process or the machine.
+func (i *inspector) damagedIn(v *InspectedVolume, err error) error {
+	var found *ErrDamagedVolume
+	if !errors.As(err, &found) {
+		return err
+	}
+	i.damaged(Damage{Volume: v.Number, File: volumeFileOf(v, found.File), Reason: found.Reason})
+	return nil
+}
+
+// volumeFileOf returns the name of a file of a volume in the store's directory.
+func volumeFileOf(v *InspectedVolume, file string) string {
+	return filepath.Join(volumesFolder, v.Name, file)
+}
+
+// read is the [pace] of all that is read.
+func (i *inspector) read(bytes int) error {
+	i.done += int64(bytes)
+	i.total = max(i.total, i.done)
+	if i.options.Progress != nil {
+		i.options.Progress(i.done, i.total)
+	}
+	return i.ctx.Err()
 }
 
 func (i *inspector) run() error {
@@ -57,11 +111,66 @@ func (i *inspector) run() error {
 		}
 	}
 	d := &directory{Dir: i.dir, identity: identity}
-	i.out.Clean = d.readClean(numbers)
+	if i.out.Clean = d.readClean(numbers); !i.out.Clean {
+		if i.rebooted, err = d.otherBoot(i.options.BootID); err != nil {
+			return err
+		}
+		i.rebooted = i.rebooted || i.options.BootID == ""
+	}
+	for n := range i.out.Volumes {
+		v := &i.out.Volumes[n]
+		if v.Condemned != "" || v.Unreadable != "" {
+			continue
+		}
+		if err := i.checkFiles(v); err != nil {
+			return err
+		}
+	}
+	if err := i.readPartitions(); err != nil {
+		return err
+	}
+	if !i.options.Verify {
+		return nil
+	}
+	for n := range i.out.Volumes {
+		v := &i.out.Volumes[n]
+		if v.Condemned != "" || v.Unreadable != "" {
+			continue
+		}
+		if err := i.open(v, func(in entries) error { return i.verifyEntries(v, in) }); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func (i *inspector) damaged(d Damage) { i.out.Damage = append(i.out.Damage, d) }
+// open calls f with the entries of a volume. What damage it meets is noted; the
+// volume counts as unreadable then.
+func (i *inspector) open(v *InspectedVolume, f func(entries) error) error {
+	path := i.dir.Path(volumesFolder, v.Name)
+	err := guarded(path, func() error {
+		in, err := openOffline(path)
+		if err != nil {
+			return err
+		}
+		defer in.close()
+		return f(in)
+	})
+	if IsDamagedVolume(err) {
+		v.Unreadable = err.Error()
+	}
+	if err != nil {
+		return i.damagedIn(v, err)
+	}
+	return nil
+}
+
+// mayHaveHoles says whether a crash of the machine may have taken something from
+// the midst of a volume. A start settles that without a loss that was promised not
+// to happen.
+func (i *inspector) mayHaveHoles(v *InspectedVolume) bool {
+	return i.rebooted && v.Sealed.IsZero() && !v.Set.synced()
+}
 
 // listVolumes describes all volumes as far as volume.json and the file system do.
 func (i *inspector) listVolumes() error {
@@ -77,30 +186,12 @@ func (i *inspector) listVolumes() error {
 		if !ok || state == deletedSuffix {
 			continue
 		}
-		v := InspectedVolume{Number: number, Name: e.Name()}
-		if state == condemnedSuffix {
-			v.Condemned = "it was found damaged"
+		v := InspectedVolume{Number: number, Name: e.Name(), Set: setOfName(e.Name())}
+		if state == "" && undescribed(i.dir.Path(volumesFolder, v.Name)) {
+			continue
 		}
-		path := i.dir.Path(volumesFolder, e.Name())
-		var m diskv1.VolumeDescription
-		if err := datadir.ReadMessage(filepath.Join(path, volumeFile), &m); err != nil {
-			v.Unreadable = err.Error()
-			if v.Condemned == "" {
-				i.damaged(Damage{Volume: number, File: filepath.Join(volumesFolder, e.Name(), volumeFile), Reason: err.Error()})
-			}
-		}
-		v.Set, v.Copies, v.FormatVersion, v.Bytes = Set(m.GetSet()), m.GetCopies(), int(m.GetFormatVersion()), m.GetBytes()
-		v.Created = timeOfMs(m.GetCreatedMs())
-		v.Sealed = timeOfMs(m.GetSealedMs())
-		if v.DiskBytes, err = occupied(path); err != nil {
+		if err := i.describe(&v); err != nil {
 			return err
-		}
-		if v.Condemned != "" {
-			v.Condemned = readCondemned(path, number, v.Set).reason
-		} else if v.Unreadable == "" {
-			if err := i.checkFiles(&v, path); err != nil {
-				return err
-			}
 		}
 		i.out.Volumes = append(i.out.Volumes, v)
 	}
@@ -108,30 +199,118 @@ func (i *inspector) listVolumes() error {
 	return nil
 }
 
+// undescribed says whether a process died before it could describe the volume in a
+// folder: there is nothing in it.
+func undescribed(path string) bool {
+	entries, err := os.ReadDir(path)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return !strings.HasSuffix(e.Name(), datadir.TemporarySuffix) })
+}
+
+func (i *inspector) describe(v *InspectedVolume) error {
+	path := i.dir.Path(volumesFolder, v.Name)
+	var err error
+	if v.DiskBytes, err = occupied(path); err != nil {
+		return err
+	}
+	var m diskv1.VolumeDescription
+	if err := datadir.ReadMessage(filepath.Join(path, volumeFile), &m); err != nil {
+		v.Unreadable = err.Error()
+	}
+	v.Copies, v.FormatVersion, v.Bytes = m.GetCopies(), int(m.GetFormatVersion()), m.GetBytes()
+	v.Created, v.Sealed = timeOfMs(m.GetCreatedMs()), timeOfMs(m.GetSealedMs())
+	if strings.HasSuffix(v.Name, condemnedSuffix) {
+		v.Condemned = readCondemned(path, v.Number, v.Set).reason
+		return nil
+	}
+	switch {
+	case v.FormatVersion > formatVersion:
+		return datadir.NewerFormat("volume "+path, v.FormatVersion, formatVersion)
+	case v.Unreadable == "" && volumeName(Set(m.GetSet()), m.GetVolume()) != v.Name:
+		v.Unreadable = "it is that of " + volumeName(Set(m.GetSet()), m.GetVolume())
+	}
+	if v.Unreadable != "" {
+		i.damaged(Damage{Volume: v.Number, File: volumeFileOf(v, volumeFile), Reason: v.Unreadable})
+		return nil
+	}
+	files, err := i.filesOf(path)
+	for _, bytes := range files {
+		i.total += bytes
+	}
+	return err
+}
+
+// filesOf returns the files in a folder that are read whole, with the bytes that
+// they occupy.
+func (i *inspector) filesOf(path string) (map[string]int64, error) {
+	list, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int64)
+	for _, f := range list {
+		if !checksummed(f.Name()) || filepath.Ext(f.Name()) == ".vlog" && !i.options.Verify {
+			continue
+		}
+		info, err := f.Info()
+		if err != nil {
+			return nil, err
+		}
+		out[f.Name()] = diskBytes(info)
+	}
+	return out, nil
+}
+
 // checkFiles verifies the files of a volume as a start would, and to verify
-// everything also the value logs.
-func (i *inspector) checkFiles(v *InspectedVolume, path string) error {
+// everything also the value logs. A volume with damage that a start would set it
+// aside for counts as unreadable.
+func (i *inspector) checkFiles(v *InspectedVolume) error {
+	path := i.dir.Path(volumesFolder, v.Name)
 	list, err := readChecksums(path)
 	if err != nil {
 		return err
 	}
 	v.Checksummed = list != nil
-	if list != nil {
-		err = verifyFiles(i.ctx, path, list, i.options.Verify, nil)
-	} else {
-		// Which boot it was written under is not known; what only a crash of the
-		// machine can do to a set that does not sync is then not taken for damage.
-		err = checkLogs(path, v.Set, "")
-	}
-	if err == nil && i.options.Verify {
-		err = verifyValueLogs(path, v.Sealed.IsZero())
-	}
-	var found *ErrDamagedVolume
-	if !errors.As(err, &found) {
+	// What is not read below with the others.
+	rest, err := i.filesOf(path)
+	if err != nil {
 		return err
 	}
-	i.damaged(Damage{Volume: v.Number, File: filepath.Join(volumesFolder, v.Name, found.File), Reason: found.Reason})
-	return nil
+	if list != nil {
+		for _, f := range list.GetFiles() {
+			if !f.GetSizeOnly() {
+				delete(rest, f.GetName())
+			}
+		}
+		err = verifyFiles(i.ctx, path, list, false, i.read)
+	} else {
+		err = guarded(path, func() error { return checkLogs(path, v.Set, i.options.BootID) })
+	}
+	if IsDamagedVolume(err) {
+		v.Unreadable = err.Error()
+	}
+	if err = i.damagedIn(v, err); err != nil {
+		return err
+	}
+	if i.options.Verify && v.Unreadable == "" {
+		for _, f := range list.GetFiles() {
+			if f.GetSizeOnly() || filepath.Ext(f.GetName()) != ".vlog" {
+				continue
+			}
+			if err := i.damagedIn(v, verifyFile(path, f, true, i.read)); err != nil {
+				return err
+			}
+		}
+		if !complete(list) {
+			if err := i.damagedIn(v, verifyValueLogs(path, list == nil && v.Sealed.IsZero())); err != nil {
+				return err
+			}
+		}
+	}
+	var bytes int64
+	for _, n := range rest {
+		bytes += n
+	}
+	return i.read(int(bytes))
 }
 
 func timeOfMs(ms int64) time.Time {

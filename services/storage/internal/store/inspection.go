@@ -13,6 +13,10 @@ type InspectOptions struct {
 	// Progress is called from time to time with the bytes that have been read and
 	// those that there are to read; it must not block. It may be nil.
 	Progress func(done, total int64)
+	// BootID names the kernel's boot. If the directory was last written under
+	// another one, what only a crash of the machine can do to a set that does not
+	// sync is not taken for damage; and never if it is empty.
+	BootID string
 }
 
 // Inspection is what a store's directory holds.

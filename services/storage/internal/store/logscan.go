@@ -15,6 +15,7 @@ import (
 
 // Marks in the meta byte of an entry of Badger's log files.
 const (
+	entryDeleted     = 1 << 0
 	entryIsPointer   = 1 << 1
 	entryOfTxn       = 1 << 6
 	entryEndsTxn     = 1 << 7
@@ -285,7 +286,8 @@ func nonZero(raw []byte) bool {
 // valuePointer says where in the value logs a value lies.
 type valuePointer struct {
 	file uint32
-	end  int64
+	// start and end are those of the entry.
+	start, end int64
 }
 
 // parsePointer reads the value of an entry that has entryIsPointer set.
@@ -296,5 +298,5 @@ func parsePointer(raw []byte) (valuePointer, bool) {
 	// Badger writes the fields as they lie in memory; this and all platforms that
 	// are built for are little-endian.
 	length, offset := binary.LittleEndian.Uint32(raw[4:]), binary.LittleEndian.Uint32(raw[8:])
-	return valuePointer{file: binary.LittleEndian.Uint32(raw), end: int64(length) + int64(offset)}, true
+	return valuePointer{file: binary.LittleEndian.Uint32(raw), start: int64(offset), end: int64(length) + int64(offset)}, true
 }

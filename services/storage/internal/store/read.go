@@ -170,19 +170,9 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 				s.metrics.readahead.Add(float64(ask))
 			}
 		}
-		header, err := recordbatch.Verify(raw)
-		switch {
-		case err != nil:
-			return batches, false, corrupt(err, "a batch is damaged")
-		case header.LastOffset() != last:
-			return batches, false, corrupt(nil, "the batch that ends at %d says it ends at %d", last, header.LastOffset())
-		case header.BaseOffset > next && !v.sparse || header.BaseOffset < next && len(batches) > 0:
-			return batches, false, corrupt(nil, "the next batch begins at %d", header.BaseOffset)
-		case header.BaseOffset < v.first || last >= v.end:
-			return batches, false, corrupt(nil, "the batch from %d to %d reaches out of its span from %d to %d", header.BaseOffset, last, v.first, v.end)
-		}
-		if epoch, ok := epochAt(v.epochs, last); ok && epoch != header.LeaderEpoch {
-			return batches, false, corrupt(nil, "the batch names leader epoch %d, the epoch table %d", header.LeaderEpoch, epoch)
+		header, wrong, err := v.verify(raw, last, next, len(batches) > 0)
+		if wrong != "" {
+			return batches, false, corrupt(err, "%s", wrong)
 		}
 		if header.BaseOffset >= endOffset {
 			return batches, true, nil
@@ -193,6 +183,27 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 		next = last + 1
 	}
 	return batches, false, nil
+}
+
+// verify says what is wrong with the bytes of a batch that lies under a last
+// offset, perhaps with a cause; nothing is if that is empty. next is the offset
+// at which the batch must begin, or in which it may lie if it is the first one.
+func (v *view) verify(raw []byte, last, next int64, follows bool) (header recordbatch.Header, wrong string, cause error) {
+	header, err := recordbatch.Verify(raw)
+	switch {
+	case err != nil:
+		return header, "a batch is damaged", err
+	case header.LastOffset() != last:
+		return header, fmt.Sprintf("the batch that ends at %d says it ends at %d", last, header.LastOffset()), nil
+	case header.BaseOffset > next && !v.sparse || header.BaseOffset < next && follows:
+		return header, fmt.Sprintf("the next batch begins at %d", header.BaseOffset), nil
+	case header.BaseOffset < v.first || last >= v.end:
+		return header, fmt.Sprintf("the batch from %d to %d reaches out of its span from %d to %d", header.BaseOffset, last, v.first, v.end), nil
+	}
+	if epoch, ok := epochAt(v.epochs, last); ok && epoch != header.LeaderEpoch {
+		return header, fmt.Sprintf("the batch names leader epoch %d, the epoch table %d", header.LeaderEpoch, epoch), nil
+	}
+	return header, "", nil
 }
 
 // epochAt returns the leader epoch of the batch with a last offset. A batch may

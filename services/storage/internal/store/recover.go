@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"google.golang.org/protobuf/proto"
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
@@ -157,69 +156,78 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 			defer s.volumes.release(opened)
 			txn := opened.db.NewTransactionAt(math.MaxUint64, false)
 			defer txn.Discard()
-			found := make(map[PartitionID]*recoveredPartition)
-			err := eachRecord(txn, kindState, func(id PartitionID, _ int64, item *badger.Item) {
-				known := r.partition(id)
-				known.stateVolumes = append(known.stateVolumes, v.number)
-				if states[id] {
-					return
-				}
-				var m diskv1.PartitionState
-				p := &recoveredPartition{home: v.set, stateVolume: v.number, stateBytes: stateBytes(valueBytes(item))}
-				err := readRecord(item, &m)
-				if err != nil && s.mayHaveHoles(v) {
-					// It was lost; an older one holds.
-					return
-				}
-				found[id] = p
-				if err != nil {
-					p.fault = fmt.Errorf("its state record is damaged: %w", err)
-					return
-				}
-				p.durable, p.stateGeneration = parseState(&m), m.GetGeneration()
-			})
-			if err != nil {
-				return err
-			}
-			err = eachRecord(txn, kindProgress, func(id PartitionID, _ int64, item *badger.Item) {
-				p := found[id]
-				if p == nil || p.fault != nil {
-					return
-				}
-				var m diskv1.PartitionProgress
-				if err := readRecord(item, &m); err != nil {
-					p.fault = fmt.Errorf("its progress record is damaged: %w", err)
-				} else if m.GetStateGeneration() == p.stateGeneration {
-					p.durable.advance(&m)
-				}
-			})
-			if err != nil {
-				return err
-			}
-			for id, p := range found {
-				states[id] = true
-				r.partition(id).take(p)
-			}
-			return eachRecord(txn, kindProducer, func(id PartitionID, producerID int64, item *badger.Item) {
-				m := new(diskv1.ProducerState)
-				err := readRecord(item, m)
-				if err != nil && s.mayHaveHoles(v) {
-					return
-				}
-				p := r.partition(id)
-				if err != nil {
-					p.fault = fmt.Errorf("the record of producer %d is damaged: %w", producerID, err)
-					p.stateVolume = cmp.Or(p.stateVolume, v.number)
-				} else if old := p.producers[producerID]; old == nil || old.GetGeneration() < m.GetGeneration() {
-					p.producers[producerID] = m
-				}
-			})
+			return r.readVolume(stored{txn}, v.number, v.set, states, s.mayHaveHoles(v))
 		}()
 		if err != nil {
 			return fmt.Errorf("read volume %d: %w", v.number, err)
 		}
 	}
 	return nil
+}
+
+// readVolume reads the records of a volume of a set. states are the partitions of
+// which a newer volume of the set has the state, and become those of this one too.
+// Where a volume may have holes a damaged record was lost, and an older one holds.
+func (r *recovery) readVolume(in entries, number uint64, set Set, states map[PartitionID]bool, holes bool) error {
+	found := make(map[PartitionID]*recoveredPartition)
+	err := eachRecord(in, kindState, func(id PartitionID, _ int64, e entry) {
+		known := r.partition(id)
+		known.stateVolumes = append(known.stateVolumes, number)
+		if states[id] {
+			return
+		}
+		var m diskv1.PartitionState
+		p := &recoveredPartition{home: set, stateVolume: number}
+		err := e.Value(func(value []byte) error {
+			p.stateBytes = stateBytes(len(value))
+			return parseMessage(e.Key(), value, &m)
+		})
+		if err != nil && holes {
+			return
+		}
+		found[id] = p
+		if err != nil {
+			p.fault = fmt.Errorf("its state record is damaged: %w", err)
+			return
+		}
+		p.durable, p.stateGeneration = parseState(&m), m.GetGeneration()
+	})
+	if err != nil {
+		return err
+	}
+	err = eachRecord(in, kindProgress, func(id PartitionID, _ int64, e entry) {
+		p := found[id]
+		if p == nil || p.fault != nil {
+			return
+		}
+		var m diskv1.PartitionProgress
+		if err := readRecord(e, &m); err != nil {
+			p.fault = fmt.Errorf("its progress record is damaged: %w", err)
+		} else if m.GetStateGeneration() == p.stateGeneration {
+			p.durable.advance(&m)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for id, p := range found {
+		states[id] = true
+		r.partition(id).take(p)
+	}
+	return eachRecord(in, kindProducer, func(id PartitionID, producerID int64, e entry) {
+		m := new(diskv1.ProducerState)
+		err := readRecord(e, m)
+		if err != nil && holes {
+			return
+		}
+		p := r.partition(id)
+		if err != nil {
+			p.fault = fmt.Errorf("the record of producer %d is damaged: %w", producerID, err)
+			p.stateVolume = cmp.Or(p.stateVolume, number)
+		} else if old := p.producers[producerID]; old == nil || old.GetGeneration() < m.GetGeneration() {
+			p.producers[producerID] = m
+		}
+	})
 }
 
 // take keeps the newer of two states of a partition.
@@ -234,22 +242,20 @@ func (p *recoveredPartition) take(o *recoveredPartition) {
 	}
 }
 
-// eachRecord calls f for the records of a kind.
-func eachRecord(txn *badger.Txn, k kind, f func(PartitionID, int64, *badger.Item)) error {
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{byte(k)}})
-	defer it.Close()
-	for it.Rewind(); it.Valid(); it.Next() {
-		_, id, offset, err := parseKey(it.Item().Key())
-		if err != nil {
-			return err
+// remembered returns the producers whose records hold, in the order of their ids.
+func (p *recoveredPartition) remembered() []Producer {
+	var out []Producer
+	for id, m := range p.producers {
+		if m.GetRemoved() {
+			continue
 		}
-		f(id, offset, it.Item())
+		producer := parseProducer(id, m, validBelow(p.durable.truncations, m.GetGeneration()))
+		if len(producer.Batches) > 0 {
+			out = append(out, producer)
+		}
 	}
-	return nil
-}
-
-func readRecord(item *badger.Item, m proto.Message) error {
-	return item.Value(func(value []byte) error { return parseMessage(item.Key(), value, m) })
+	slices.SortFunc(out, func(a, b Producer) int { return cmp.Compare(a.ID, b.ID) })
+	return out
 }
 
 // restore makes the logs from what was found.
@@ -294,16 +300,7 @@ func (s *Store) restore(r *recovery) {
 		if l.durable.Deleted {
 			continue
 		}
-		for producerID, m := range p.producers {
-			if m.GetRemoved() {
-				continue
-			}
-			producer := parseProducer(producerID, m, validBelow(l.durable.truncations, m.GetGeneration()))
-			if len(producer.Batches) > 0 {
-				l.producers = append(l.producers, producer)
-			}
-		}
-		slices.SortFunc(l.producers, func(a, b Producer) int { return cmp.Compare(a.ID, b.ID) })
+		l.producers = p.remembered()
 	}
 }
 

@@ -173,7 +173,7 @@ func (c *cleaner) carryProducers(ctx context.Context, v *volume, faults *carried
 		}
 		ids, list = nil, nil
 	}
-	err = eachRecord(txn, kindProducer, func(id PartitionID, producer int64, item *badger.Item) {
+	err = eachRecord(stored{txn}, kindProducer, func(id PartitionID, producer int64, item entry) {
 		m := new(diskv1.ProducerState)
 		if err := readRecord(item, m); err != nil {
 			damage = fmt.Errorf("the record of producer %d of %v is damaged: %w", producer, id, err)
