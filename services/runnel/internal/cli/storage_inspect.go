@@ -25,12 +25,15 @@ directory_id, cluster_id, clean, verified, volumes, partitions and damage. Sizes
 are in bytes, times as in RFC 3339.`
 
 const storageVerifyHelp = `Read everything in the data directory of a storage node, and list what is damaged:
-the checksums of files, every batch, the time index, and whether the states of
-partitions agree with what is there. DIR is what the node was given as
---data-dir; of "runnel up" too.
+the checksums of files, every record, every batch that can still be asked for, the
+time index, and whether the states of partitions agree with what is there. What a
+node has set aside before counts until its records are deleted. DIR is what the
+node was given as --data-dir; of "runnel up" too.
 
 The node must be stopped, and nothing in the directory is changed. A node that
 starts on a damaged directory sets the damaged volumes aside and serves the rest.
+After a crash of the machine, records of topics that are not synced may be missing
+at the end: that is no damage.
 
 The exit code is 1 if something is damaged. With -o json an object is printed with
 the fields directory, sound, volumes, bytes and damage (an array of objects with

@@ -138,6 +138,9 @@ func TestKill(t *testing.T) {
 			life = time.Duration(rand.IntN(30)) * time.Millisecond
 		}
 		wrote := runChild(t, dir, life, acked)
+		if err := inspectSound(crashConfig(dir)); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
 		started := time.Now()
 		s, err := Open(crashConfig(dir))
 		if err != nil {

@@ -403,6 +403,9 @@ func (k *killed) verify(what string) {
 	}
 	defer os.RemoveAll(image)
 	for _, when := range []string{"opened", "opened again"} {
+		if err := inspectSound(killConfig(image)); err != nil {
+			k.Fatalf("%s, before it is %s: %v", what, when, err)
+		}
 		s, err := Open(killConfig(image))
 		if err != nil {
 			k.Fatalf("%s, %s: %v", what, when, err)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/services/internal/datadir"
 )
 
 // children are what the test binary does where an environment variable is set,
@@ -198,4 +200,17 @@ func wantError(t testing.TB, got, want error) {
 	if !errors.Is(got, want) {
 		t.Fatalf("error is %v, want %v", got, want)
 	}
+}
+
+// inspectSound says what [Inspect] finds wrong with a store that nobody has open;
+// where there is none yet, nothing is.
+func inspectSound(cfg Config) error {
+	if _, err := os.Stat(filepath.Join(cfg.Dir, datadir.IdentityFile)); err != nil {
+		return nil
+	}
+	in, err := Inspect(context.Background(), cfg.Dir, InspectOptions{Verify: true, BootID: cfg.BootID})
+	if err != nil || len(in.Damage) == 0 {
+		return err
+	}
+	return fmt.Errorf("what lies on the disk is damaged: %v", in.Damage)
 }

@@ -111,6 +111,9 @@ func (h *modelStore) next() int64 { h.serial++; return h.serial }
 func (h *modelStore) log(m *logModel) *Log { return h.store.Log(partition(m.ID)) }
 
 func (h *modelStore) open() {
+	if err := inspectSound(h.cfg); err != nil {
+		h.Fatal(err)
+	}
 	s, err := Open(h.cfg)
 	if err != nil {
 		h.Fatal(err)
