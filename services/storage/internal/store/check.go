@@ -250,3 +250,28 @@ func verifyValueLogs(dir string, unfinished bool) error {
 	}
 	return nil
 }
+
+// verifyLastValueLog verifies the entries of the last value log of a volume that was
+// closed in good order: Badger leaves nothing behind the last entry then, and cuts
+// off all that is behind the first damaged one when it opens the volume for writing.
+func verifyLastValueLog(dir string) error {
+	logs, err := numberedFiles(dir, ".vlog")
+	if err != nil {
+		return err
+	}
+	for _, l := range slices.Backward(logs) {
+		s, err := scanLogFile(l.path, false, nil)
+		if errors.Is(err, errLogHeader) && s.size == 0 {
+			// It was made for what comes next.
+			continue
+		}
+		if err == nil && s.end != s.size {
+			err = fmt.Errorf("it is damaged at byte %d", s.end)
+		}
+		if err != nil {
+			return damage(dir, filepath.Base(l.path), err)
+		}
+		break
+	}
+	return nil
+}

@@ -152,7 +152,7 @@ func (r *volumes) verify(v *volume) error {
 		return err
 	}
 	if list != nil {
-		return verifyFiles(context.Background(), v.path, list, false, nil)
+		return verifyBeforeOpening(context.Background(), v.path, list, nil)
 	}
 	return r.cfg.CheckVolume(context.Background(), v.path)
 }

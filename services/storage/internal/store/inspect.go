@@ -281,7 +281,7 @@ func (i *inspector) checkFiles(v *InspectedVolume) error {
 				delete(rest, f.GetName())
 			}
 		}
-		err = verifyFiles(i.ctx, path, list, false, i.read)
+		err = verifyBeforeOpening(i.ctx, path, list, i.read)
 	} else {
 		err = guarded(path, func() error { return checkLogs(path, v.Set, i.options.BootID) })
 	}

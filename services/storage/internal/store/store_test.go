@@ -685,8 +685,13 @@ func flip(t *testing.T, cfg Config, volume string, b Batch, at int, bits byte) {
 		if i < 0 {
 			continue
 		}
-		raw[i+at] ^= bits
-		if err := os.WriteFile(name, raw, 0o600); err != nil {
+		// In place: the file may be mapped.
+		file, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = file.WriteAt([]byte{raw[i+at] ^ bits}, int64(i+at))
+		if err := errors.Join(err, file.Close()); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -712,8 +717,8 @@ func TestReadNoticesDamage(t *testing.T) {
 				all = append(all, one(t, l, SetSynced, i*4, 4, 4000))
 			}
 			closeStore(t, s)
-			flip(t, cfg, "synced-000001", all[2], damage.at, damage.bits)
 			s = open(t, cfg)
+			flip(t, cfg, "synced-000001", all[2], damage.at, damage.bits)
 			l = s.Log(partition(1))
 			got, err := l.Read(context.Background(), 0, 20, 1<<20)
 			if err != nil {
