@@ -99,8 +99,8 @@ func (l *Log) Dirt(below int64, now time.Time, lag time.Duration) Dirt {
 // Compact removes records that have a newer one of the same key, and tombstones
 // whose time has come. Offsets and order of what is left stay, and so do the
 // first and the last offset of each batch that is left. It returns once the
-// change is durable. On an error, and where the log was truncated meanwhile,
-// nothing has changed.
+// change is durable. On an error, and where the log was truncated or its start
+// moved past what is being read meanwhile, nothing has changed.
 //
 // Its memory is bounded by the options, whatever the number of keys. One run per
 // store at a time keeps that of the process bounded.
@@ -109,7 +109,12 @@ func (l *Log) Compact(ctx context.Context, o CompactOptions) (Compacted, error) 
 	if due, err := c.begin(); !due || err != nil {
 		return Compacted{}, err
 	}
-	if err := c.mapKeys(ctx); err != nil {
+	switch err := c.mapKeys(ctx); {
+	case errors.Is(err, ErrOffsetOutOfRange):
+		// The log start has overtaken it, or the log was cut. What is left is for
+		// the next time.
+		return Compacted{}, nil
+	case err != nil:
 		return Compacted{}, fmt.Errorf("note the keys of %v: %w", l.id, err)
 	}
 	failpoint.Hit("compact/after-map")
