@@ -241,6 +241,26 @@ func (p *Producer) Flush(ctx context.Context) error {
 	return p.loss.take()
 }
 
+// HeldUp returns why records that a topic has not acknowledged have to wait: the
+// latest failure after which they are sent again, such as a refusal for a full
+// disk, or that their partition has no leader. It returns nil when nothing waits
+// or nothing is known to be in the way. The error is that of the partition whose
+// records have waited longest.
+func (p *Producer) HeldUp(topic string) error {
+	t := (*p.topics.Load())[topic]
+	if t == nil {
+		return nil
+	}
+	var why error
+	var longest time.Time
+	for _, q := range *t.queues.Load() {
+		if since, err := q.heldUp(); err != nil && (why == nil || since.Before(longest)) {
+			why, longest = err, since
+		}
+	}
+	return why
+}
+
 // Close takes no more records, delivers those at hand as Flush does, which takes
 // at most the delivery timeout, and ends. The error tells of records that were
 // sent without a callback and failed. Closing again does nothing.

@@ -1137,3 +1137,71 @@ func TestProducerOptionsAreChecked(t *testing.T) {
 		t.Error("idempotence without acks was accepted")
 	}
 }
+
+// TestRetriedRefusalsAreNamed refuses a record until its time is up, for reasons
+// that pass.
+func TestRetriedRefusalsAreNamed(t *testing.T) {
+	for _, reason := range []errorsv1.Reason{
+		errorsv1.Reason_REASON_DISK_FULL,
+		errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS,
+		errorsv1.Reason_REASON_NO_LEADER,
+		errorsv1.Reason_REASON_THROTTLED,
+	} {
+		t.Run(reason.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				c.createTopic("t", 2)
+				c.onProduce = func(_ *fakeNode, request *storagev1.ProduceRequest) fault {
+					if request.GetPartition() == 0 {
+						return fault{}
+					}
+					return fault{failure: failureOf(reason)}
+				}
+				p := c.producer(t, WithDeliveryTimeout(10*time.Second))
+				if err := p.HeldUp("t"); err != nil {
+					t.Errorf("before the first record: %v", err)
+				}
+				if _, err := p.SendSync(t.Context(), Record{Topic: "t", Partition: OnPartition(0)}); err != nil {
+					t.Fatal(err)
+				}
+				failed := make(chan error, 1)
+				err := p.Send(t.Context(), Record{Topic: "t", Partition: OnPartition(1)}, func(_ Ack, err error) { failed <- err })
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Second)
+				if err := p.HeldUp("t"); ReasonOf(err) != reason {
+					t.Errorf("while it waits: %v, want %v", err, reason)
+				}
+				if err := p.HeldUp("other"); err != nil {
+					t.Errorf("of another topic: %v", err)
+				}
+				err = <-failed
+				why := failureError(failureOf(reason))
+				if ReasonOf(err) != errorsv1.Reason_REASON_TIMED_OUT || !strings.HasSuffix(err.Error(), ": "+why.Message) || ReasonOf(errors.Unwrap(err)) != reason {
+					t.Errorf("its time is up: %v, which does not name %v", err, why)
+				}
+				if err := p.HeldUp("t"); err != nil {
+					t.Errorf("nothing waits: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestHeldUpNamesAMissingLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		c.createTopic("t", 1)
+		c.moveLeader("t", 0, -1, true)
+		p := c.producer(t)
+		defer p.Abort()
+		if err := p.Send(t.Context(), Record{Topic: "t"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if err := p.HeldUp("t"); ReasonOf(err) != errorsv1.Reason_REASON_NO_LEADER {
+			t.Errorf("it says %v", err)
+		}
+	})
+}

@@ -734,12 +734,29 @@ func (q *partitionQueue) expire(now time.Time) (stuck *produceStream) {
 		if b.attempt != 0 && b.attempted {
 			b.doubtful = true
 		}
-		last := q.lastErr
-		if q.sender == nil && last == nil {
-			last = newError(errorsv1.Reason_REASON_NO_LEADER, "the partition has no leader")
-		}
-		q.give(b, expired(q.name(), timeout, b.doubtful, last), now)
+		q.give(b, expired(q.name(), timeout, b.doubtful, q.obstacle()), now)
 	}
+}
+
+// obstacle returns what made batches come back last, or that there is nobody to
+// send them to; nil if neither is so.
+func (q *partitionQueue) obstacle() error {
+	if q.sender == nil && q.lastErr == nil {
+		return newError(errorsv1.Reason_REASON_NO_LEADER, "the partition has no leader")
+	}
+	return q.lastErr
+}
+
+// heldUp returns why the queue's records wait, and since when its oldest do; nil
+// if there are none or nothing is known.
+func (q *partitionQueue) heldUp() (since time.Time, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := q.oldest()
+	if b == nil {
+		return time.Time{}, nil
+	}
+	return b.created, q.obstacle()
 }
 
 func (q *partitionQueue) oldest() *batch {

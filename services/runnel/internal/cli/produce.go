@@ -162,7 +162,7 @@ func (p *program) produce(command *cobra.Command, topicName string, o *produceOp
 		p.notef("each line that you type is a record; Ctrl-D ends")
 	}
 	stopWatching := counts.watch(context.WithoutCancel(ctx), func(ctx context.Context) string {
-		return obstacle(ctx, client, topicName)
+		return heldUp(producer.HeldUp(topicName), func() string { return obstacle(ctx, client, topicName) })
 	})
 	began := time.Now()
 	inputErr := o.send(sending, producer, record, newLineReader(p.Stdin, topic.maxMessageBytes()+len(o.separator)), counts, progress)

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -103,6 +104,37 @@ func TestObstacle(t *testing.T) {
 	topic.Replicas[0].Leader = -1
 	if got, want := obstacleIn(topic), `partition 0 of topic "orders" has no leader: see "runnel cluster describe" for nodes that are down`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestHeldUp(t *testing.T) {
+	full := &runnel.Error{Reason: errorsv1.Reason_REASON_DISK_FULL, Message: "the disk is full"}
+	replicas := &runnel.Error{Reason: errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS, Message: "1 replica in sync"}
+	leaderless := &runnel.Error{Reason: errorsv1.Reason_REASON_NO_LEADER, Message: "the partition has no leader"}
+	away := &runnel.Error{Message: "store-2:1: connection refused"}
+	tests := []struct {
+		failure       error
+		seen, want    string
+		clusterIsSeen bool
+	}{
+		{full, "unused", "the disk is full", false},
+		{replicas, "unused", "1 replica in sync", false},
+		{leaderless, "node 2 is down", "node 2 is down", true},
+		{leaderless, "", "the partition has no leader", true},
+		{away, "node 2 is down", "node 2 is down", true},
+		{away, "", "store-2:1: connection refused", true},
+		{nil, "node 2 is down", "node 2 is down", true},
+		{nil, "", "", true},
+	}
+	for _, test := range tests {
+		looked := false
+		got := heldUp(test.failure, func() string {
+			looked = true
+			return test.seen
+		})
+		if got != test.want || looked != test.clusterIsSeen {
+			t.Errorf("%v, cluster %q: got %q, want %q; asked the cluster: %v", test.failure, test.seen, got, test.want, looked)
+		}
 	}
 }
 

@@ -82,6 +82,19 @@ func obstacleIn(topic runnel.TopicDescription) string {
 	return ""
 }
 
+// heldUp says why records are not acknowledged, "" if that is not known: failure
+// is what the producer met last, or nil, and look asks the cluster.
+func heldUp(failure error, look func() string) string {
+	switch runnel.ReasonOf(failure) {
+	case errorsv1.Reason_REASON_UNSPECIFIED, errorsv1.Reason_REASON_NO_LEADER:
+		// Only the cluster knows whether a node is gone, and what to do about it.
+		if why := look(); why != "" || failure == nil {
+			return why
+		}
+	}
+	return sentence(failure)
+}
+
 // openTopic returns a topic, and creates it with the cluster's defaults if
 // create is set and it does not exist.
 func (p *program) openTopic(ctx context.Context, client *runnel.Client, name string, create bool) (*topicFacts, error) {
