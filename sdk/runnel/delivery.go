@@ -15,7 +15,7 @@ const maxUndelivered = 1 << 20
 // leave no trace but in the batch's count.
 type callback struct {
 	done func(Ack, error)
-	// index of the record in its batch.
+	// index of the record in its batch; -1 if it was left out.
 	index     int32
 	timestamp int64
 }
@@ -128,10 +128,15 @@ func (d *deliveries) deliver(next *delivery) {
 	ack := Ack{Topic: b.queue.topic.name, Partition: b.queue.partition, Offset: -1}
 	for i := range b.callbacks {
 		c := &b.callbacks[i]
+		ack.Offset = -1
+		ack.Timestamp = time.UnixMilli(c.timestamp)
+		if c.index < 0 {
+			c.done(ack, b.omitted)
+			continue
+		}
 		if next.baseOffset >= 0 {
 			ack.Offset = next.baseOffset + int64(c.index)
 		}
-		ack.Timestamp = time.UnixMilli(c.timestamp)
 		if next.appendTime >= 0 {
 			ack.Timestamp = time.UnixMilli(next.appendTime)
 		}

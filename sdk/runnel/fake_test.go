@@ -644,11 +644,18 @@ func (s fakeLogService) appendLocked(request *storagev1.ProduceRequest, response
 		response.Failure = failure
 		return
 	}
-	_ = t
 	h, err := recordbatch.VerifyProduced(request.GetBatch())
 	if err != nil {
 		response.Failure = &errorsv1.Failure{Reason: errorsv1.Reason_REASON_CORRUPT_BATCH, Message: err.Error()}
 		return
+	}
+	if t.config["cleanup.policy"] == "compact" {
+		for r, err := range recordbatch.Records(request.GetBatch(), recordbatch.Limits{}) {
+			if err != nil || r.Key == nil {
+				response.Failure = failureOf(errorsv1.Reason_REASON_KEY_REQUIRED)
+				return
+			}
+		}
 	}
 	response.LeaderEpoch = p.epoch
 	if h.Idempotent() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,6 +173,10 @@ func orderUnderFailures(t *testing.T, seed uint64) {
 	}
 	c := newFakeCluster(3)
 	topic := c.createTopic("t", partitions)
+	compacted := seed%5 == 0
+	if compacted {
+		topic.config = map[string]string{"cleanup.policy": "compact"}
+	}
 	var calm atomic.Bool
 	reasons := []errorsv1.Reason{
 		errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS,
@@ -242,6 +247,15 @@ func orderUnderFailures(t *testing.T, seed uint64) {
 	got := newOutcomes()
 	for n := range records {
 		r := Record{Topic: "t", Partition: OnPartition(int32(roll(partitions))), Value: fmt.Appendf(nil, "%d%s", n, strings.Repeat(".", roll(60)))}
+		if compacted {
+			if roll(12) > 0 {
+				r.Key = []byte("k")
+			} else {
+				mu.Lock()
+				rejected[n] = true
+				mu.Unlock()
+			}
+		}
 		if err := p.Send(t.Context(), r, got.callback(n)); err != nil {
 			t.Fatalf("record %d: %v", n, err)
 		}
@@ -263,6 +277,8 @@ func orderUnderFailures(t *testing.T, seed uint64) {
 		case !ok:
 			t.Errorf("record %d: %v", n, err)
 		case hurried && e.Reason == errorsv1.Reason_REASON_TIMED_OUT:
+		case compacted && e.Reason == errorsv1.Reason_REASON_KEY_REQUIRED && e.OutcomeUnknown():
+			// A doubtful batch with a record without a key fails as a whole.
 		case idempotent && !rejected[n]:
 			t.Errorf("record %d failed although nothing refused it: %v", n, err)
 		case !idempotent && !rejected[n] && !e.OutcomeUnknown():
@@ -1202,6 +1218,138 @@ func TestHeldUpNamesAMissingLeader(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := p.HeldUp("t"); ReasonOf(err) != errorsv1.Reason_REASON_NO_LEADER {
 			t.Errorf("it says %v", err)
+		}
+	})
+}
+
+// TestRecordsWithoutKeyFailAlone sends records with and without keys to a
+// compacted topic, several batches at once, some behind others that are refused.
+func TestRecordsWithoutKeyFailAlone(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		options []ProducerOption
+	}{
+		{"idempotent", nil},
+		{"compressed", []ProducerOption{WithCompression(Zstd)}},
+		{"not idempotent", []ProducerOption{WithIdempotence(false)}},
+		{"one record per batch", []ProducerOption{WithBatchBytes(1)}},
+		{"one batch", []ProducerOption{WithBatchBytes(1 << 20), WithLinger(time.Minute)}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const records = 200
+				c := newFakeCluster(1)
+				topic := c.createTopic("t", 1)
+				topic.config = map[string]string{"cleanup.policy": "compact"}
+				c.onProduce = func(*fakeNode, *storagev1.ProduceRequest) fault { return fault{delay: time.Millisecond} }
+				p := c.producer(t, append([]ProducerOption{WithBatchBytes(300), WithLinger(0)}, test.options...)...)
+				keyless := func(n int) bool { return n%7 == 3 || n >= 100 && n < 120 }
+				var told []int
+				offset := int64(0)
+				silent := 0
+				for n := range records {
+					r := Record{Topic: "t", Key: []byte{}, Value: strconv.AppendInt(nil, int64(n), 10)}
+					if keyless(n) {
+						r.Key = nil
+					}
+					done := func(ack Ack, err error) {
+						told = append(told, n)
+						if keyless(n) {
+							if ReasonOf(err) != errorsv1.Reason_REASON_KEY_REQUIRED || IsRetriable(err) || ack.Offset != -1 {
+								t.Errorf("record %d without a key: %+v, %v", n, ack, err)
+							}
+							return
+						}
+						if err != nil || ack.Offset < offset {
+							t.Errorf("record %d: %+v, %v; the one before it is at %d", n, ack, err, offset)
+						}
+						offset = ack.Offset
+						c.mu.Lock()
+						end := topic.partitions[0].end
+						c.mu.Unlock()
+						if ack.Offset >= end {
+							t.Errorf("record %d was acknowledged at %d, behind the end %d", n, ack.Offset, end)
+						}
+					}
+					if n%10 == 3 {
+						done = nil
+						if keyless(n) {
+							silent++
+						}
+					}
+					if err := p.Send(t.Context(), r, done); err != nil {
+						t.Fatal(err)
+					}
+				}
+				err := p.Flush(t.Context())
+				if ReasonOf(err) != errorsv1.Reason_REASON_KEY_REQUIRED || !strings.HasPrefix(err.Error(), fmt.Sprintf("%d records", silent)) {
+					t.Errorf("Flush = %v, want the loss of %d records without a callback", err, silent)
+				}
+				var want, wantTold []int
+				for n := range records {
+					if !keyless(n) {
+						want = append(want, n)
+					}
+					if n%10 != 3 {
+						wantTold = append(wantTold, n)
+					}
+				}
+				var got []int
+				for _, r := range c.records(t, "t", 0) {
+					got = append(got, number(t, r))
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("the log has %v, want %v", got, want)
+				}
+				if !slices.Equal(told, wantTold) {
+					t.Errorf("callbacks ran in the order %v", told)
+				}
+				if used := p.memory.used.Load(); used != 0 {
+					t.Errorf("%d bytes of memory are not given back", used)
+				}
+			})
+		})
+	}
+}
+
+// TestDoubtfulBatchIsNotTakenApart refuses a batch for lack of keys after an
+// attempt without an answer, which may have appended all of it.
+func TestDoubtfulBatchIsNotTakenApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		topic := c.createTopic("t", 1)
+		asked := 0
+		c.onProduce = func(*fakeNode, *storagev1.ProduceRequest) fault {
+			if asked++; asked == 1 {
+				return fault{cut: true, appended: true}
+			}
+			c.mu.Lock()
+			topic.config = map[string]string{"cleanup.policy": "compact"}
+			c.mu.Unlock()
+			return fault{}
+		}
+		p := c.producer(t, WithLinger(time.Minute))
+		got := newOutcomes()
+		for n := range 2 {
+			r := Record{Topic: "t", Key: []byte("k"), Value: strconv.AppendInt(nil, int64(n), 10)}
+			if n == 1 {
+				r.Key = nil
+			}
+			if err := p.Send(t.Context(), r, got.callback(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for n := range 2 {
+			e, ok := errors.AsType[*Error](got.errs[n])
+			if !ok || e.Reason != errorsv1.Reason_REASON_KEY_REQUIRED || !e.OutcomeUnknown() {
+				t.Errorf("record %d: %v", n, got.errs[n])
+			}
+		}
+		if log := c.records(t, "t", 0); len(log) != 2 {
+			t.Errorf("the log has %d records, want the 2 of the first attempt", len(log))
 		}
 	})
 }

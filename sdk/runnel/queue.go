@@ -41,14 +41,19 @@ type batch struct {
 
 // batchState is guarded by the queue's mu, but for two phases: while
 // queue.building is set, builder and encoded belong to the sender that encodes;
-// once the batch is settled, callbacks belong to the deliveries.
+// once the batch is settled, callbacks and omitted belong to the deliveries.
 type batchState struct {
 	builder recordbatch.Builder
 	// encoded is the batch as sent, nil before. It is never written to again:
 	// transports may still read it.
 	encoded   []byte
 	callbacks []callback
-	count     int32
+	// count is how many records are in the batch.
+	count int32
+	// omitted is why the callbacks whose index is below 0 have no record in the
+	// batch any more, omissions how many those are.
+	omitted   error
+	omissions int
 	// reserved is what the batch holds of the producer's memory, in bytes.
 	reserved int64
 	// created is when the first record came.
@@ -512,7 +517,7 @@ func (q *partitionQueue) settle(b *batch, v verdict) {
 	q.producer.memory.release(b.reserved)
 	b.reserved = 0
 	if v.err != nil {
-		if silent := int(b.count) - len(b.callbacks); silent > 0 {
+		if silent := int(b.count) - (len(b.callbacks) - b.omissions); silent > 0 {
 			q.producer.loss.add(silent, v.err)
 		}
 	}
@@ -558,6 +563,10 @@ func (q *partitionQueue) answer(b *batch, response *storagev1.ProduceResponse, n
 	case errorsv1.Reason_REASON_PRODUCER_FENCED:
 		q.give(b, err, now)
 		return err
+	case errorsv1.Reason_REASON_KEY_REQUIRED:
+		if q.omitKeyless(b, now) {
+			return nil
+		}
 	case errorsv1.Reason_REASON_UNKNOWN_PRODUCER:
 		if b.identity != nil && (!b.doubtful || !q.known) {
 			q.renew()
@@ -689,6 +698,61 @@ func (q *partitionQueue) give(b *batch, err error, now time.Time) {
 		}
 	}
 	q.wake(now)
+}
+
+// omitKeyless takes the records without a key out of the oldest batch of the
+// window, which was refused because of them, so that the others are sent again in
+// their order. The callbacks of those that are out run with the others', which
+// keeps the order of callbacks too. It reports false, and changes nothing, when
+// none would be left or none is without a key; or when the batch is doubtful: it
+// may have been appended as it was, before the topic came to need keys.
+func (q *partitionQueue) omitKeyless(b *batch, now time.Time) bool {
+	if b.doubtful {
+		return false
+	}
+	var rest recordbatch.Builder
+	// indexes has the record's place in the rest for each one of the batch.
+	indexes := make([]int32, 0, b.count)
+	kept := int32(0)
+	for r, err := range recordbatch.Records(b.encoded, recordbatch.Limits{}) {
+		if err == nil && r.Key != nil {
+			err = rest.Append(r.Key, r.Value, r.Headers, r.Timestamp)
+		}
+		switch {
+		case err != nil:
+			return false
+		case r.Key == nil:
+			indexes = append(indexes, -1)
+		default:
+			indexes = append(indexes, kept)
+			kept++
+		}
+	}
+	if kept == 0 || kept == b.count {
+		return false
+	}
+	omitted := newError(errorsv1.Reason_REASON_KEY_REQUIRED,
+		"record for %s has no key, which cleanup.policy=compact needs; give every record a key", q.name())
+	for i := range b.callbacks {
+		c := &b.callbacks[i]
+		if c.index = indexes[c.index]; c.index < 0 {
+			b.omissions++
+		}
+	}
+	b.omitted = omitted
+	if silent := int(b.count-kept) - b.omissions; silent > 0 {
+		q.producer.loss.add(silent, omitted)
+	}
+	b.count = kept
+	// Transports may still read the old bytes, which share the old builder's buffer.
+	b.builder, b.encoded, b.encodedFor = rest, nil, nil
+	if b.identity != nil && b.identity == q.identity {
+		// As when a batch is given up: nothing behind it was appended, and fewer
+		// records need other sequences.
+		q.renew()
+	}
+	q.comeBack(nil, false, now)
+	return true
 }
 
 // leaveGap notes that the sequences of a batch may be missing for good.
