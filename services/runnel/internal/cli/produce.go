@@ -23,14 +23,18 @@ With --key-separator a line is a key and a value, split where the separator
 first occurs; a line without it has no key. The separator is taken as it is: in
 most shells a tab is $'\t'. Records with the same key go to the same partition.
 
+With --null-value a value that is exactly this text becomes null, which is not
+the same as empty: on a topic with cleanup.policy=compact a null value deletes
+its key. Without the flag no value is null.
+
 A topic that does not exist is created with the cluster's defaults before the
 input is read, also if that turns out to be empty; --no-create prevents it.
 
-A line that the topic does not take, such as one above its max.message.bytes,
-is reported with its number and left out; the others are sent, and the exit code
-is 1. At the end a line on the standard error counts records, bytes, seconds and
-failures; with -o json it is an object with just these fields. Ctrl-C stops
-reading and sends what was read.
+A line that the topic does not take, such as one above its max.message.bytes or
+one without a key for a compacted topic, is reported with its number and left
+out; the others are sent, and the exit code is 1. At the end a line on the
+standard error counts records, bytes, seconds and failures; with -o json it is
+an object with just these fields. Ctrl-C stops reading and sends what was read.
 
 Properties (--property):
 `
@@ -38,6 +42,7 @@ Properties (--property):
 const produceExample = `  echo "hello world" | runnel produce greetings
   runnel produce web-log --compression zstd < access.log
   printf 'ann:book\nbob:pen\n' | runnel produce orders --key-separator :
+  echo 'ann:NULL' | runnel produce profiles --key-separator : --null-value NULL
   tail -F app.log | runnel produce app --acks leader --property linger.ms=50`
 
 // maxPartition is the highest number that a partition can have.
@@ -48,7 +53,9 @@ const maxHeaderKeyBytes = 32767
 
 // produceOptions are the flags of produce.
 type produceOptions struct {
-	separator   string
+	separator string
+	// null is the text of a null value; nil if there is none.
+	null        *parsed[[]byte]
 	headers     *parsedList[runnel.Header]
 	acks        *parsed[string]
 	compression *parsed[string]
@@ -71,6 +78,8 @@ func (p *program) produceCommand() *cobra.Command {
 	flags := command.Flags()
 	flags.SortFlags = false
 	textFlag(flags, &o.separator, "key-separator", "SEP", "", "what stands between key and value of a line")
+	o.null = newFlag(flags, "null-value", "", "TEXT", "", "a value that is exactly this text becomes null",
+		func(text string) ([]byte, error) { return []byte(text), nil })
 	o.headers = newListFlag(flags, "header", "k=v", "header of every record; may be repeated", parseHeader)
 	o.acks = acksFlag(command)
 	o.compression = compressionFlag(command)
@@ -223,6 +232,9 @@ func (o *produceOptions) send(ctx context.Context, producer *runnel.Producer, re
 			record.Key, record.Value = nil, line.text
 			if key, value, found := cutKey(line.text, separator); found {
 				record.Key, record.Value = key, value
+			}
+			if o.null.value != nil && bytes.Equal(record.Value, o.null.value) {
+				record.Value = nil
 			}
 			size := len(record.Key) + len(record.Value)
 			// A Send that waits for room must not lose the line to an interrupt.

@@ -77,6 +77,41 @@ func TestProduceKeysAndHeaders(t *testing.T) {
 	}
 }
 
+func TestProduceToACompactedTopic(t *testing.T) {
+	topic := topicName(t)
+	succeed(t, "", "topics", "create", topic, "--config", "cleanup.policy=compact")
+	got := runnelCommand(t, "ann:book\nbob:NULL\nno key\nNULL:NULLs\nNULL\neve:\n", "produce", topic, "--key-separator", ":", "--null-value", "NULL")
+	lines := strings.Split(withoutTimes(got.stderr), "\n")
+	if got.code != exitFailure || len(lines) != 4 || lines[2] != "4 records, 22 bytes, S seconds, 2 failures" {
+		t.Fatalf("exit code %d, stderr\n%s", got.code, got.stderr)
+	}
+	for i, line := range []int{3, 5} {
+		if want := fmt.Sprintf("runnel: line %d was not sent: ", line); !strings.HasPrefix(lines[i], want) || !strings.Contains(lines[i], "has no key") {
+			t.Errorf("got %s, want %s...", lines[i], want)
+		}
+	}
+	if read := readBack(t, topic, "--print-key", "--key-separator", "="); read != "ann=book\nbob=null\nNULL=NULLs\neve=\n" {
+		t.Errorf("read back\n%s", read)
+	}
+	read := readBack(t, topic, "-o", "json")
+	for i, want := range []string{`"key":"ann","value":"book"`, `"key":"bob","value":null`, `"key":"NULL","value":"NULLs"`, `"key":"eve","value":""`} {
+		if records := strings.Split(read, "\n"); len(records) != 5 || !strings.Contains(records[i], want) {
+			t.Errorf("record %d lacks %s in\n%s", i, want, read)
+		}
+	}
+}
+
+func TestProduceEmptyValuesAsNull(t *testing.T) {
+	topic := topicName(t)
+	succeed(t, "ann:\n\nbob:null\n", "produce", topic, "--key-separator", ":", "--null-value", "")
+	read := readBack(t, topic, "-o", "json")
+	for _, want := range []string{`"key":"ann","value":null`, `"key":null,"value":null`, `"key":"bob","value":"null"`} {
+		if !strings.Contains(read, want) {
+			t.Errorf("%s is missing in\n%s", want, read)
+		}
+	}
+}
+
 func TestProduceToOnePartition(t *testing.T) {
 	topic := topicName(t)
 	succeed(t, "", "topics", "create", topic, "--partitions", "3")
