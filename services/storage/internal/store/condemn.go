@@ -140,7 +140,7 @@ func (r *volumes) settle() error {
 			return err
 		}
 	}
-	return nil
+	return r.list()
 }
 
 // verify checks a volume before it is opened for the first time in this process:

@@ -140,7 +140,7 @@ func newestMayBeLost(lost []*condemnedVolume, home Set, stateVolume uint64, move
 		if c.settled || c.copies {
 			continue
 		}
-		if c.set == home && c.number > stateVolume || c.set != home && moved {
+		if (c.set == home || c.set == setUnknown) && c.number > stateVolume || c.set != home && moved {
 			return c
 		}
 	}

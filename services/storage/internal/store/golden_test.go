@@ -221,6 +221,35 @@ func TestGoldenFiles(t *testing.T) {
 		`    "2"`,
 		`  ]`,
 		`}`)
+	r := newVolumes(d.Path(volumesFolder), &Config{}, nil, nil)
+	r.byNumber[2] = &volume{number: 2, set: SetReplicated, listed: true}
+	r.byNumber[3] = &volume{number: 3, set: SetSyncedCompacted, copies: true, listed: true}
+	r.byNumber[8] = &volume{number: 8, set: SetSynced}
+	r.condemned[4] = &condemnedVolume{number: 4, set: SetSynced}
+	r.condemned[5] = &condemnedVolume{number: 5, set: SetSynced, settled: true}
+	r.next = 9
+	if err := r.list(); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, dir, listFile,
+		`{`,
+		`  "volumes": [`,
+		`    {`,
+		`      "volume": "2",`,
+		`      "set": "replicated"`,
+		`    },`,
+		`    {`,
+		`      "volume": "3",`,
+		`      "set": "synced-compacted",`,
+		`      "copies": true`,
+		`    },`,
+		`    {`,
+		`      "volume": "4",`,
+		`      "set": "synced"`,
+		`    }`,
+		`  ],`,
+		`  "lastVolume": "8"`,
+		`}`)
 	if got := volumeName(SetSynced, 42); got != "synced-000042" {
 		t.Errorf("a volume is called %s", got)
 	}

@@ -111,6 +111,9 @@ func (i *inspector) run() error {
 		}
 	}
 	d := &directory{Dir: i.dir, identity: identity}
+	if err := i.reportMissing(d); err != nil {
+		return err
+	}
 	if i.out.Clean = d.readClean(numbers); !i.out.Clean {
 		if i.rebooted, err = d.otherBoot(i.options.BootID); err != nil {
 			return err

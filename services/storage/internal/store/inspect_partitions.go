@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -129,6 +130,21 @@ func (i *inspector) reportLosses(d *durable, damaged func(volume uint64, offset 
 		damaged(sp.volume, max(sp.first, d.LogStart), "the volume with the offsets %d to %d is lost: %s", sp.first, sp.end-1, reason)
 	}
 	return found
+}
+
+// reportMissing reports the volumes that must be there and are not.
+func (i *inspector) reportMissing(d *directory) error {
+	expected, _, err := d.expected()
+	if err != nil {
+		return err
+	}
+	for _, m := range expected {
+		if i.volume(m.GetVolume()) == nil {
+			name := volumeName(Set(m.GetSet()), m.GetVolume())
+			i.damaged(Damage{Volume: m.GetVolume(), File: filepath.Join(volumesFolder, name), Reason: "the volume is missing"})
+		}
+	}
+	return nil
 }
 
 // volume returns a volume on disk, or nil.

@@ -53,6 +53,18 @@ func (s *Store) recover() error {
 	if err := s.volumes.scan(); err != nil {
 		return err
 	}
+	expected, last, err := s.directory.expected()
+	if err != nil {
+		return err
+	}
+	s.volumes.reserve(last)
+	if err := s.volumes.miss(expected); err != nil {
+		return err
+	}
+	// What is there and not listed is listed with the next change at the latest.
+	if err := s.volumes.list(); err != nil && !noRoom(err) {
+		return err
+	}
 	s.clean = s.directory.readClean(s.volumes.numbers())
 	if !s.clean {
 		rebooted, err := s.directory.otherBoot(s.cfg.BootID)
@@ -264,6 +276,12 @@ func (s *Store) restore(r *recovery) {
 		if s.rebooted && p.fault == nil && p.durable == nil {
 			// A set that is not synced has lost all else.
 			continue
+		}
+		if p.durable != nil {
+			for _, sp := range p.durable.spans {
+				// It may be gone without a trace.
+				s.volumes.reserve(sp.volume)
+			}
 		}
 		l := newLog(s, id)
 		l.known = true

@@ -53,7 +53,13 @@ func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
 		return c.store.fail(err)
 	}
 	for _, v := range ready {
-		if err := c.store.volumes.remove(v); err != nil {
+		err := c.store.volumes.remove(v)
+		if noRoom(err) {
+			delete(numbers, v.number)
+			c.postpone(v, err)
+			continue
+		}
+		if err != nil {
 			return c.store.fail(err)
 		}
 		delete(c.retries, v.number)
@@ -317,6 +323,9 @@ func (r *volumes) remove(v *volume) error {
 	}
 	gone := v.path + removedSuffix
 	err := r.change(v, closed, func() (*badger.DB, error) {
+		if err := r.enlist(v, false); err != nil {
+			return nil, err
+		}
 		failpoint.Hit("remove/before-rename")
 		if err := os.Rename(v.path, gone); err != nil {
 			return nil, err

@@ -91,6 +91,8 @@ type volume struct {
 	sealed bool
 	// retired says that it has taken its last write, and is to be sealed.
 	retired bool
+	// listed says that the list on disk has it, see [listFile].
+	listed bool
 	// checked says that its files were verified since this process began.
 	checked bool
 	// version is that of the layout which the description names.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 
+	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
 	"github.com/runnel-mesh/runnel/services/storage/internal/failpoint"
 )
@@ -47,6 +48,10 @@ type volumes struct {
 	// changed is closed and replaced whenever a volume changes its mode or loses
 	// its last reader.
 	changed chan struct{}
+	// listing is held while the list on disk is replaced, and taken before mu. onDisk
+	// is what it says; nil for nobody knows.
+	listing sync.Mutex
+	onDisk  *diskv1.VolumeList
 	// stopped is set when the store closes: nobody may acquire a volume any more.
 	stopped bool
 }
@@ -98,6 +103,7 @@ func (r *volumes) scan() error {
 		if other := r.byNumber[v.number]; other != nil {
 			return fmt.Errorf("volumes %s and %s have the same number", other.path, v.path)
 		}
+		v.listed = true
 		r.byNumber[v.number] = v
 		r.next = max(r.next, v.number+1)
 	}
@@ -332,7 +338,16 @@ func (r *volumes) create(set Set, copies bool) (*volume, error) {
 			return nil, err
 		}
 		failpoint.Hit("create/before-open")
-		return openWritable(v.path, set.synced() || copies, r.cfg, r.logger)
+		db, err := openWritable(v.path, set.synced() || copies, r.cfg, r.logger)
+		if err != nil {
+			return nil, err
+		}
+		failpoint.Hit("create/before-list")
+		if err := r.enlist(v, true); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+		failpoint.Hit("create/after-list")
+		return db, nil
 	})
 	if noRoom(err) {
 		// Nobody knows of it yet.

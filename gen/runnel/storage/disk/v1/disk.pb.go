@@ -992,6 +992,127 @@ func (x *CleanMarker) GetVolumes() []uint64 {
 	return nil
 }
 
+// VolumeList is the file volumes.json: which volumes there must be, so that one
+// that is gone altogether is missed.
+type VolumeList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In ascending order of their numbers; among them those that were set aside and
+	// are not settled, but for copies.
+	Volumes []*ListedVolume `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// The highest number that a volume has had.
+	LastVolume    uint64 `protobuf:"varint,2,opt,name=last_volume,json=lastVolume,proto3" json:"last_volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeList) Reset() {
+	*x = VolumeList{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeList) ProtoMessage() {}
+
+func (x *VolumeList) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeList.ProtoReflect.Descriptor instead.
+func (*VolumeList) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VolumeList) GetVolumes() []*ListedVolume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *VolumeList) GetLastVolume() uint64 {
+	if x != nil {
+		return x.LastVolume
+	}
+	return 0
+}
+
+// ListedVolume is a volume as its folder is called.
+type ListedVolume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the volume, from 1.
+	Volume uint64 `protobuf:"varint,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Set that the volume belongs to.
+	Set string `protobuf:"bytes,2,opt,name=set,proto3" json:"set,omitempty"`
+	// See VolumeDescription.
+	Copies        bool `protobuf:"varint,3,opt,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListedVolume) Reset() {
+	*x = ListedVolume{}
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListedVolume) ProtoMessage() {}
+
+func (x *ListedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListedVolume.ProtoReflect.Descriptor instead.
+func (*ListedVolume) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListedVolume) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *ListedVolume) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *ListedVolume) GetCopies() bool {
+	if x != nil {
+		return x.Copies
+	}
+	return false
+}
+
 // ChecksumList is the file checksums.json of a volume that nobody writes: one
 // that is sealed, or was closed in good order.
 type ChecksumList struct {
@@ -1007,7 +1128,7 @@ type ChecksumList struct {
 
 func (x *ChecksumList) Reset() {
 	*x = ChecksumList{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1140,7 @@ func (x *ChecksumList) String() string {
 func (*ChecksumList) ProtoMessage() {}
 
 func (x *ChecksumList) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[11]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1153,7 @@ func (x *ChecksumList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChecksumList.ProtoReflect.Descriptor instead.
 func (*ChecksumList) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{11}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ChecksumList) GetFiles() []*FileChecksum {
@@ -1067,7 +1188,7 @@ type FileChecksum struct {
 
 func (x *FileChecksum) Reset() {
 	*x = FileChecksum{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1200,7 @@ func (x *FileChecksum) String() string {
 func (*FileChecksum) ProtoMessage() {}
 
 func (x *FileChecksum) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[12]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1213,7 @@ func (x *FileChecksum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileChecksum.ProtoReflect.Descriptor instead.
 func (*FileChecksum) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{12}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FileChecksum) GetName() string {
@@ -1139,7 +1260,7 @@ type CondemnedVolume struct {
 
 func (x *CondemnedVolume) Reset() {
 	*x = CondemnedVolume{}
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1272,7 @@ func (x *CondemnedVolume) String() string {
 func (*CondemnedVolume) ProtoMessage() {}
 
 func (x *CondemnedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[13]
+	mi := &file_runnel_storage_disk_v1_disk_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1285,7 @@ func (x *CondemnedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CondemnedVolume.ProtoReflect.Descriptor instead.
 func (*CondemnedVolume) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{13}
+	return file_runnel_storage_disk_v1_disk_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CondemnedVolume) GetReason() string {
@@ -1280,7 +1401,16 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"node_epoch\x18\x01 \x01(\x03R\tnodeEpoch\x12!\n" +
 	"\fdirectory_id\x18\x02 \x01(\tR\vdirectoryId\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x18\n" +
-	"\avolumes\x18\x04 \x03(\x04R\avolumes\"b\n" +
+	"\avolumes\x18\x04 \x03(\x04R\avolumes\"m\n" +
+	"\n" +
+	"VolumeList\x12>\n" +
+	"\avolumes\x18\x01 \x03(\v2$.runnel.storage.disk.v1.ListedVolumeR\avolumes\x12\x1f\n" +
+	"\vlast_volume\x18\x02 \x01(\x04R\n" +
+	"lastVolume\"P\n" +
+	"\fListedVolume\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\x04R\x06volume\x12\x10\n" +
+	"\x03set\x18\x02 \x01(\tR\x03set\x12\x16\n" +
+	"\x06copies\x18\x03 \x01(\bR\x06copies\"b\n" +
 	"\fChecksumList\x12:\n" +
 	"\x05files\x18\x01 \x03(\v2$.runnel.storage.disk.v1.FileChecksumR\x05files\x12\x16\n" +
 	"\x06crc32c\x18\x02 \x01(\rR\x06crc32c\"m\n" +
@@ -1307,7 +1437,7 @@ func file_runnel_storage_disk_v1_disk_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_disk_v1_disk_proto_rawDescData
 }
 
-var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_runnel_storage_disk_v1_disk_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*PartitionState)(nil),    // 0: runnel.storage.disk.v1.PartitionState
 	(*PartitionFailure)(nil),  // 1: runnel.storage.disk.v1.PartitionFailure
@@ -1320,9 +1450,11 @@ var file_runnel_storage_disk_v1_disk_proto_goTypes = []any{
 	(*NodeIdentity)(nil),      // 8: runnel.storage.disk.v1.NodeIdentity
 	(*VolumeDescription)(nil), // 9: runnel.storage.disk.v1.VolumeDescription
 	(*CleanMarker)(nil),       // 10: runnel.storage.disk.v1.CleanMarker
-	(*ChecksumList)(nil),      // 11: runnel.storage.disk.v1.ChecksumList
-	(*FileChecksum)(nil),      // 12: runnel.storage.disk.v1.FileChecksum
-	(*CondemnedVolume)(nil),   // 13: runnel.storage.disk.v1.CondemnedVolume
+	(*VolumeList)(nil),        // 11: runnel.storage.disk.v1.VolumeList
+	(*ListedVolume)(nil),      // 12: runnel.storage.disk.v1.ListedVolume
+	(*ChecksumList)(nil),      // 13: runnel.storage.disk.v1.ChecksumList
+	(*FileChecksum)(nil),      // 14: runnel.storage.disk.v1.FileChecksum
+	(*CondemnedVolume)(nil),   // 15: runnel.storage.disk.v1.CondemnedVolume
 }
 var file_runnel_storage_disk_v1_disk_proto_depIdxs = []int32{
 	4,  // 0: runnel.storage.disk.v1.PartitionState.epochs:type_name -> runnel.storage.disk.v1.EpochStart
@@ -1330,12 +1462,13 @@ var file_runnel_storage_disk_v1_disk_proto_depIdxs = []int32{
 	2,  // 2: runnel.storage.disk.v1.PartitionState.truncations:type_name -> runnel.storage.disk.v1.Truncation
 	1,  // 3: runnel.storage.disk.v1.PartitionState.failed:type_name -> runnel.storage.disk.v1.PartitionFailure
 	7,  // 4: runnel.storage.disk.v1.ProducerState.batches:type_name -> runnel.storage.disk.v1.ProducerBatch
-	12, // 5: runnel.storage.disk.v1.ChecksumList.files:type_name -> runnel.storage.disk.v1.FileChecksum
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 5: runnel.storage.disk.v1.VolumeList.volumes:type_name -> runnel.storage.disk.v1.ListedVolume
+	14, // 6: runnel.storage.disk.v1.ChecksumList.files:type_name -> runnel.storage.disk.v1.FileChecksum
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_disk_v1_disk_proto_init() }
@@ -1349,7 +1482,7 @@ func file_runnel_storage_disk_v1_disk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_disk_v1_disk_proto_rawDesc), len(file_runnel_storage_disk_v1_disk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
