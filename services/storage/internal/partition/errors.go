@@ -107,12 +107,12 @@ func (p *Partition) refused(err error) error {
 
 // unreadable says that a stored batch does not pass its checks.
 func (p *Partition) unreadable(offset int64, err error) error {
-	where := "behind it"
+	where := "a later offset"
 	if corrupt, ok := errors.AsType[*store.ErrCorrupt](err); ok && corrupt.Next > offset {
-		where = fmt.Sprintf("at offset %d", corrupt.Next)
+		where = fmt.Sprintf("offset %d", corrupt.Next)
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG,
-		"what is stored of %s at offset %d does not pass its checks and is not served; read on %s, or rebuild the replica", p.name(), offset, where).WithCause(err)
+		"what is stored of %s at offset %d does not pass its checks and is not served; consume from %s to go on behind it", p.name(), offset, where).WithCause(err)
 }
 
 // Failed returns why the partition takes no more records although what is left of
@@ -131,9 +131,9 @@ func (p *Partition) lost(err error) error {
 	if !ok {
 		return p.unreadable(0, err)
 	}
-	remedy := fmt.Sprintf("delete its records below offset %d to go on without them, or rebuild the replica", failed.LostTo)
+	remedy := fmt.Sprintf("delete its records below offset %d to go on without them", failed.LostTo)
 	if failed.LogEndUnknown {
-		remedy = "what it still has can be read; rebuild the replica, or copy the records and create the topic anew"
+		remedy = "what it still has can be read; copy that to another topic, then delete this one and create it anew"
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG, "%s has lost records and takes no more: %s; %s", p.name(), failed.Reason, remedy).WithCause(err)
 }
