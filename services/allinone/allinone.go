@@ -198,12 +198,13 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 		Etcd: etcd.Client(), Logger: c.logger.With("service", "metadata"), Telemetry: tel,
 	})
 	meta.Register(public, peer)
+	health := rpc.NewHealth()
 	store := storage.New(storageConfig, storage.Deps{
-		Metadata: rpc.InProcess(peer), Logger: c.logger.With("service", "storage"), Telemetry: tel,
+		Metadata: rpc.InProcess(peer), Logger: c.logger.With("service", "storage"), Telemetry: tel, Health: health,
 	})
 	store.Register(public, peer)
 	services := append(rpc.ServiceNames(public), "")
-	health := rpc.NewHealth(services...)
+	setServing(health, services, false)
 	drain := rpc.NewDrain()
 	open := make(chan struct{}) // Closed by the doors.
 

@@ -41,7 +41,21 @@ type Deps struct {
 	Logger *slog.Logger
 	// Telemetry may be nil.
 	Telemetry *telemetry.Telemetry
+	// Health learns of [PartitionsHealth]; it may be nil. The rest of it is its
+	// owner's.
+	Health *rpc.Health
+	// OnStall is called with true when the disk has not answered for 2 s, and with
+	// false when it does again; it must not block. It is for replication: a node whose
+	// disk hangs gives up what it leads, so that a replica can take over before the
+	// process has to stop. It may be nil.
+	OnStall func(stalled bool)
 }
+
+// PartitionsHealth is the name by which grpc.health.v1 tells whether all
+// partitions of the node are whole: it is not serving while any has failed, before
+// the store is open, and after it is closed. The node as a whole goes on serving
+// then.
+const PartitionsHealth = "runnel.storage.v1.partitions"
 
 // Service is one storage node.
 type Service struct {
@@ -57,6 +71,8 @@ type Service struct {
 	log      *server.Server
 	nodes    peerv1connect.NodeServiceClient
 	clusters metadatav1connect.ClusterServiceClient
+	health   *rpc.Health
+	onStall  func(bool)
 	// status is ready once the node leads what it is given.
 	status *app.Status
 }
@@ -71,6 +87,15 @@ func New(config Config, deps Deps) *Service {
 	tel := deps.Telemetry
 	if tel == nil {
 		tel = telemetry.Discard()
+	}
+	health := deps.Health
+	if health == nil {
+		health = rpc.NewHealth()
+	}
+	health.SetServing(PartitionsHealth, false)
+	onStall := deps.OnStall
+	if onStall == nil {
+		onStall = func(bool) {}
 	}
 	client := rpc.NewClient(deps.Metadata, tel)
 	view := clusterview.New(logger)
@@ -89,6 +114,8 @@ func New(config Config, deps Deps) *Service {
 		ids:      server.NewProducerIDs(),
 		nodes:    peerv1connect.NewNodeServiceClient(client),
 		clusters: metadatav1connect.NewClusterServiceClient(client),
+		health:   health,
+		onStall:  onStall,
 		status:   app.NewStatus("storage service"),
 	}
 	s.log = server.New(config.serverConfig(), host, s.replicas, s.ids, s.drain, logger, tel.Registry)
@@ -128,15 +155,20 @@ func (s *Service) run(ctx context.Context) error {
 	}
 	s.status.SetPhase("it opens the store")
 	boot := bootID()
+	var damage damageReport
 	config := s.config.storeConfig()
 	config.BootID = boot
 	config.Logger = s.logger
 	config.Registerer = s.tel.Registry
 	config.OnFatal = func(err error) { fail(fmt.Errorf("store: %w", err)) }
+	config.OnStall = s.stalled
+	config.OnFailed = damage.set
 	st, err := store.Open(config)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
+	damage.begin(s.health)
+	defer damage.end()
 
 	// Workers outlive ctx: they are stopped after the streams.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))

@@ -82,8 +82,9 @@ type service interface {
 }
 
 // serveNode runs one service until ctx ends: its public face on one port, that
-// for other nodes on another. build gets the means of the process.
-func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, build func(*slog.Logger, *telemetry.Telemetry) (service, error)) (err error) {
+// for other nodes on another. build gets the means of the process, and
+// the health that the service may add to.
+func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, build func(*slog.Logger, *telemetry.Telemetry, *rpc.Health) (service, error)) (err error) {
 	p.warnOpen(o.listen.value, o.peerListen.value)
 	logger := p.logger(o.log)
 	// The ports first: they are what most often is wrong.
@@ -110,14 +111,17 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 	}()
 
 	logger.Info("the node starts", "service", name, "listen", public.Addr().String(), "peer_listen", peer.Addr().String(), "data", absolute(*o.dataDir))
-	s, err := build(logger, tel)
+	health := rpc.NewHealth()
+	s, err := build(logger, tel, health)
 	if err != nil {
 		return err
 	}
 	options := rpc.ServerOptions{Logger: logger, Telemetry: tel}
 	publicServer, peerServer := rpc.NewServer(options), rpc.NewServer(options)
 	s.Register(publicServer, peerServer)
-	health := rpc.NewHealth(serviceNames(publicServer)...)
+	for _, name := range serviceNames(publicServer) {
+		health.SetServing(name, false)
+	}
 	return app.New(logger,
 		app.Component{Name: name, Run: s.Run, Drain: s.Drain, Ready: func(ctx context.Context) error {
 			return awaitReady(ctx, logger, name, s.Ready)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 	"github.com/runnel-mesh/runnel/services/metadata"
 )
@@ -87,7 +88,7 @@ func (p *program) metadata(ctx context.Context, o *nodeOptions, endpoints []stri
 			err = errors.Join(err, fmt.Errorf("close etcd client: %w", closeErr))
 		}
 	}()
-	return p.serveNode(ctx, "metadata", o, func(logger *slog.Logger, tel *telemetry.Telemetry) (service, error) {
+	return p.serveNode(ctx, "metadata", o, func(logger *slog.Logger, tel *telemetry.Telemetry, _ *rpc.Health) (service, error) {
 		return metadata.New(config, metadata.Deps{Etcd: etcd, Logger: logger, Telemetry: tel}), nil
 	})
 }

@@ -80,6 +80,10 @@ type Config struct {
 	// node can lead meanwhile, and with false when it has gone on. After 20 s the
 	// store fails. It must not block, nor call the store. It may be nil.
 	OnStall func(stalled bool)
+	// OnFailed is called with the number of partitions that have failed whenever it
+	// changes, in the order of the changes and from [Open] on. It must not block, nor
+	// call the store. It may be nil.
+	OnFailed func(partitions int)
 
 	// Now tells the time by which deletions are counted; nil stands for time.Now.
 	Now func() time.Time
@@ -140,6 +144,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnStall == nil {
 		c.OnStall = func(bool) {}
+	}
+	if c.OnFailed == nil {
+		c.OnFailed = func(int) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now

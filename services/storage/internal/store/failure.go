@@ -5,7 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
+
+// failures counts the partitions that have failed.
+type failures struct {
+	gauge prometheus.Gauge
+	tell  func(int)
+
+	mu    sync.Mutex
+	count int
+}
+
+// add counts partitions, of which n have failed, or -n fail no more. The hook is
+// called in the same order.
+func (f *failures) add(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.count += n
+	f.gauge.Set(float64(f.count))
+	f.tell(f.count)
+}
 
 // Failed returns an [*ErrFailed] if something of the log was lost: it takes no
 // more batches, until the log start is moved behind what was lost, and not even
@@ -50,12 +72,14 @@ func (l *Log) addFailureLocked(f failure) bool {
 	return true
 }
 
-// healLocked ends a failure whose losses all lie before the log start.
+// healLocked ends a failure whose losses all lie before the log start, and that of
+// a deleted partition, of which nobody misses anything.
 func (l *Log) healLocked() {
-	if f := l.durable.failed; f != nil && !f.logEndUnknown && l.durable.LogStart >= f.lostTo {
+	f := l.durable.failed
+	if f != nil && (l.durable.Deleted || !f.logEndUnknown && l.durable.LogStart >= f.lostTo) {
 		l.durable.failed = nil
 		l.rewrite = true
-		l.store.metrics.failed.Dec()
+		l.store.failures.add(-1)
 	}
 }
 
@@ -76,7 +100,7 @@ func (s *Store) failLog(l *Log, f failure) {
 
 // noteFailed tells of a partition that has failed.
 func (s *Store) noteFailed(l *Log, f failure) {
-	s.metrics.failed.Inc()
+	s.failures.add(1)
 	s.cfg.Logger.Error("a partition has failed: it takes no more records, what is left is served",
 		"partition", l.id.String(), "reason", f.reason, "volume", f.volume, "log_end_unknown", f.logEndUnknown)
 }
@@ -170,7 +194,7 @@ func (s *Store) findLosses() (failing []*Log) {
 		case before == nil:
 			s.noteFailed(l, *l.durable.failed)
 		default:
-			s.metrics.failed.Inc()
+			s.failures.add(1)
 		}
 		if l.durable.failed != before {
 			failing = append(failing, l)

@@ -327,7 +327,7 @@ func (s *Store) condemn(l *Log, volume uint64, offset int64, cause error) {
 	err := &ErrCorrupt{Partition: l.id, Volume: volume, Offset: offset, Reason: "what the disk holds of the partition contradicts itself", Cause: cause}
 	l.fault = err
 	s.metrics.corrupt.Inc()
-	s.metrics.failed.Inc()
+	s.failures.add(1)
 	s.cfg.Logger.Error("a partition is damaged", "partition", l.id.String(), "error", err)
 }
 
@@ -414,7 +414,8 @@ func measureVolume(v *volume) {
 
 // checkTails compares the log ends with what a volume holds that was being
 // written when the process died. State and batches were one transaction: where
-// they differ, the disk has lost something.
+// they differ, the disk has lost something, and the log has failed. Where it ends
+// is certain all the same: its state says so.
 func (s *Store) checkTails(v *volume) {
 	txn := v.db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
@@ -430,7 +431,7 @@ func (s *Store) checkTails(v *volume) {
 		key := appendOffsetKey(nil, kindBatch, id, last)
 		it.Seek(key)
 		if !it.Valid() || !slices.Equal(it.Item().Key(), key) {
-			s.condemn(l, v.number, last, fmt.Errorf("the log ends at %d, but no batch does", l.durable.LogEnd))
+			s.failTail(l, v.number, fmt.Errorf("the log ends at %d, but no batch does", l.durable.LogEnd))
 			continue
 		}
 		err := it.Item().Value(func(value []byte) error {
@@ -441,9 +442,24 @@ func (s *Store) checkTails(v *volume) {
 			return err
 		})
 		if err != nil {
-			s.condemn(l, v.number, last, fmt.Errorf("the last batch is damaged: %w", err))
+			s.failTail(l, v.number, fmt.Errorf("the last batch is damaged: %w", err))
 		}
 	}
+}
+
+// failTail makes a log fail that has lost its last batch. That is recorded once the
+// store is open.
+func (s *Store) failTail(l *Log, volume uint64, cause error) {
+	first := l.durable.failed == nil
+	f := failure{volume: volume, lostTo: l.durable.LogEnd, reason: fmt.Sprintf("volume %d has lost something: %v", volume, cause)}
+	if !l.addFailureLocked(f) {
+		return
+	}
+	s.metrics.corrupt.Inc()
+	if first {
+		s.noteFailed(l, f)
+	}
+	s.failing = append(s.failing, l)
 }
 
 // removeStaged deletes batches beyond the log ends from a volume that goes on to

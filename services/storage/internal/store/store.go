@@ -37,9 +37,11 @@ type Store struct {
 	metrics   *metrics
 	disk      *disk
 	stalls    stalls
-	cleaner   *cleaner
-	sets      map[Set]*set
-	clean     bool
+	// failures counts the partitions that have failed.
+	failures failures
+	cleaner  *cleaner
+	sets     map[Set]*set
+	clean    bool
 	// rebooted says that the machine has crashed since volumes were last written.
 	rebooted bool
 
@@ -111,6 +113,7 @@ func Open(cfg Config) (*Store, error) {
 		failed:    make(chan struct{}),
 		unwatch:   make(chan struct{}),
 		stalls:    stalls{onStall: cfg.OnStall},
+		failures:  failures{gauge: metrics.failed, tell: cfg.OnFailed},
 	}
 	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, s.failed, func(err error) { s.fail(err) })
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }, beforeTable: s.awaitTable}, metrics)
