@@ -131,8 +131,10 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 		if err := ctx.Err(); err != nil {
 			return batches, false, err
 		}
+		// Where not even the key of the batch is known, the next span is what is left.
+		after := v.span.end
 		corrupt := func(cause error, format string, args ...any) error {
-			return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: next, Reason: fmt.Sprintf(format, args...), Cause: cause}
+			return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: next, Next: after, Reason: fmt.Sprintf(format, args...), Cause: cause}
 		}
 		if !it.Valid() {
 			if v.sparse {
@@ -151,6 +153,7 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 		case valueBytes(item) > *room && len(batches) > 0:
 			return batches, true, nil
 		}
+		after = min(last+1, after)
 		var raw []byte
 		var address uintptr
 		// Badger's lock on the file is held meanwhile: copy, and nothing else.
@@ -172,6 +175,10 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 		}
 		header, wrong, err := v.verify(raw, last, next, len(batches) > 0)
 		if wrong != "" {
+			if err == nil && !v.sparse && header.LastOffset() == last && header.BaseOffset > next {
+				// One is missing before this one, which is whole.
+				after = header.BaseOffset
+			}
 			return batches, false, corrupt(err, "%s", wrong)
 		}
 		if header.BaseOffset >= endOffset {
@@ -280,7 +287,7 @@ func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, tim
 
 	from, err := indexedBefore(txn, id, in, timestamp)
 	if err != nil {
-		return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: in.first, Reason: "the time index is damaged", Cause: err}
+		return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: in.first, Next: in.end, Reason: "the time index is damaged", Cause: err}
 	}
 	from = max(from, start)
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, id)})
@@ -291,14 +298,14 @@ func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, tim
 		}
 		_, _, last, err := parseKey(it.Item().Key())
 		if err != nil {
-			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Reason: "the key of a batch is damaged", Cause: err}
+			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Next: in.end, Reason: "the key of a batch is damaged", Cause: err}
 		}
 		if last >= in.end {
 			return -1, nil
 		}
 		var header recordbatch.Header
 		if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
-			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Reason: "a batch is damaged", Cause: err}
+			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Next: last + 1, Reason: "a batch is damaged", Cause: err}
 		}
 		if header.BaseOffset >= end {
 			return -1, nil
