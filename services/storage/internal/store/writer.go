@@ -470,6 +470,10 @@ func (w *writer) writeState(l *Log) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d := &l.durable
+	if d.moved && l.home != w.set.name {
+		// It is about the set that the log has left, whatever came of the append.
+		d.moved = false
+	}
 	var key, value []byte
 	if l.rewrite || l.stateVolume != w.volume.number {
 		key = w.key(kindState, l.id, 0)
