@@ -198,7 +198,7 @@ func (l *Log) leaveLocked() {
 
 // admitLocked says why an append must not be written.
 func (l *Log) admitLocked(a *Append) error {
-	if l.fault != nil {
+	if l.fault != nil && (l.durable.Deleted || !a.State.Deleted || len(a.Batches) > 0) {
 		return l.fault
 	}
 	if len(a.Batches) > 0 {
@@ -357,7 +357,7 @@ func (l *Log) extendLocked(v *volume, a *Append, b *Batch) *span {
 // log start, and returns what that frees.
 func (l *Log) setStateLocked(s State) []use {
 	if s.Deleted && !l.durable.Deleted {
-		l.durable.deletedAt = l.store.cfg.Now().UnixMilli()
+		l.deleteLocked()
 	}
 	if s.Deleted != l.durable.Deleted || !sameEpochs(s.Epochs, l.durable.Epochs) {
 		l.rewrite = true
@@ -373,6 +373,24 @@ func (l *Log) setStateLocked(s State) []use {
 	}
 	return l.dropLocked(0, dead)
 }
+
+// deleteLocked begins the quarantine of a partition that is being deleted. What is
+// wrong with it does not matter any more.
+func (l *Log) deleteLocked() {
+	l.durable.deletedAt = l.store.cfg.Now().UnixMilli()
+	if l.durable.failed != nil {
+		l.durable.failed = nil
+		l.store.metrics.failed.Dec()
+	}
+	if l.fault != nil {
+		l.store.metrics.failed.Dec()
+		// Its newest record, which may be the damaged one, is not known.
+		l.durable.generation = max(l.durable.generation, unknownGeneration)
+	}
+}
+
+// unknownGeneration is above all that a state record gets by and by.
+const unknownGeneration = 1 << 62
 
 // dropLocked drops the spans from i up to j, and returns what that frees.
 func (l *Log) dropLocked(i, j int) []use {

@@ -244,11 +244,14 @@ func (r *recovery) readVolume(in entries, number uint64, set Set, states map[Par
 
 // take keeps the newer of two states of a partition.
 func (p *recoveredPartition) take(o *recoveredPartition) {
+	// Nothing undoes a deletion, nor does it need anything else to be sound.
+	deleted := o.fault == nil && o.durable.Deleted
 	switch {
-	case p.fault != nil:
+	case p.fault != nil && !deleted:
 	case o.fault != nil:
 		p.fault, p.stateVolume = o.fault, o.stateVolume
-	case p.durable == nil || p.durable.generation < o.durable.generation:
+	case p.fault != nil || p.durable == nil || p.durable.generation < o.durable.generation:
+		p.fault = nil
 		p.durable, p.home, p.stateVolume = o.durable, o.home, o.stateVolume
 		p.stateGeneration, p.stateBytes = o.stateGeneration, o.stateBytes
 	}
@@ -287,6 +290,9 @@ func (s *Store) restore(r *recovery) {
 		l.known = true
 		s.logs[id] = l
 		l.stateVolumes = slices.Clip(p.stateVolumes)
+		if p.durable != nil && p.durable.Deleted {
+			p.fault = nil
+		}
 		if p.fault == nil && p.durable == nil && s.Unsettled() {
 			// Its state was in what was lost.
 			p.durable = &durable{failed: &failure{reason: "its state was lost with a volume that was found damaged", logEndUnknown: true}}
@@ -424,7 +430,7 @@ func (s *Store) checkTails(v *volume) {
 	for _, id := range slices.SortedFunc(maps.Keys(s.logs), comparePartitions) {
 		l := s.logs[id]
 		n := len(l.durable.spans)
-		if l.fault != nil || n == 0 || l.durable.spans[n-1].volume != v.number || l.durable.spans[n-1].sparse {
+		if l.fault != nil || l.durable.Deleted || n == 0 || l.durable.spans[n-1].volume != v.number || l.durable.spans[n-1].sparse {
 			continue
 		}
 		last := l.durable.LogEnd - 1
