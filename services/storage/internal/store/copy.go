@@ -588,6 +588,10 @@ func (l *Log) replaceLocked(c *copied) ([]use, bool) {
 	if len(from) == 0 {
 		return released(to), false
 	}
+	if slices.ContainsFunc(to, func(s span) bool { return !l.store.volumes.has(s.volume) }) {
+		// They were found damaged meanwhile.
+		return released(to), false
+	}
 	at := slices.IndexFunc(spans, func(s span) bool { return s.first == from[0].first })
 	if at < 0 || at+len(from) > len(spans) {
 		return released(to), false

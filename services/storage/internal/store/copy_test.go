@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"testing"
 )
 
@@ -97,5 +98,54 @@ func TestSwitchRefusesWhatHasChanged(t *testing.T) {
 	defer l.mu.Unlock()
 	if refs != int64(len(l.durable.spans)) || bytes != spanBytes(l.durable.spans) {
 		t.Errorf("the volumes count %d spans with %d bytes, the log has %d with %d", refs, bytes, len(l.durable.spans), spanBytes(l.durable.spans))
+	}
+}
+
+// A volume that takes copies has at most one batch at an offset: what was cut off
+// and written anew goes to the next one.
+func TestCopiesOfWhatWasWrittenAnew(t *testing.T) {
+	s := open(t, testConfig(t))
+	l := s.Log(partition(1))
+	fill(t, l, SetSynced, 0, 4, 2000)
+	first := copyAll(t, s, l)
+	taken := first.to[0].volume
+	switchTo(t, l, first, true)
+	if _, err := l.Truncate(t.Context(), 0, State{Epochs: epochZero}); err != nil {
+		t.Fatal(err)
+	}
+	var want []Batch
+	for offset := int64(0); offset < 15; offset += 3 {
+		b := makeBatch(offset, 3, 1500, 0, 5000, 99)
+		mustAppend(t, l, Append{Set: SetSynced, Batches: []Batch{b}, State: State{LogEnd: offset + 3, Epochs: epochZero}})
+		want = append(want, b)
+	}
+	second := copyAll(t, s, l)
+	if second.to[0].volume == taken {
+		t.Error("the same volume has taken both")
+	}
+	switchTo(t, l, second, true)
+	if err := sameBatches(readAll(t, l, 0, 15, 1<<20), want); err != nil {
+		t.Error(err)
+	}
+}
+
+// Copies that were lost before they took the place of what was copied never do.
+func TestSwitchRefusesCopiesThatAreGone(t *testing.T) {
+	s := open(t, testConfig(t))
+	l := s.Log(partition(1))
+	want := fill(t, l, SetSynced, 0, 4, 2000)
+	c := copyAll(t, s, l)
+	v := c.destinations[0].volume
+	s.cleaner.copier.mu.Lock()
+	err := s.cleaner.copier.seal(c.destinations[0])
+	s.cleaner.copier.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the copies are sealed", func() bool { return s.volumes.sealed(v.number) != nil })
+	s.condemnLive(v, damage(v.path, "", errors.New("it is damaged")))
+	switchTo(t, l, c, false)
+	if err := sameBatches(readAll(t, l, 0, 16, 1<<20), want); err != nil {
+		t.Error(err)
 	}
 }
