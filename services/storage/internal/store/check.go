@@ -252,8 +252,9 @@ func verifyValueLogs(dir string, unfinished bool) error {
 }
 
 // verifyLastValueLog verifies the entries of the last value log of a volume that was
-// closed in good order: Badger leaves nothing behind the last entry then, and cuts
-// off all that is behind the first damaged one when it opens the volume for writing.
+// closed in good order: Badger cuts off all that is behind the first damaged one when
+// it opens the volume for writing. Zeros may follow the last entry: space that was
+// reserved, where the next value log was there already.
 func verifyLastValueLog(dir string) error {
 	logs, err := numberedFiles(dir, ".vlog")
 	if err != nil {
@@ -265,7 +266,7 @@ func verifyLastValueLog(dir string) error {
 			// It was made for what comes next.
 			continue
 		}
-		if err == nil && s.end != s.size {
+		if err == nil && s.rest {
 			err = fmt.Errorf("it is damaged at byte %d", s.end)
 		}
 		if err != nil {
