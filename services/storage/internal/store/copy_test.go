@@ -105,6 +105,10 @@ func TestSwitchRefusesWhatHasChanged(t *testing.T) {
 // and written anew goes to the next one.
 func TestCopiesOfWhatWasWrittenAnew(t *testing.T) {
 	s := open(t, testConfig(t))
+	// It stays open as long as somebody needs it.
+	other := s.Log(partition(2))
+	fill(t, other, SetSynced, 0, 4, 2000)
+	switchTo(t, other, copyAll(t, s, other), true)
 	l := s.Log(partition(1))
 	fill(t, l, SetSynced, 0, 4, 2000)
 	first := copyAll(t, s, l)

@@ -284,7 +284,10 @@ func (i *inspector) checkFiles(v *InspectedVolume) error {
 				delete(rest, f.GetName())
 			}
 		}
-		err = verifyBeforeOpening(i.ctx, path, list, i.read)
+		if err = verifyFiles(i.ctx, path, list, false, i.read); err == nil && !i.options.Verify && !complete(list) {
+			// Else all value logs are, and what is damaged there is named.
+			err = verifyLastValueLog(path)
+		}
 	} else {
 		err = guarded(path, func() error { return checkLogs(path, v.Set, i.options.BootID) })
 	}
