@@ -211,7 +211,7 @@ func (d *damagedCluster) read(topic string) (offsets []int64) {
 			break
 		}
 		// The error names the next offset that is there.
-		named := regexp.MustCompile(`read on at offset (\d+)`).FindStringSubmatch(err.Error())
+		named := regexp.MustCompile(`consume from offset (\d+)`).FindStringSubmatch(err.Error())
 		if named == nil {
 			d.t.Fatalf("reading %s at %d: %v", topic, next, err)
 		}
@@ -317,7 +317,7 @@ func TestDamageAtRest(t *testing.T) {
 			}
 			if sealed {
 				d.heal()
-			} else if err := d.failure(); !strings.Contains(err.Error(), "create the topic anew") {
+			} else if err := d.failure(); !strings.Contains(err.Error(), "create it anew") {
 				// What was lost may have been more than anybody knows.
 				t.Errorf("the error is %v", err)
 			}

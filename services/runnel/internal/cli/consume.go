@@ -126,8 +126,13 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	if err != nil {
 		return err
 	}
+	var incomplete error
 	for _, r := range topic.Replicas {
-		if r.Err != nil && o.reads(r.Partition) {
+		switch {
+		case r.Err == nil || !o.reads(r.Partition):
+		case runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG:
+			incomplete = failf("records of topic %q are missing: %s", name, sentence(r.Err))
+		default:
 			p.notef("partition %d of topic %q cannot be read for now: %s; waiting up to %v", r.Partition, name, sentence(r.Err), assignPatience)
 		}
 	}
@@ -150,6 +155,9 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	defer stopWatching()
 	err = o.copy(watched, consumer, records, out.Flush)
 	switch {
+	case err == nil:
+		// A script must not take what is left for the whole.
+		return incomplete
 	case !errors.Is(err, context.Canceled):
 		return err
 	case o.exitAtEnd || o.maxRecords.text != "":
