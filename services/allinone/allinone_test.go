@@ -102,6 +102,24 @@ func (c clients) createTopic(t *testing.T, name string) {
 	if _, err := c.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: name, Partitions: 1}); err != nil {
 		t.Fatal(err)
 	}
+	c.awaitTopic(t, name)
+}
+
+// awaitTopic waits until the storage node has heard of a topic too.
+func (c clients) awaitTopic(t *testing.T, name string) {
+	t.Helper()
+	earliest := &logv1.StartPosition{Position: &logv1.StartPosition_Earliest{Earliest: &logv1.Earliest{}}}
+	for {
+		response, err := c.log.ListOffsets(t.Context(), &storagev1.ListOffsetsRequest{
+			Partitions: []*storagev1.PartitionPosition{{Topic: name, Position: earliest}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.GetPartitions()[0].GetFailure() == nil {
+			return
+		}
+	}
 }
 
 func (c clients) append(ctx context.Context, topic, value string) (int64, error) {

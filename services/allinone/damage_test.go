@@ -46,6 +46,7 @@ func newDamagedCluster(t *testing.T) *damagedCluster {
 		if _, err := d.client.Admin().CreateTopic(t.Context(), spec); err != nil {
 			t.Fatal(err)
 		}
+		d.awaitTopic(t, topic)
 		for n := range damagedRecords {
 			if _, err := d.append(t.Context(), topic, valueOf(n)); err != nil {
 				t.Fatal(err)
