@@ -208,7 +208,9 @@ func (s *Store) findLosses() (failing []*Log) {
 // [Store.Partitions] with what there should be, calls [Log.Fail] for what is
 // missing, and then [Store.SettleLosses].
 func (s *Store) Unsettled() bool {
-	for _, c := range s.volumes.condemnedVolumes() {
+	s.volumes.mu.Lock()
+	defer s.volumes.mu.Unlock()
+	for _, c := range s.volumes.condemned {
 		if !c.settled && !c.copies {
 			return true
 		}
