@@ -54,10 +54,15 @@ func volumeFolders(t testing.TB, cfg Config) []string {
 func sealAll(t testing.TB, s *Store) {
 	t.Helper()
 	for _, name := range allSets {
-		if s.sets[name].started {
-			if err := s.sets[name].roll(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+		set := s.sets[name]
+		set.mu.Lock()
+		started := set.started
+		set.mu.Unlock()
+		if !started {
+			continue
+		}
+		if err := set.roll(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
