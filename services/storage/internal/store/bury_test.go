@@ -90,6 +90,30 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
+// A sealed volume that holds little else than the records of deleted partitions is
+// not kept for them.
+func TestVolumeOfDeletedPartitionsVanishes(t *testing.T) {
+	for _, unclean := range []bool{false, true} {
+		clock := newTestClock()
+		cfg := spaceConfig(t)
+		cfg.Quarantine, cfg.Now = time.Hour, clock.Now
+		s := open(t, cfg)
+		one(t, s.Log(partition(0)), SetSynced, 0, 1, 100)
+		for i := range 200 {
+			deleteLog(t, s.Log(partition(1+i)), SetSynced, 0)
+		}
+		sealAll(t, s)
+		if unclean {
+			closeUnclean(t, s)
+			s = open(t, cfg)
+		}
+		one(t, s.Log(partition(0)), SetSynced, 1, 1, 100)
+		clock.move(2 * time.Hour)
+		s.cleaner.poke()
+		eventually(t, "the deleted partitions are forgotten", func() bool { return s.settled() && len(s.Partitions()) == 1 })
+	}
+}
+
 // Partitions that come and go leave nothing behind, neither in memory nor on the
 // disk.
 func TestPartitionsThatComeAndGoLeaveNothing(t *testing.T) {
@@ -125,9 +149,8 @@ func TestPartitionsThatComeAndGoLeaveNothing(t *testing.T) {
 		}
 	}
 	gone := func() bool { return s.settled() && len(s.Partitions()) == 1 }
-	// What lies in sealed volumes, or partly in them, goes with these. How much that
-	// is depends on where volumes were replaced.
-	eventually(t, "many partitions are forgotten", func() bool { return s.settled() && len(s.Partitions()) <= rounds*count/2 })
+	// What lies in sealed volumes, or partly in them, goes with these.
+	eventually(t, "few partitions are left", func() bool { return s.settled() && len(s.Partitions()) <= 2*count })
 	sealAll(t, s)
 	one(t, s.Log(partition(0)), SetSynced, 1, 1, 100)
 	one(t, s.Log(partition(9)), SetReplicated, 0, 1, 100)

@@ -160,7 +160,7 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	if err := txn.CommitAt(v.db.MaxVersion()+1, nil); err != nil {
 		return fmt.Errorf("end the log of %v at %d: %w", l.id, offset, err)
 	}
-	n := stateBytes(len(value))
+	n := d.needed(stateBytes(len(value)))
 	s.volumes.account(use{volume: l.stateVolume, records: -l.stateBytes}, use{volume: v.number, records: n})
 	l.home, l.stateVolume, l.stateGeneration, l.stateBytes, l.rewrite = v.set, v.number, d.generation, n, false
 	if !slices.Contains(l.stateVolumes, v.number) {

@@ -32,6 +32,16 @@ func (s *space) size() int64 { return max(s.written.Load(), s.needed()) }
 // stateBytes is about what the state and the progress record of a log take.
 func stateBytes(record int) int64 { return 2*partitionKeyBytes + int64(record) + 64 }
 
+// needed returns how many of those bytes somebody needs: none once the partition is
+// deleted and its batches are gone. Such a record only stands against older ones,
+// and a volume is not kept for it.
+func (d *durable) needed(stateBytes int64) int64 {
+	if d.Deleted && len(d.spans) == 0 {
+		return 0
+	}
+	return stateBytes
+}
+
 // use counts what a volume has come to hold for somebody, or no longer does; a
 // volume that is gone needs no account.
 type use struct {

@@ -478,7 +478,7 @@ func (w *writer) writeState(l *Log) error {
 	if l.rewrite || l.stateVolume != w.volume.number {
 		key = w.key(kindState, l.id, 0)
 		w.values, value = appendMessage(w.values, key, d.message())
-		n := stateBytes(len(value))
+		n := d.needed(stateBytes(len(value)))
 		w.volume.space.records.Add(n)
 		w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
 		l.rewrite, l.stateVolume, l.stateGeneration, l.stateBytes, l.home = false, w.volume.number, d.generation, n, w.set.name
