@@ -155,10 +155,12 @@ func TestAlterTopic(t *testing.T) {
 	first, second := m.start().ready(), m.start().ready()
 	first.storage().register(false)
 	created := first.create(&metadatav1.CreateTopicRequest{Name: "orders", Partitions: 3, Config: map[string]string{"retention.ms": "1000", "durability": "replicated"}})
+	last := first.view.Image().Version
 	// One of the two forwards.
 	for i, n := range []*member{first, second} {
 		value := fmt.Sprint(5000 + i)
-		before := n.view.Image().Version
+		// Nothing else writes here: a view that is up to date stays at its version.
+		before := n.at(last).Version
 		checked := n.alter(&metadatav1.AlterTopicRequest{Name: "orders", Config: map[string]string{"retention.ms": value}, ValidateOnly: true})
 		if got := checked.GetTopic().GetConfig(); got["retention.ms"] != value || checked.GetVersion() != 0 || n.view.Image().Version != before {
 			t.Errorf("validation returns %v and leads from version %d to %d", checked, before, n.view.Image().Version)
@@ -169,6 +171,7 @@ func TestAlterTopic(t *testing.T) {
 		if !proto.Equal(altered.GetTopic(), want) || altered.GetVersion() <= before {
 			t.Errorf("altered to %v after version %d, want %v", altered, before, want)
 		}
+		last = altered.GetVersion()
 		// This node shows it at once, and in the same words.
 		described, err := n.topics.DescribeTopic(t.Context(), &metadatav1.DescribeTopicRequest{Name: "orders"})
 		if err != nil || !proto.Equal(described.GetTopic(), want) {
