@@ -30,6 +30,8 @@ const (
 type cleaner struct {
 	store  *Store
 	copier *copier
+	// releasing paces the removal of files.
+	releasing *pacer
 
 	// wake tells of work.
 	wake chan struct{}
@@ -53,7 +55,7 @@ type retry struct {
 
 func newCleaner(s *Store) *cleaner {
 	return &cleaner{
-		store: s, copier: newCopier(s), wake: make(chan struct{}, 1), stop: func() {},
+		store: s, copier: newCopier(s), releasing: newPacer(releaseRate), wake: make(chan struct{}, 1), stop: func() {},
 		retries: make(map[uint64]retry), graveyard: make(map[*Log]bool),
 	}
 }

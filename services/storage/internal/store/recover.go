@@ -381,7 +381,7 @@ func (s *Store) sealCopies() error {
 		case v.sealed:
 		case v.space.spans.Load() == 0:
 			if err = s.beginWriting(); err == nil {
-				err = s.volumes.remove(v)
+				err = s.removeAtOnce(v)
 			}
 		case s.clean:
 			s.scrub.seal(v)

@@ -53,7 +53,7 @@ func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
 		return c.store.fail(err)
 	}
 	for _, v := range ready {
-		err := c.store.volumes.remove(v)
+		gone, err := c.store.volumes.remove(v)
 		if noRoom(err) {
 			delete(numbers, v.number)
 			c.postpone(v, err)
@@ -64,6 +64,14 @@ func (c *cleaner) remove(ctx context.Context, dead []*volume) error {
 		}
 		delete(c.retries, v.number)
 		c.store.metrics.removedVolumes.Inc()
+		if gone == "" {
+			continue
+		}
+		if err := c.release(ctx, gone, len(ready)); err != nil {
+			// What is left of it goes when the store is opened.
+			c.store.cfg.Logger.Warn("removing a volume", "path", gone, "error", err)
+		}
+		failpoint.Hit("remove/after-remove")
 	}
 	for _, l := range c.store.logsWhere(func(l *Log) bool {
 		l.stateVolumes = slices.DeleteFunc(l.stateVolumes, func(n uint64) bool { return numbers[n] })
@@ -306,23 +314,24 @@ func syncFiles(dir string) error {
 	return datadir.Sync(dir)
 }
 
-// remove removes a sealed volume from the disk as soon as nobody reads it.
-// Readers that wait for it, or come later, are told that it is gone.
-func (r *volumes) remove(v *volume) error {
+// remove takes a sealed volume away as soon as nobody reads it, for good, and
+// returns the directory that is left to be removed; none if the volume was found
+// damaged meanwhile. Readers that wait for it, or come later, are told that it is
+// gone.
+func (r *volumes) remove(v *volume) (left string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for v.mode == changing {
 		r.wait()
 	}
 	if r.byNumber[v.number] != v {
-		// It was found damaged meanwhile.
-		return nil
+		return "", nil
 	}
 	if v.mode == readOnly {
 		r.closeReadOnly(v)
 	}
 	gone := v.path + removedSuffix
-	err := r.change(v, closed, func() (*badger.DB, error) {
+	err = r.change(v, closed, func() (*badger.DB, error) {
 		if err := r.enlist(v, false); err != nil {
 			return nil, err
 		}
@@ -337,16 +346,54 @@ func (r *volumes) remove(v *volume) error {
 		return nil, nil
 	})
 	if err != nil {
-		return fmt.Errorf("remove volume %d: %w", v.number, err)
+		return "", fmt.Errorf("remove volume %d: %w", v.number, err)
 	}
 	delete(r.byNumber, v.number)
 	r.broadcast()
-	r.mu.Unlock()
-	defer r.mu.Lock()
-	if err := os.RemoveAll(gone); err != nil {
-		// What is left of it goes when the store is opened.
-		r.cfg.Logger.Warn("removing a volume", "path", gone, "error", err)
+	return gone, nil
+}
+
+// removeAtOnce removes a volume and its files.
+func (s *Store) removeAtOnce(v *volume) error {
+	gone, err := s.volumes.remove(v)
+	if err != nil || gone == "" {
+		return err
 	}
-	failpoint.Hit("remove/after-remove")
-	return nil
+	return os.RemoveAll(gone)
+}
+
+const (
+	// releaseStep is how much of a file is given back at a time, and releaseRate how
+	// much per second. The file system tells the disk of what was freed with the
+	// next commit of its journal, for which all syncs wait: a volume at once held
+	// them up for 300 ms.
+	releaseStep = 4 << 20
+	releaseRate = 256 << 20
+)
+
+// release removes the directory of a volume a little at a time, and at once where
+// space is short or ctx ends. With more volumes waiting it is that much faster, so
+// that they do not pile up.
+func (c *cleaner) release(ctx context.Context, dir string, waiting int) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		for size := info.Size(); size > releaseStep; {
+			if err := c.releasing.wait(ctx, releaseStep/max(waiting, 1), c.store.lowOnSpace()); err != nil {
+				return os.RemoveAll(dir)
+			}
+			size -= releaseStep
+			if err := os.Truncate(path, size); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
 }
