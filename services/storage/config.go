@@ -65,7 +65,7 @@ type Config struct {
 	// least 0. Default 1 min.
 	Quarantine time.Duration
 	// RetentionEvery is how often a partition that the node leads looks for records
-	// to remove; at least 1 ms. Default 10 s.
+	// to remove; at least 1 ms. Default 30 s.
 	RetentionEvery time.Duration
 	// ScrubBytes is how many bytes per second of closed volumes are read in the
 	// background to see whether they are still what was written; at least 0, which

@@ -59,7 +59,7 @@ func DefaultConfig() Config {
 		InFlightBytes:         64 << 20,
 		ProducersPerPartition: rules.DefaultProducersPerPartition,
 		MaxTimestampAhead:     time.Hour,
-		RetentionEvery:        10 * time.Second,
+		RetentionEvery:        30 * time.Second,
 		// A plain record must fit into a message, which has at most 32 MiB.
 		Decoding:     recordbatch.Limits{MaxBytes: 16 << 20},
 		KeyMapBytes:  64 << 20,

@@ -49,6 +49,7 @@ func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*
 	if err := removeFloor(dir); err != nil {
 		return nil, err
 	}
+	readFirstPages(dir)
 	o := badgerOptions(dir, cfg)
 	o.SyncWrites = synced && !cfg.withoutSync
 	o.Logger = logger
@@ -84,6 +85,7 @@ func openReadOnly(dir string, cfg *Config, logger badger.Logger) (*badger.DB, er
 	o := badgerOptions(dir, cfg)
 	o.ReadOnly = true
 	o.Logger = logger
+	readFirstPages(dir)
 	return badger.OpenManaged(o)
 }
 

@@ -6,3 +6,5 @@ package store
 func adviseWillNeed(uintptr, int) {}
 
 func populate(uintptr, int) error { return nil }
+
+func readFirstPages(string) {}
