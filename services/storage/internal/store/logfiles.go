@@ -62,6 +62,10 @@ type logFiles struct {
 	// reserved and flushed are how far space is reserved, and how far it was sent
 	// to the disk.
 	reserved, flushed int64
+	// reserving is the reservation under way; nil for none. short says that the last
+	// one found no space.
+	reserving *reservation
+	short     bool
 	// unreservable says that the file system cannot reserve.
 	unreservable bool
 }
@@ -87,6 +91,8 @@ func watchLogFiles(path string, synced bool, cfg *Config, disk *disk, version ui
 
 func (f *logFiles) close() {
 	f.mem.remove()
+	// What comes of it does not matter any more.
+	_ = f.settle(true)
 	// Both were only looked at; nothing is lost by an error.
 	_ = f.dir.Close()
 	if f.log != nil {
@@ -121,18 +127,48 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 		return need + f.mem.space, err
 	}
 	f.unreservable = f.mem.unreservable
-	if f.log == nil || values == 0 || f.used+values <= f.reserved {
+	if f.log == nil || values == 0 {
 		return 0, nil
 	}
-	ahead := f.reserved + f.disk.ahead(reserveStep)
-	end := max(f.used+values, min(ahead, f.limit))
+	if err := f.settle(false); err != nil {
+		return 0, err
+	}
+	end := f.used + values
+	if f.disk.tight() || f.short {
+		return f.reserve(end)
+	}
+	if f.reserving != nil && end > f.reserving.end {
+		if err := f.settle(true); err != nil {
+			return 0, err
+		}
+	}
+	// The next step begins while there is a whole one left.
+	if f.reserving == nil && f.reserved < f.limit && end+reserveStep > f.reserved {
+		f.reserveSoon(min(max(end, f.reserved)+reserveStep, max(end, f.limit)))
+	}
+	return 0, nil
+}
+
+// reserve reserves space up to an offset, and further if there is plenty.
+func (f *logFiles) reserve(end int64) (need int64, err error) {
+	if err := f.settle(true); err != nil || f.unreservable || end <= f.reserved {
+		return 0, err
+	}
+	least := end
+	end = max(least, min(f.reserved+f.disk.ahead(reserveStep), f.limit))
 	err = reserveSpace(f.log, f.reserved, end-f.reserved)
 	if outOfSpace(err) {
-		end = f.used + values
+		end = least
 		err = reserveSpace(f.log, f.reserved, end-f.reserved)
 	}
+	return f.took(end, err)
+}
+
+// took follows up a reservation.
+func (f *logFiles) took(end int64, err error) (need int64, _ error) {
+	f.short = outOfSpace(err)
 	switch {
-	case outOfSpace(err):
+	case f.short:
 		return end - f.reserved + 1<<20, err
 	case errors.Is(err, errors.ErrUnsupported):
 		f.unreservable = true
@@ -143,6 +179,49 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 		f.disk.spent()
 	}
 	return 0, nil
+}
+
+// reservation is one in a goroutine of its own, where there is plenty of space: the
+// call waits for the file system's journal, which has held up appends for 280 ms.
+// Meanwhile at most one step is written without: it finds no space only if somebody
+// uses up four times the watermark in that time.
+type reservation struct {
+	end  int64
+	done chan struct{}
+	// err is set when done is closed.
+	err error
+}
+
+func (f *logFiles) reserveSoon(end int64) {
+	r := &reservation{end: end, done: make(chan struct{})}
+	f.reserving = r
+	file, from := f.log, f.reserved
+	go func() {
+		defer close(r.done)
+		r.err = reserveSpace(file, from, end-from)
+	}()
+}
+
+// settle takes note of the reservation under way if it has ended, or waits for it.
+// Where it found no space, whoever needs it asks again.
+func (f *logFiles) settle(wait bool) error {
+	r := f.reserving
+	if r == nil {
+		return nil
+	}
+	if !wait {
+		select {
+		case <-r.done:
+		default:
+			return nil
+		}
+	}
+	<-r.done
+	f.reserving = nil
+	if _, err := f.took(r.end, r.err); err != nil && !f.short {
+		return err
+	}
+	return nil
 }
 
 // awaitTables waits until Badger has written what it had in memory before, if
@@ -217,6 +296,9 @@ func (f *logFiles) look() error {
 	file, err := os.OpenFile(latest, os.O_RDWR, 0)
 	if err != nil {
 		return err
+	}
+	if err := f.settle(true); err != nil {
+		return errors.Join(err, file.Close())
 	}
 	if f.log != nil {
 		_ = f.log.Close()

@@ -30,8 +30,10 @@ type memFiles struct {
 	used int64
 	// latest is the number of the present file.
 	latest uint64
-	// next is the file to come; nil if there is none yet.
-	next *os.File
+	// next is the file to come; nil if there is none yet. While making is not nil, a
+	// goroutine makes it: the file system's journal may keep it waiting.
+	next   *os.File
+	making chan madeFile
 	// unreservable says that the file system cannot reserve.
 	unreservable bool
 }
@@ -63,39 +65,70 @@ func (f *memFiles) flushing() bool {
 	return err != nil
 }
 
+// madeFile is what came of making the next file; neither is set if Badger was faster,
+// which look notices.
+type madeFile struct {
+	file *os.File
+	err  error
+}
+
 // prepare reserves space for a transaction.
 func (f *memFiles) prepare(bytes int64) error {
 	if f.unreservable || f.next != nil || f.used+bytes < f.limit/2 {
 		return nil
 	}
-	err := f.precede()
+	if f.making == nil {
+		making := make(chan madeFile, 1)
+		f.making = making
+		path, space := f.path(f.latest+1), f.space
+		go func() { making <- makeFile(path, space) }()
+	}
+	err := f.settle(f.rotates(bytes))
 	if outOfSpace(err) && !f.rotates(bytes) {
 		return nil
 	}
 	return err
 }
 
-// precede puts the next file there.
-func (f *memFiles) precede() error {
-	file, err := os.OpenFile(f.path(f.latest+1), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-	if errors.Is(err, fs.ErrExist) {
-		// Badger was faster; look notices it.
+// settle takes over the file that is being made if it is there, or waits for it.
+func (f *memFiles) settle(wait bool) error {
+	if f.making == nil {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("prepare the next memory log: %w", err)
-	}
-	if err := reserveSpace(file, 0, f.space); err != nil {
-		f.next = file
-		f.remove()
-		if !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("prepare the next memory log: %w", err)
+	var made madeFile
+	if wait {
+		made = <-f.making
+	} else {
+		select {
+		case made = <-f.making:
+		default:
+			return nil
 		}
+	}
+	f.making = nil
+	f.next = made.file
+	if errors.Is(made.err, errors.ErrUnsupported) {
 		f.unreservable = true
 		return nil
 	}
-	f.next = file
-	return nil
+	return made.err
+}
+
+// makeFile makes an empty file with space behind its end.
+func makeFile(path string, space int64) madeFile {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if errors.Is(err, fs.ErrExist) {
+		return madeFile{}
+	}
+	if err == nil {
+		if err = reserveSpace(file, 0, space); err != nil {
+			removeUntaken(file)
+		}
+	}
+	if err != nil {
+		return madeFile{err: fmt.Errorf("prepare the next memory log: %w", err)}
+	}
+	return madeFile{file: file}
 }
 
 // committed follows up a transaction of so many bytes.
@@ -123,7 +156,8 @@ func (f *memFiles) look(entries []string) error {
 	latest := f.latest
 	for _, name := range entries {
 		n, ok := memNumber(name)
-		if ok && n > latest && (f.next == nil || n != f.latest+1) {
+		ours := f.next != nil || f.making != nil
+		if ok && n > latest && (!ours || n != f.latest+1) {
 			latest = n
 		}
 	}
@@ -167,13 +201,19 @@ func memNumber(name string) (uint64, bool) {
 
 // remove takes the next file away, unless Badger has it.
 func (f *memFiles) remove() {
-	if f.next == nil {
-		return
+	// Without the file there is nothing to remove.
+	_ = f.settle(true)
+	if f.next != nil {
+		removeUntaken(f.next)
+		f.next = nil
 	}
-	if info, err := f.next.Stat(); err == nil && info.Size() == 0 {
+}
+
+// removeUntaken closes a file, and removes it if Badger has not taken it.
+func removeUntaken(file *os.File) {
+	if info, err := file.Stat(); err == nil && info.Size() == 0 {
 		// Where this fails the volume's next writable open does it.
-		_ = os.Remove(f.next.Name())
+		_ = os.Remove(file.Name())
 	}
-	_ = f.next.Close()
-	f.next = nil
+	_ = file.Close()
 }
