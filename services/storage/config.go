@@ -105,8 +105,8 @@ type Config struct {
 	// StreamRequests is how many requests of a Produce stream may be unanswered; at
 	// least 1. Default 1,024.
 	StreamRequests int
-	// Streams bounds the goroutines that serve streams, two for Produce and one for
-	// Consume; at least 2. Default 20,000.
+	// Streams bounds the goroutines that serve streams, two for Produce, one for Consume
+	// and another while it reads from the disk; at least 2. Default 20,000.
 	Streams int
 	// ResponseBytes is what the responses that are being sent to consumers may hold
 	// together, but for one batch and 64 KiB each; at least 1. Default 128 MiB.

@@ -44,6 +44,8 @@ type Fetched struct {
 	Batches [][]byte
 	// NextOffset is the reader's next position.
 	NextOffset int64
+	// Stored says that the batches come from the store, not from memory.
+	Stored bool
 }
 
 // Bounds returns the offsets that readers see, if this node leads in the leader
@@ -90,6 +92,7 @@ func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
 	if err != nil {
 		return Fetched{}, p.readError(ctx, f.Offset, err)
 	}
+	out.Stored = true
 	out.Batches = make([][]byte, 0, len(batches))
 	for _, b := range batches {
 		if b.LastOffset >= end {

@@ -58,11 +58,11 @@ func (s *Server) Consume(ctx context.Context, req *storagev1.ConsumeRequest, str
 }
 
 // share is how many bytes of records a response may hold when the client asks for
-// so many. Clients that do not read keep their response in memory, so what all
-// streams may hold is shared out among them; a budget that streams wait for would
-// let those who do not read hold up those who do.
+// so many. Clients that do not read keep their response in memory, and one that was
+// read ahead, so what all streams may hold is shared out among them; a budget that
+// streams wait for would let those who do not read hold up those who do.
 func (s *Server) share(asked int) int {
-	return min(asked, max(minShareBytes, s.config.ResponseBytes/int(max(s.consumers.Load(), 1))))
+	return min(asked, max(minShareBytes, s.config.ResponseBytes/int(2*max(s.consumers.Load(), 1))))
 }
 
 // consumeStream is a Consume stream; it belongs to its handler's goroutine.
@@ -79,6 +79,20 @@ type consumeStream struct {
 	// turns; the others wait for ready.
 	queue []int
 	live  int
+	// ahead is what is being read for the turn after this one, while its response is
+	// sent; nil for nothing.
+	ahead *readAhead
+}
+
+// readAhead is a read from the disk in a goroutine of its own. The stream waits
+// for it before it ends.
+type readAhead struct {
+	slot     int
+	position int64
+	done     chan struct{}
+	// fetched and err are set when done is closed.
+	fetched partition.Fetched
+	err     error
 }
 
 // reader is a partition of the stream. The zero value has ended.
@@ -97,6 +111,13 @@ type reader struct {
 }
 
 func (c *consumeStream) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		if c.ahead != nil {
+			<-c.ahead.done
+		}
+	}()
 	for slot, start := range c.req.GetPartitions() {
 		r, err := c.open(ctx, start)
 		if err != nil {
@@ -174,7 +195,7 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 	if r.partition == nil {
 		return false, nil
 	}
-	f, err := r.partition.Read(ctx, partition.Fetch{Offset: r.position, End: r.end, MaxBytes: c.server.share(c.maxBytes), LeaderEpoch: r.epoch})
+	f, err := c.read(ctx, slot)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
@@ -188,6 +209,7 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 	switch {
 	case len(f.Batches) > 0 && c.req.GetForm() == storagev1.RecordForm_RECORD_FORM_BATCHES:
 		r.position = f.NextOffset
+		c.readOn(ctx, slot, f.Stored)
 		out := c.response(slot, f)
 		out.Batches = f.Batches
 		if err := c.send(r, out); err != nil {
@@ -210,6 +232,47 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 		return false, nil
 	}
 	return !r.partition.Await(c.ready, slot, r.position, r.epoch), nil
+}
+
+// read returns what a partition has at the reader's position.
+func (c *consumeStream) read(ctx context.Context, slot int) (partition.Fetched, error) {
+	r := &c.readers[slot]
+	if a := c.ahead; a != nil && a.slot == slot {
+		<-a.done
+		// What failed is tried again, and tells what there is to tell now.
+		if c.ahead = nil; a.position == r.position && a.err == nil && len(a.fetched.Batches) > 0 {
+			return a.fetched, nil
+		}
+	}
+	return r.partition.Read(ctx, c.fetch(r))
+}
+
+func (c *consumeStream) fetch(r *reader) partition.Fetch {
+	return partition.Fetch{Offset: r.position, End: r.end, MaxBytes: c.server.share(c.maxBytes), LeaderEpoch: r.epoch}
+}
+
+// readOn begins to read for the turn that comes next, if this one read from the
+// disk and had more to come, so that disk and network work at the same time. A
+// stream holds one response more for it.
+func (c *consumeStream) readOn(ctx context.Context, slot int, stored bool) {
+	if len(c.queue) > 0 {
+		slot = c.queue[0]
+	}
+	if a := c.ahead; a != nil && c.readers[a.slot].partition == nil {
+		<-a.done
+		c.ahead = nil
+	}
+	r := &c.readers[slot]
+	if !stored || c.ahead != nil || r.partition == nil || r.position >= r.end {
+		return
+	}
+	a := &readAhead{slot: slot, position: r.position, done: make(chan struct{})}
+	c.ahead = a
+	p, f := r.partition, c.fetch(r)
+	c.server.calls.child(func() {
+		defer close(a.done)
+		a.fetched, a.err = p.Read(ctx, f)
+	})
 }
 
 // response returns one without records, at the reader's position.

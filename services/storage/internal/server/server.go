@@ -23,8 +23,8 @@ type Config struct {
 	// StreamRequests is how many requests of a Produce stream may be unanswered
 	// before the server stops reading it; 1 or more.
 	StreamRequests int
-	// Streams bounds the goroutines that serve streams, two for Produce and one for
-	// Consume; 2 or more.
+	// Streams bounds the goroutines that serve streams, two for Produce, one for Consume
+	// and another while it reads from the disk; 2 or more.
 	Streams int
 	// ResponseBytes is what the responses that Consume streams are sending may hold
 	// together, but for one batch and 64 KiB each; 1 or more.
