@@ -2,7 +2,10 @@ package replica
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -137,19 +140,24 @@ type outcome chan partition.Result
 
 func (o outcome) Complete(r partition.Result) { o <- r }
 
-func write(t *testing.T, p *partition.Partition) partition.Result {
+func batch(t *testing.T) []byte {
 	t.Helper()
 	var b recordbatch.Builder
 	if err := b.Append(nil, []byte("v"), nil, 1); err != nil {
 		t.Fatal(err)
 	}
-	batch, err := b.Build(recordbatch.WithoutProducer(recordbatch.None))
+	out, err := b.Build(recordbatch.WithoutProducer(recordbatch.None))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return out
+}
+
+func write(t *testing.T, p *partition.Partition) partition.Result {
+	t.Helper()
 	done := make(outcome, 1)
 	if err := p.Append(partition.Append{
-		Batch: batch, Acks: logv1.Acks_ACKS_ALL, Deadline: time.Now().Add(time.Minute), LeaderEpoch: rules.NoEpoch,
+		Batch: batch(t), Acks: logv1.Acks_ACKS_ALL, Deadline: time.Now().Add(time.Minute), LeaderEpoch: rules.NoEpoch,
 	}, done); err != nil {
 		t.Fatal(err)
 	}
@@ -290,6 +298,48 @@ func TestDeletionIsExplicit(t *testing.T) {
 	n.act(4)
 	if r := write(t, n.mustHave("kept", 0, partition.Leader)); r.BaseOffset != 1 {
 		t.Errorf("append to the topic that was missing: %+v", r)
+	}
+}
+
+// After the loss of a volume, which may have held all that was known of them,
+// partitions that the cluster has given to this node take no records though the
+// store knows nothing of them; those of other nodes, and new ones, are not
+// concerned.
+func TestUnknownPartitionsFailAfterALoss(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := startNode(t, dir, 0)
+	topic := newTopic("orders", 1, 1)
+	n.snapshot.Topics = []*metadatav1.Topic{topic}
+	n.act(1)
+	write(t, n.mustHave("orders", 0, partition.Leader))
+	n.stop()
+	volumes, err := filepath.Glob(filepath.Join(dir, "volumes", "*-000001"))
+	if err != nil || len(volumes) != 1 {
+		t.Fatalf("the volumes are %v, %v", volumes, err)
+	}
+	if err := os.RemoveAll(volumes[0]); err != nil {
+		t.Fatal(err)
+	}
+	// What failed has failed for good: the second start finds all settled.
+	for version := int64(2); version < 4; version++ {
+		n = startNode(t, dir, 0)
+		for _, p := range topic.Partitions {
+			p.LeaderEpoch++
+		}
+		n.snapshot.Topics = []*metadatav1.Topic{topic}
+		n.act(version)
+		for index := range int32(2) {
+			err := n.mustHave("orders", index, partition.Leader).Append(partition.Append{
+				Batch: batch(t), Acks: logv1.Acks_ACKS_ALL, Deadline: time.Now().Add(time.Minute), LeaderEpoch: rules.NoEpoch,
+			}, make(outcome, 1))
+			wantReason(t, err, errorsv1.Reason_REASON_CORRUPT_LOG)
+		}
+		fresh := newTopic(fmt.Sprint("fresh-", version), 1)
+		n.snapshot.Topics = append(n.snapshot.Topics, fresh)
+		n.act(version + 10)
+		write(t, n.mustHave(fresh.GetName(), 0, partition.Leader))
+		n.stop()
 	}
 }
 
