@@ -142,9 +142,10 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 			return 0, err
 		}
 	}
-	// The next step begins while there is a whole one left.
-	if f.reserving == nil && f.reserved < f.limit && end+reserveStep > f.reserved {
-		f.reserveSoon(min(max(end, f.reserved)+reserveStep, max(end, f.limit)))
+	// The next step begins while there is half of one left.
+	step := f.disk.ahead(reserveStep)
+	if f.reserving == nil && (end > f.reserved || f.reserved < f.limit && end+step/2 > f.reserved) {
+		f.reserveSoon(max(end, min(max(end, f.reserved)+step, f.limit)))
 	}
 	return 0, nil
 }
