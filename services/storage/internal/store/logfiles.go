@@ -130,17 +130,13 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 	if f.log == nil || values == 0 {
 		return 0, nil
 	}
-	if err := f.settle(false); err != nil {
+	end := f.used + values
+	if err := f.settle(f.reserving != nil && end > f.reserving.end); err != nil {
 		return 0, err
 	}
-	end := f.used + values
+	// What became of the reservation, and of the disk meanwhile, decides.
 	if f.disk.tight() || f.short {
 		return f.reserve(end)
-	}
-	if f.reserving != nil && end > f.reserving.end {
-		if err := f.settle(true); err != nil {
-			return 0, err
-		}
 	}
 	// The next step begins while there is half of one left.
 	step := f.disk.ahead(reserveStep)

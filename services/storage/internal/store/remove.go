@@ -359,7 +359,11 @@ func (s *Store) removeAtOnce(v *volume) error {
 	if err != nil || gone == "" {
 		return err
 	}
-	return os.RemoveAll(gone)
+	if err := os.RemoveAll(gone); err != nil {
+		// What is left of it goes when the store is opened the next time.
+		s.cfg.Logger.Warn("removing a volume", "path", gone, "error", err)
+	}
+	return nil
 }
 
 const (
@@ -391,7 +395,7 @@ func (c *cleaner) release(ctx context.Context, dir string, waiting int) error {
 			}
 			size -= releaseStep
 			if err := os.Truncate(path, size); err != nil {
-				return err
+				return errors.Join(err, os.RemoveAll(dir))
 			}
 		}
 	}
