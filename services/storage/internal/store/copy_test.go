@@ -25,6 +25,15 @@ func switchTo(t testing.TB, l *Log, c *copied, want bool) {
 	}
 }
 
+// moveAll copies a log and lets it go on with the copies. Nobody else copies it
+// meanwhile.
+func moveAll(t testing.TB, s *Store, l *Log) {
+	t.Helper()
+	l.copying.Lock()
+	defer l.copying.Unlock()
+	switchTo(t, l, copyAll(t, s, l), true)
+}
+
 // What is appended after a truncation stands alone in the active volume, though
 // that holds batches which no span names any more.
 func TestCopiedBatchesDoNotComeBack(t *testing.T) {
@@ -32,7 +41,7 @@ func TestCopiedBatchesDoNotComeBack(t *testing.T) {
 	s := open(t, cfg)
 	l := s.Log(partition(1))
 	old := fill(t, l, SetSynced, 0, 4, 2000)
-	switchTo(t, l, copyAll(t, s, l), true)
+	moveAll(t, s, l)
 	if err := sameBatches(readAll(t, l, 0, 16, 1<<20), old); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +58,7 @@ func TestCopiedBatchesDoNotComeBack(t *testing.T) {
 		if err := sameBatches(readAll(t, l, 0, 16, 1<<20), want); err != nil {
 			t.Fatal(err)
 		}
-		switchTo(t, l, copyAll(t, s, l), true)
+		moveAll(t, s, l)
 		closeUnclean(t, s)
 		s = open(t, cfg)
 		l = s.Log(partition(1))
@@ -108,7 +117,7 @@ func TestCopiesOfWhatWasWrittenAnew(t *testing.T) {
 	// It stays open as long as somebody needs it.
 	other := s.Log(partition(2))
 	fill(t, other, SetSynced, 0, 4, 2000)
-	switchTo(t, other, copyAll(t, s, other), true)
+	moveAll(t, s, other)
 	l := s.Log(partition(1))
 	fill(t, l, SetSynced, 0, 4, 2000)
 	first := copyAll(t, s, l)

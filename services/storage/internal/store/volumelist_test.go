@@ -84,7 +84,7 @@ func TestNumbersOfVanishedVolumesStayUsed(t *testing.T) {
 	s := open(t, cfg)
 	l := s.Log(partition(1))
 	fill(t, l, SetSynced, 0, 4, 2000)
-	switchTo(t, l, copyAll(t, s, l), true)
+	moveAll(t, s, l)
 	closeStore(t, s)
 	for _, gone := range []string{filepath.Join(volumesFolder, "synced-000002"), listFile, cleanFile} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, gone)); err != nil {
