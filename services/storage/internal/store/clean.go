@@ -19,9 +19,6 @@ const (
 	// time doubles with each failure up to retryMost.
 	retryFirst = time.Second
 	retryMost  = 10 * time.Minute
-	// busyGrave is how long a deleted partition is left alone that an operation is
-	// still under way for.
-	busyGrave = 50 * time.Millisecond
 	// copiesTogether bounds the copies that are made durable together.
 	copiesTogether = 1024
 )
@@ -116,9 +113,6 @@ func (c *cleaner) patience() time.Duration {
 		l.mu.Lock()
 		if left := l.quarantineLocked(now); left > 0 {
 			wait = min(wait, left)
-		} else if l.pending > 0 {
-			// Nobody tells when the last of its operations is over.
-			wait = min(wait, busyGrave)
 		}
 		l.mu.Unlock()
 	}
