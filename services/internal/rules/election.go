@@ -245,7 +245,9 @@ type ISRProposal struct {
 // refused. Members that are not in the ISR yet need a lease (KIP-841) and must be
 // the very process that the leader saw catching up (KIP-903). Members that are
 // taken out go into the ELR as long as the ISR is below min ISR (KIP-966).
-// Proposing the ISR that there is changes nothing, not even the partition epoch.
+// Each accepted proposal raises the partition epoch, also one of the ISR that there
+// is: what was proposed on the epoch before, and may still be on its way, is void
+// then.
 func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic TopicTraits) (PartitionState, error) {
 	switch {
 	case p.Leader != proposal.Leader:
@@ -281,9 +283,6 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 			return p, fmt.Errorf("%w: node %d was seen with epoch %d and is registered with %d, live: %t", ErrIneligible, id, epoch, node.Epoch, node.Live)
 		}
 		next.Epochs[i] = epoch
-	}
-	if slices.Equal(next.ISR, p.ISR) && slices.Equal(next.Epochs, p.Epochs) {
-		return p, nil
 	}
 	next.ELR = eligible(slices.Concat(p.ELR, p.ISR), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
 	slices.SortFunc(next.ELR, func(a, b cluster.NodeID) int { return slices.Index(p.Replicas, a) - slices.Index(p.Replicas, b) })

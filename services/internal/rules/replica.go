@@ -1,0 +1,589 @@
+package rules
+
+import (
+	"slices"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// Role is what a node is to a partition.
+type Role uint8
+
+// The roles.
+const (
+	// Offline: the partition has no leader, or the node no replica of it.
+	Offline Role = iota
+	// Following: another node leads.
+	Following
+	// Leading: the node leads.
+	Leading
+)
+
+// String returns the role in lower case.
+func (r Role) String() string {
+	switch r {
+	case Leading:
+		return "leader"
+	case Following:
+		return "follower"
+	default:
+		return "offline"
+	}
+}
+
+// RoleIn returns what a node is to a partition.
+func RoleIn(p cluster.Partition, node cluster.NodeID) Role {
+	switch {
+	case p.Leader == node:
+		return Leading
+	case p.Leader != cluster.NoNode && slices.Contains(p.Replicas, node):
+		return Following
+	default:
+		return Offline
+	}
+}
+
+// Replica is what one replica of a partition knows of its own log, of what the
+// cluster agreed on, and, while it leads, of the others. It decides; whoever owns
+// it reads and writes the log, talks to others, and tells it what came of that.
+// Not safe for concurrent use.
+//
+// There are three ends of a log: what is queued to be written (Next), what is
+// written and as durable as the topic asks (LogEnd), and what every member of the
+// maximal ISR has so (HighWatermark). HighWatermark <= LogEnd <= Next.
+//
+// The protocol is KIP-101, 279, 320, 497, 841, 903 and 966 as a whole:
+//
+//	cluster    -> Apply      -> a leadership begins or ends
+//	producer   -> Queue      -> written: Committed
+//	leader     <- Position   <- follower
+//	leader     -> Sending    -> follower: Receive -> append, truncate or begin anew
+//	follower   -> Committed  -> Position -> leader: Fetch -> the high watermark moves
+//	leader     -> Propose    -> cluster: ProposeISR -> Answer, or Apply
+type Replica struct {
+	self cluster.NodeID
+	// minInsync is the topic's min.insync.replicas.
+	minInsync int
+	// assignment is what the cluster agreed on, if anything is known of it.
+	assignment cluster.Partition
+	known      bool
+	role       Role
+
+	// epochs covers what is queued.
+	epochs Epochs
+	// epochStart is where this leadership begins, and ledSince when.
+	epochStart int64
+	ledSince   time.Time
+
+	logStart      int64
+	next          int64
+	logEnd        int64
+	highWatermark int64
+
+	// leaderHighWatermark is what the leader of this epoch told last.
+	leaderHighWatermark int64
+
+	// followers are the other replicas, in the order of the assignment, while this
+	// one leads.
+	followers []follower
+	// proposal is what was proposed and is not answered yet; nil for nothing. It is
+	// based on the partition epoch of the assignment.
+	proposal []ISRMember
+	// possible are the members of all that was proposed on that partition epoch. A
+	// refusal does not take them back: the network may still hold an earlier copy of
+	// the request, to be accepted later. Only a higher partition epoch does.
+	possible []cluster.NodeID
+}
+
+// follower is what a leader knows of another replica in its leader epoch.
+type follower struct {
+	node  cluster.NodeID
+	epoch cluster.NodeEpoch
+	// fetched says that it has shown a position; logEnd is the latest.
+	fetched bool
+	logEnd  int64
+	// At seenAt, its latest fetch, the leader's log ended at seenEnd. caughtUp is the
+	// latest time at which it is known to have had all that there was.
+	seenEnd  int64
+	seenAt   time.Time
+	caughtUp time.Time
+}
+
+// ReplicaLog is what a replica finds in its log when its process starts.
+type ReplicaLog struct {
+	Epochs        Epochs
+	LogStart      int64
+	LogEnd        int64
+	HighWatermark int64
+}
+
+// NewReplica returns the replica of a node with that log. It is offline until
+// [Replica.Apply].
+func NewReplica(self cluster.NodeID, minInsync int, log ReplicaLog) Replica {
+	r := Replica{
+		self: self, minInsync: minInsync, epochs: log.Epochs,
+		logStart: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
+		highWatermark: min(max(log.HighWatermark, log.LogStart), log.LogEnd),
+	}
+	r.assignment.Leader = cluster.NoNode
+	r.assignment.LeaderEpoch = NoEpoch
+	return r
+}
+
+// Assignment returns what the cluster agreed on last, as far as the replica was
+// told, and whether it was told anything. Its slices must not be changed.
+func (r *Replica) Assignment() (cluster.Partition, bool) { return r.assignment, r.known }
+
+// Role returns what the node is to the partition.
+func (r *Replica) Role() Role { return r.role }
+
+// Epoch returns the leader epoch that the replica believes current.
+func (r *Replica) Epoch() cluster.LeaderEpoch { return r.assignment.LeaderEpoch }
+
+// Epochs returns the epoch table of what is queued.
+func (r *Replica) Epochs() Epochs { return r.epochs }
+
+// EpochStart returns where this leadership begins. While the high watermark lies
+// below, the leader does not know what earlier ones have let readers see.
+func (r *Replica) EpochStart() int64 { return r.epochStart }
+
+// LogStart returns the first offset that the log holds, with all that is queued.
+func (r *Replica) LogStart() int64 { return r.logStart }
+
+// Next returns the log end with all that is queued.
+func (r *Replica) Next() int64 { return r.next }
+
+// LogEnd returns the end of what is written.
+func (r *Replica) LogEnd() int64 { return r.logEnd }
+
+// HighWatermark returns the offset below which no record is ever lost or
+// replaced. It never falls, but with a truncation.
+func (r *Replica) HighWatermark() int64 { return r.highWatermark }
+
+// Applied says what [Replica.Apply] has changed.
+type Applied struct {
+	// Stale: what was agreed on is older than what is known; nothing has changed.
+	Stale bool
+	// TooNew: the log knows a later leadership than the one that this node is given,
+	// so that it is not of this cluster's past. Nothing has changed.
+	TooNew bool
+	// Began says that a leadership of this node began; Ended, that one did end.
+	// Both are true where another of its own follows.
+	Began, Ended bool
+}
+
+// Apply takes over what the cluster agreed on.
+func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
+	before := r.assignment
+	if r.known && (p.PartitionEpoch < before.PartitionEpoch || p.LeaderEpoch < before.LeaderEpoch) {
+		return Applied{Stale: true}
+	}
+	role := RoleIn(p, r.self)
+	if role == Leading && p.LeaderEpoch < r.epochs.Latest() {
+		return Applied{TooNew: true}
+	}
+	if p.PartitionEpoch > before.PartitionEpoch {
+		// Whatever was proposed is decided: it was based on an earlier state.
+		r.proposal, r.possible = nil, nil
+	}
+	led := r.role == Leading
+	renewed := !r.known || p.LeaderEpoch != before.LeaderEpoch
+	r.assignment, r.known, r.role = p, true, role
+	a := Applied{Began: role == Leading && (renewed || !led), Ended: led && (renewed || role != Leading)}
+	if a.Ended || a.Began {
+		r.followers, r.proposal, r.possible = nil, nil, nil
+	}
+	if renewed {
+		r.leaderHighWatermark = 0
+	}
+	switch {
+	case a.Began:
+		r.epochs = r.epochs.Begin(p.LeaderEpoch, r.next)
+		r.epochStart, r.ledSince = r.next, now
+		fallthrough
+	case role == Leading:
+		r.follow(p.Replicas)
+	default:
+		// A leadership without records leaves nothing: else a follower would claim to
+		// have records of an epoch that has none.
+		r.epochs = r.epochs.TruncateEnd(r.next)
+	}
+	r.advance()
+	return a
+}
+
+// follow keeps account of the other replicas.
+func (r *Replica) follow(replicas []cluster.NodeID) {
+	if len(replicas) == 1 {
+		r.followers = nil
+		return
+	}
+	next := make([]follower, 0, len(replicas)-1)
+	for _, id := range replicas {
+		if id == r.self {
+			continue
+		}
+		f := follower{node: id}
+		if known := r.follower(id); known != nil {
+			f = *known
+		}
+		next = append(next, f)
+	}
+	r.followers = next
+}
+
+func (r *Replica) follower(id cluster.NodeID) *follower {
+	if i := slices.IndexFunc(r.followers, func(f follower) bool { return f.node == id }); i >= 0 {
+		return &r.followers[i]
+	}
+	return nil
+}
+
+// SetMinInsync takes over the topic's min.insync.replicas.
+func (r *Replica) SetMinInsync(n int) {
+	r.minInsync = n
+	r.advance()
+}
+
+// InSync returns how many replicas the agreed ISR has and how many an
+// acknowledgement by all of them needs.
+func (r *Replica) InSync() (have, need int) {
+	return len(r.assignment.ISR), EffectiveMinInsync(r.minInsync, len(r.assignment.Replicas))
+}
+
+// Queue notes what a leader adds to its log: the records up to an offset, of its
+// leader epoch.
+func (r *Replica) Queue(next int64) { r.next = next }
+
+// QueueCopies notes what a follower adds to its log of what it received.
+func (r *Replica) QueueCopies(in Replicated) {
+	for _, e := range in.Epochs {
+		if e.StartOffset >= r.next {
+			r.epochs = r.epochs.Begin(e.Epoch, e.StartOffset)
+		}
+	}
+	for _, b := range in.Batches {
+		if b.Epoch > r.epochs.Latest() {
+			r.epochs = r.epochs.Begin(b.Epoch, b.BaseOffset)
+		}
+		r.next = b.LastOffset + 1
+	}
+}
+
+// Committed notes that the log is written up to an offset.
+func (r *Replica) Committed(logEnd int64) {
+	r.logEnd = max(r.logEnd, logEnd)
+	r.advance()
+}
+
+// AdvanceStart moves the log start forward.
+func (r *Replica) AdvanceStart(offset int64) {
+	if offset > r.logStart {
+		r.logStart = offset
+		r.epochs = r.epochs.TruncateStart(offset)
+	}
+}
+
+// Cut notes that the log was truncated at an offset.
+func (r *Replica) Cut(offset int64) {
+	r.next, r.logEnd = offset, min(r.logEnd, offset)
+	r.highWatermark = min(r.highWatermark, offset)
+	r.epochs = r.epochs.TruncateEnd(offset)
+}
+
+// Restart notes that the log was dropped and begins anew, empty, at an offset.
+func (r *Replica) Restart(offset int64) {
+	r.logStart, r.next, r.logEnd, r.highWatermark = offset, offset, offset, offset
+	r.epochs = nil
+}
+
+// advance moves the high watermark as far as it may go.
+func (r *Replica) advance() {
+	if r.role == Following {
+		r.highWatermark = max(r.highWatermark, min(r.leaderHighWatermark, r.logEnd))
+		return
+	}
+	if r.role != Leading {
+		return
+	}
+	h := HighWatermark{
+		Leader: r.self, Current: r.highWatermark, LogEnd: r.logEnd,
+		ISR: r.assignment.ISR, ProposedISR: r.possible, Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
+	}
+	for _, f := range r.followers {
+		h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, Fetched: f.fetched})
+	}
+	r.highWatermark = h.Advance()
+}
+
+// Position is where a follower stands (KIP-320).
+type Position struct {
+	Node      cluster.NodeID
+	NodeEpoch cluster.NodeEpoch
+	// LeaderEpoch is the one that it believes current.
+	LeaderEpoch cluster.LeaderEpoch
+	// LastEpoch is that of its last record, or [NoEpoch] where there is none.
+	LastEpoch cluster.LeaderEpoch
+	// LogEnd is the end of what it has written.
+	LogEnd int64
+}
+
+// Position returns where a follower stands, for its leader.
+func (r *Replica) Position(epoch cluster.NodeEpoch) Position {
+	return Position{
+		Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch,
+		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd,
+	}
+}
+
+// lastEpoch returns the epoch of the last record that is written.
+func (r *Replica) lastEpoch() cluster.LeaderEpoch {
+	if r.logEnd <= r.logStart {
+		return NoEpoch
+	}
+	return r.epochs.At(r.logEnd - 1)
+}
+
+// FetchOutcome is what a leader makes of a position.
+type FetchOutcome uint8
+
+// The outcomes.
+const (
+	// FetchServed: what follows the position may be sent.
+	FetchServed FetchOutcome = iota
+	// FetchNotLeader: this node does not lead.
+	FetchNotLeader
+	// FetchFenced: the follower believes in an earlier leadership.
+	FetchFenced
+	// FetchUnknown: the follower knows of a later leadership.
+	FetchUnknown
+	// FetchStaleNode: a later process of the same node has fetched.
+	FetchStaleNode
+	// FetchNoReplica: the node has no replica of the partition.
+	FetchNoReplica
+	// FetchDiverges: the follower has records that the leader has not.
+	FetchDiverges
+	// FetchRestarts: the log begins above the position, or the follower's, which is
+	// empty, begins above its end: there is nothing to go on from.
+	FetchRestarts
+)
+
+// Fetch is what a leader does about a position.
+type Fetch struct {
+	Outcome FetchOutcome
+	// Epoch and End answer [FetchDiverges]: the largest epoch of the leader's log
+	// that is not above the follower's last one, and where it ends.
+	Epoch cluster.LeaderEpoch
+	End   int64
+}
+
+// Fetch takes note of a follower's position, which may move the high watermark.
+func (r *Replica) Fetch(p Position, now time.Time) Fetch {
+	switch {
+	case r.role != Leading:
+		return Fetch{Outcome: FetchNotLeader}
+	case p.LeaderEpoch < r.assignment.LeaderEpoch:
+		return Fetch{Outcome: FetchFenced}
+	case p.LeaderEpoch > r.assignment.LeaderEpoch:
+		return Fetch{Outcome: FetchUnknown}
+	}
+	f := r.follower(p.Node)
+	if f == nil {
+		return Fetch{Outcome: FetchNoReplica}
+	}
+	switch {
+	case p.NodeEpoch < f.epoch:
+		return Fetch{Outcome: FetchStaleNode}
+	case p.NodeEpoch > f.epoch:
+		// What an earlier process had, this one may have lost.
+		*f = follower{node: f.node, epoch: p.NodeEpoch}
+	}
+	if epoch, end, diverges := r.epochs.Diverges(p.LastEpoch, p.LogEnd, r.next); diverges {
+		return Fetch{Outcome: FetchDiverges, Epoch: epoch, End: end}
+	}
+	if p.LogEnd < r.logStart || p.LogEnd > r.next {
+		return Fetch{Outcome: FetchRestarts}
+	}
+	if p.LogEnd >= r.logEnd {
+		f.caughtUp = now
+	} else if f.fetched && p.LogEnd >= f.seenEnd {
+		f.caughtUp = f.seenAt
+	}
+	f.fetched, f.logEnd = true, p.LogEnd
+	f.seenAt, f.seenEnd = now, r.logEnd
+	r.advance()
+	return Fetch{}
+}
+
+// BatchBounds is what replication needs of a batch.
+type BatchBounds struct {
+	BaseOffset, LastOffset int64
+	Epoch                  cluster.LeaderEpoch
+}
+
+// Replicated is what a leader sends of a partition.
+type Replicated struct {
+	// LeaderEpoch is the one under which it was sent.
+	LeaderEpoch cluster.LeaderEpoch
+	// Follows is the log end of the follower that it is meant for.
+	Follows int64
+	// HighWatermark and LogStart are the leader's.
+	HighWatermark, LogStart int64
+	// Diverges says that the logs part, as Epoch and End tell.
+	Diverges bool
+	Epoch    cluster.LeaderEpoch
+	End      int64
+	// Restarts says that the follower begins anew at RestartOffset, where a batch of
+	// the leader's begins.
+	Restarts      bool
+	RestartOffset int64
+	// Batches are in the order of their offsets. With gaps between them they come
+	// from a log that was compacted.
+	Batches []BatchBounds
+	// Epochs are those of the leader's epoch table that begin at Follows or above, up
+	// to the last of the batches: in a compacted log no batch need be left where an
+	// epoch began.
+	Epochs Epochs
+}
+
+// ReceiveOutcome is what a follower does about what was sent.
+type ReceiveOutcome uint8
+
+// The outcomes.
+const (
+	// ReceiveDropped: it is of another epoch or for another position, and changes
+	// nothing: the network may have delayed it (Redpanda #18523).
+	ReceiveDropped ReceiveOutcome = iota
+	// ReceiveAppends: the batches are to be appended; [Replica.QueueCopies] follows.
+	ReceiveAppends
+	// ReceiveTruncates: the log is to be cut at Offset; [Replica.Cut] follows once
+	// nothing is queued.
+	ReceiveTruncates
+	// ReceiveRestarts: the log is to be dropped and begins at Offset;
+	// [Replica.Restart] follows.
+	ReceiveRestarts
+	// ReceiveInvalid: no leader sends that.
+	ReceiveInvalid
+)
+
+// Receive is what a follower does about what was sent.
+type Receive struct {
+	Outcome ReceiveOutcome
+	Offset  int64
+	// LogStart is where the log is to begin from then on, if that is above its log
+	// start; only with [ReceiveAppends].
+	LogStart int64
+}
+
+// Receive decides what to do about what the leader sent, and takes note of its
+// high watermark.
+func (r *Replica) Receive(in Replicated) Receive {
+	if r.role != Following || in.LeaderEpoch != r.assignment.LeaderEpoch || in.Follows != r.next {
+		return Receive{}
+	}
+	switch {
+	case in.Restarts:
+		return Receive{Outcome: ReceiveRestarts, Offset: in.RestartOffset}
+	case in.Diverges:
+		cut := r.epochs.Truncation(in.Epoch, in.End, r.next)
+		if cut >= r.next {
+			return Receive{Outcome: ReceiveInvalid}
+		}
+		return Receive{Outcome: ReceiveTruncates, Offset: cut}
+	}
+	next, epoch := r.next, r.epochs.Latest()
+	for _, b := range in.Batches {
+		if b.BaseOffset < next || b.LastOffset < b.BaseOffset || b.Epoch < epoch || b.Epoch > in.LeaderEpoch {
+			return Receive{Outcome: ReceiveInvalid}
+		}
+		next, epoch = b.LastOffset+1, b.Epoch
+	}
+	r.leaderHighWatermark = max(r.leaderHighWatermark, in.HighWatermark)
+	r.advance()
+	return Receive{Outcome: ReceiveAppends, LogStart: min(in.LogStart, next)}
+}
+
+// Proposal returns the change of the ISR that waits for its outcome: it is to be
+// sent, again and again until [Replica.Answer] or [Replica.Apply] has decided it.
+func (r *Replica) Proposal() (ISRProposal, bool) {
+	if r.proposal == nil {
+		return ISRProposal{}, false
+	}
+	return ISRProposal{
+		Leader: r.self, LeaderEpoch: r.assignment.LeaderEpoch, PartitionEpoch: r.assignment.PartitionEpoch, ISR: r.proposal,
+	}, true
+}
+
+// Propose decides whether the ISR should change: followers that have not had all
+// that there is for longer than maxLag leave it, and those come in that have
+// reached the high watermark and the start of this leadership in it. live returns
+// the epoch of a node's process that has its lease, as far as is known here. It
+// reports whether there is a proposal to send that was not there before.
+func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
+	if r.role != Leading || r.proposal != nil {
+		return false
+	}
+	next := []ISRMember{}
+	// What was refused is settled by whatever is accepted next.
+	changed := len(r.possible) > 0
+	for _, id := range r.assignment.Replicas {
+		in := slices.Contains(r.assignment.ISR, id)
+		if id == r.self {
+			next = append(next, ISRMember{Node: id, Epoch: -1})
+			continue
+		}
+		f := r.follower(id)
+		switch {
+		case in && r.lags(f, now, maxLag):
+			changed = true
+		case in:
+			next = append(next, ISRMember{Node: id, Epoch: -1})
+		case r.admits(f):
+			if epoch, ok := live(id); ok && epoch == f.epoch {
+				next = append(next, ISRMember{Node: id, Epoch: epoch})
+				changed = true
+			}
+		}
+	}
+	if !changed {
+		return false
+	}
+	r.proposal = next
+	for _, m := range next {
+		if !slices.Contains(r.possible, m.Node) {
+			r.possible = append(r.possible, m.Node)
+		}
+	}
+	return true
+}
+
+// lags says whether a member of the ISR keeps the high watermark back.
+func (r *Replica) lags(f *follower, now time.Time, maxLag time.Duration) bool {
+	if f.fetched && f.logEnd >= r.logEnd {
+		return false
+	}
+	since := r.ledSince
+	if f.caughtUp.After(since) {
+		since = f.caughtUp
+	}
+	return now.Sub(since) > maxLag
+}
+
+// admits says whether a follower has all that an in-sync replica needs. A
+// position below the start of this leadership does not do, though it may be above
+// the high watermark: what earlier leaders acknowledged may lie between them.
+func (r *Replica) admits(f *follower) bool {
+	return f.fetched && f.logEnd >= r.highWatermark && f.logEnd >= r.epochStart
+}
+
+// Answer takes the cluster's answer to the proposal that was based on a partition
+// epoch: the partition as it is now, with the same partition epoch if it was
+// refused. An answer to an earlier proposal changes nothing but what it tells of
+// the partition.
+func (r *Replica) Answer(base cluster.PartitionEpoch, current cluster.Partition, now time.Time) Applied {
+	if r.proposal != nil && base == r.assignment.PartitionEpoch {
+		r.proposal = nil
+	}
+	return r.Apply(current, now)
+}
