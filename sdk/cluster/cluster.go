@@ -56,8 +56,10 @@ type Node struct {
 	ID      NodeID
 	Role    metadatav1.NodeRole
 	Address string
-	Epoch   NodeEpoch
-	Fenced  bool
+	// PeerAddress is where other services reach it; empty where they do not.
+	PeerAddress string
+	Epoch       NodeEpoch
+	Fenced      bool
 	// Since is when the node became live or fenced.
 	Since time.Time
 }
@@ -318,23 +320,25 @@ func PartitionFromProto(p *metadatav1.Partition) Partition {
 // Proto returns the node in its wire form.
 func (n *Node) Proto() *metadatav1.Node {
 	return &metadatav1.Node{
-		NodeId:    int32(n.ID),
-		Role:      n.Role,
-		Address:   n.Address,
-		NodeEpoch: int64(n.Epoch),
-		Fenced:    n.Fenced,
-		Since:     timestamppb.New(n.Since),
+		NodeId:      int32(n.ID),
+		Role:        n.Role,
+		Address:     n.Address,
+		PeerAddress: n.PeerAddress,
+		NodeEpoch:   int64(n.Epoch),
+		Fenced:      n.Fenced,
+		Since:       timestamppb.New(n.Since),
 	}
 }
 
 func nodeFromProto(n *metadatav1.Node) *Node {
 	return &Node{
-		ID:      NodeID(n.GetNodeId()),
-		Role:    n.GetRole(),
-		Address: n.GetAddress(),
-		Epoch:   NodeEpoch(n.GetNodeEpoch()),
-		Fenced:  n.GetFenced(),
-		Since:   n.GetSince().AsTime(),
+		ID:          NodeID(n.GetNodeId()),
+		Role:        n.GetRole(),
+		Address:     n.GetAddress(),
+		PeerAddress: n.GetPeerAddress(),
+		Epoch:       NodeEpoch(n.GetNodeEpoch()),
+		Fenced:      n.GetFenced(),
+		Since:       n.GetSince().AsTime(),
 	}
 }
 

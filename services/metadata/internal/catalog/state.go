@@ -487,12 +487,13 @@ func (s *State) delta(image *cluster.Image, c *change) *metadatav1.ClusterDelta 
 
 func (n Node) proto() *metadatav1.Node {
 	return &metadatav1.Node{
-		NodeId:    int32(n.ID),
-		Role:      n.Record.GetRole(),
-		Address:   n.Record.GetAddress(),
-		NodeEpoch: int64(n.Epoch),
-		Fenced:    n.Status.GetFenced(),
-		Since:     n.Status.GetSince(),
+		NodeId:      int32(n.ID),
+		Role:        n.Record.GetRole(),
+		Address:     n.Record.GetAddress(),
+		PeerAddress: n.Record.GetPeerAddress(),
+		NodeEpoch:   int64(n.Epoch),
+		Fenced:      n.Status.GetFenced(),
+		Since:       n.Status.GetSince(),
 	}
 }
 

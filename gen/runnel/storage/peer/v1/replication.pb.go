@@ -106,7 +106,11 @@ type FollowerPosition struct {
 	// First offset of the follower's log.
 	LogStartOffset int64 `protobuf:"varint,6,opt,name=log_start_offset,json=logStartOffset,proto3" json:"log_start_offset,omitempty"`
 	// Stop sending this partition.
-	Remove        bool `protobuf:"varint,7,opt,name=remove,proto3" json:"remove,omitempty"`
+	Remove bool `protobuf:"varint,7,opt,name=remove,proto3" json:"remove,omitempty"`
+	// Send what follows this position, whatever was sent before: the follower has
+	// not taken all of it. Without it a position acknowledges what was sent. The
+	// first position of a partition on a stream needs none. Set by the follower.
+	Resend        bool `protobuf:"varint,8,opt,name=resend,proto3" json:"resend,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +194,13 @@ func (x *FollowerPosition) GetRemove() bool {
 	return false
 }
 
+func (x *FollowerPosition) GetResend() bool {
+	if x != nil {
+		return x.Resend
+	}
+	return false
+}
+
 // ReplicateResponse carries batches and news of partitions.
 type ReplicateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -254,10 +265,20 @@ type ReplicaData struct {
 	// First offset of the leader's log.
 	LogStartOffset int64 `protobuf:"varint,6,opt,name=log_start_offset,json=logStartOffset,proto3" json:"log_start_offset,omitempty"`
 	// Set instead of batches when the logs diverge: the follower truncates and
-	// states its position anew.
+	// states its position anew. Set by the leader.
 	Divergence *Divergence `protobuf:"bytes,7,opt,name=divergence,proto3" json:"divergence,omitempty"`
-	// Why the partition is not served; unset when it is.
+	// Why the partition is not served; unset when it is. The leader sends nothing
+	// more of it until the follower states a position.
 	Failure *v1.Failure `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Set instead of batches when the leader's log begins above follows_offset: the
+	// follower drops its log and begins it anew, empty, at this offset, from 0. It is
+	// the base offset of the leader's batch that holds log_start_offset, or
+	// log_start_offset itself where no batch does. Set by the leader.
+	RestartOffset *int64 `protobuf:"varint,9,opt,name=restart_offset,json=restartOffset,proto3,oneof" json:"restart_offset,omitempty"`
+	// Entries of the leader's epoch table that begin at follows_offset or above, up to
+	// the last of the batches, in ascending order of both fields. In a compacted log
+	// no batch need be left where an epoch began. Set by the leader, with batches.
+	Epochs []*EpochEntry `protobuf:"bytes,10,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	// Record batches in ascending order of offsets.
 	Batches       [][]byte `protobuf:"bytes,15,rep,name=batches,proto3" json:"batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -350,6 +371,20 @@ func (x *ReplicaData) GetFailure() *v1.Failure {
 	return nil
 }
 
+func (x *ReplicaData) GetRestartOffset() int64 {
+	if x != nil && x.RestartOffset != nil {
+		return *x.RestartOffset
+	}
+	return 0
+}
+
+func (x *ReplicaData) GetEpochs() []*EpochEntry {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
 func (x *ReplicaData) GetBatches() [][]byte {
 	if x != nil {
 		return x.Batches
@@ -413,6 +448,61 @@ func (x *Divergence) GetEndOffset() int64 {
 	return 0
 }
 
+// EpochEntry says where a leader epoch begins in the leader's log.
+type EpochEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leader epoch, from 0.
+	Epoch int32 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Offset of its first record, from 0.
+	StartOffset   int64 `protobuf:"varint,2,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EpochEntry) Reset() {
+	*x = EpochEntry{}
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochEntry) ProtoMessage() {}
+
+func (x *EpochEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochEntry.ProtoReflect.Descriptor instead.
+func (*EpochEntry) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EpochEntry) GetEpoch() int32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EpochEntry) GetStartOffset() int64 {
+	if x != nil {
+		return x.StartOffset
+	}
+	return 0
+}
+
 // FencedAppendRequest is a conditional append.
 type FencedAppendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -436,7 +526,7 @@ type FencedAppendRequest struct {
 
 func (x *FencedAppendRequest) Reset() {
 	*x = FencedAppendRequest{}
-	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[5]
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +538,7 @@ func (x *FencedAppendRequest) String() string {
 func (*FencedAppendRequest) ProtoMessage() {}
 
 func (x *FencedAppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[5]
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +551,7 @@ func (x *FencedAppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FencedAppendRequest.ProtoReflect.Descriptor instead.
 func (*FencedAppendRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{5}
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FencedAppendRequest) GetTopicId() []byte {
@@ -519,7 +609,7 @@ type FencedAppendResponse struct {
 
 func (x *FencedAppendResponse) Reset() {
 	*x = FencedAppendResponse{}
-	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[6]
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +621,7 @@ func (x *FencedAppendResponse) String() string {
 func (*FencedAppendResponse) ProtoMessage() {}
 
 func (x *FencedAppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[6]
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +634,7 @@ func (x *FencedAppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FencedAppendResponse.ProtoReflect.Descriptor instead.
 func (*FencedAppendResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{6}
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FencedAppendResponse) GetBaseOffset() int64 {
@@ -570,7 +660,7 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
 	"\n" +
 	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\x12F\n" +
-	"\tpositions\x18\x03 \x03(\v2(.runnel.storage.peer.v1.FollowerPositionR\tpositions\"\x81\x02\n" +
+	"\tpositions\x18\x03 \x03(\v2(.runnel.storage.peer.v1.FollowerPositionR\tpositions\"\x99\x02\n" +
 	"\x10FollowerPosition\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -578,11 +668,12 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\x12last_fetched_epoch\x18\x04 \x01(\x05R\x10lastFetchedEpoch\x12!\n" +
 	"\ffetch_offset\x18\x05 \x01(\x03R\vfetchOffset\x12(\n" +
 	"\x10log_start_offset\x18\x06 \x01(\x03R\x0elogStartOffset\x12\x16\n" +
-	"\x06remove\x18\a \x01(\bR\x06remove\"X\n" +
+	"\x06remove\x18\a \x01(\bR\x06remove\x12\x16\n" +
+	"\x06resend\x18\b \x01(\bR\x06resend\"X\n" +
 	"\x11ReplicateResponse\x12C\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2#.runnel.storage.peer.v1.ReplicaDataR\n" +
-	"partitions\"\xf4\x02\n" +
+	"partitions\"\xef\x03\n" +
 	"\vReplicaData\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -593,13 +684,21 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\n" +
 	"divergence\x18\a \x01(\v2\".runnel.storage.peer.v1.DivergenceR\n" +
 	"divergence\x123\n" +
-	"\afailure\x18\b \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x12\x18\n" +
-	"\abatches\x18\x0f \x03(\fR\abatches\"A\n" +
+	"\afailure\x18\b \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x12*\n" +
+	"\x0erestart_offset\x18\t \x01(\x03H\x00R\rrestartOffset\x88\x01\x01\x12:\n" +
+	"\x06epochs\x18\n" +
+	" \x03(\v2\".runnel.storage.peer.v1.EpochEntryR\x06epochs\x12\x18\n" +
+	"\abatches\x18\x0f \x03(\fR\abatchesB\x11\n" +
+	"\x0f_restart_offset\"A\n" +
 	"\n" +
 	"Divergence\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x05R\x05epoch\x12\x1d\n" +
 	"\n" +
-	"end_offset\x18\x02 \x01(\x03R\tendOffset\"\xdd\x01\n" +
+	"end_offset\x18\x02 \x01(\x03R\tendOffset\"E\n" +
+	"\n" +
+	"EpochEntry\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x05R\x05epoch\x12!\n" +
+	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\"\xdd\x01\n" +
 	"\x13FencedAppendRequest\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -629,31 +728,33 @@ func file_runnel_storage_peer_v1_replication_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_peer_v1_replication_proto_rawDescData
 }
 
-var file_runnel_storage_peer_v1_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_runnel_storage_peer_v1_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_runnel_storage_peer_v1_replication_proto_goTypes = []any{
 	(*ReplicateRequest)(nil),     // 0: runnel.storage.peer.v1.ReplicateRequest
 	(*FollowerPosition)(nil),     // 1: runnel.storage.peer.v1.FollowerPosition
 	(*ReplicateResponse)(nil),    // 2: runnel.storage.peer.v1.ReplicateResponse
 	(*ReplicaData)(nil),          // 3: runnel.storage.peer.v1.ReplicaData
 	(*Divergence)(nil),           // 4: runnel.storage.peer.v1.Divergence
-	(*FencedAppendRequest)(nil),  // 5: runnel.storage.peer.v1.FencedAppendRequest
-	(*FencedAppendResponse)(nil), // 6: runnel.storage.peer.v1.FencedAppendResponse
-	(*v1.Failure)(nil),           // 7: runnel.errors.v1.Failure
+	(*EpochEntry)(nil),           // 5: runnel.storage.peer.v1.EpochEntry
+	(*FencedAppendRequest)(nil),  // 6: runnel.storage.peer.v1.FencedAppendRequest
+	(*FencedAppendResponse)(nil), // 7: runnel.storage.peer.v1.FencedAppendResponse
+	(*v1.Failure)(nil),           // 8: runnel.errors.v1.Failure
 }
 var file_runnel_storage_peer_v1_replication_proto_depIdxs = []int32{
 	1, // 0: runnel.storage.peer.v1.ReplicateRequest.positions:type_name -> runnel.storage.peer.v1.FollowerPosition
 	3, // 1: runnel.storage.peer.v1.ReplicateResponse.partitions:type_name -> runnel.storage.peer.v1.ReplicaData
 	4, // 2: runnel.storage.peer.v1.ReplicaData.divergence:type_name -> runnel.storage.peer.v1.Divergence
-	7, // 3: runnel.storage.peer.v1.ReplicaData.failure:type_name -> runnel.errors.v1.Failure
-	0, // 4: runnel.storage.peer.v1.ReplicationService.Replicate:input_type -> runnel.storage.peer.v1.ReplicateRequest
-	5, // 5: runnel.storage.peer.v1.FencedAppendService.FencedAppend:input_type -> runnel.storage.peer.v1.FencedAppendRequest
-	2, // 6: runnel.storage.peer.v1.ReplicationService.Replicate:output_type -> runnel.storage.peer.v1.ReplicateResponse
-	6, // 7: runnel.storage.peer.v1.FencedAppendService.FencedAppend:output_type -> runnel.storage.peer.v1.FencedAppendResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8, // 3: runnel.storage.peer.v1.ReplicaData.failure:type_name -> runnel.errors.v1.Failure
+	5, // 4: runnel.storage.peer.v1.ReplicaData.epochs:type_name -> runnel.storage.peer.v1.EpochEntry
+	0, // 5: runnel.storage.peer.v1.ReplicationService.Replicate:input_type -> runnel.storage.peer.v1.ReplicateRequest
+	6, // 6: runnel.storage.peer.v1.FencedAppendService.FencedAppend:input_type -> runnel.storage.peer.v1.FencedAppendRequest
+	2, // 7: runnel.storage.peer.v1.ReplicationService.Replicate:output_type -> runnel.storage.peer.v1.ReplicateResponse
+	7, // 8: runnel.storage.peer.v1.FencedAppendService.FencedAppend:output_type -> runnel.storage.peer.v1.FencedAppendResponse
+	7, // [7:9] is the sub-list for method output_type
+	5, // [5:7] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_peer_v1_replication_proto_init() }
@@ -661,13 +762,14 @@ func file_runnel_storage_peer_v1_replication_proto_init() {
 	if File_runnel_storage_peer_v1_replication_proto != nil {
 		return
 	}
+	file_runnel_storage_peer_v1_replication_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_peer_v1_replication_proto_rawDesc), len(file_runnel_storage_peer_v1_replication_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
