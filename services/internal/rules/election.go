@@ -71,6 +71,9 @@ type NodeState struct {
 	Epoch cluster.NodeEpoch
 	// Live says that the process holds its lease.
 	Live bool
+	// Leaving says that the process is about to stop in good order and gives away
+	// what it leads.
+	Leaving bool
 	// History is resolved.
 	History History
 }
@@ -125,13 +128,15 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 //   - A member without a lease leaves the ISR (KIP-841), into the ELR as long as
 //     the ISR is below min ISR: it still holds every acknowledged record, since
 //     the high watermark stands still meanwhile (KIP-966).
-//   - The leader stays while its very process is in the ISR. A new process of the
-//     same node is a new leadership, with a leader epoch of its own (KIP-101).
+//   - The leader stays while its very process is in the ISR, unless that process is
+//     leaving and another member of the ISR is not. A new process of the same node
+//     is a new leadership, with a leader epoch of its own (KIP-101).
 //   - Otherwise the first replica that is in the ISR, or else in the ELR, and live
-//     leads. If both are empty the last leader does, given that it is live on
-//     the directory that it led with and that no acknowledged record can be lost
-//     with its page cache: the topic is synced, or the page cache survived all
-//     restarts since. Its store verifies the log before it registers.
+//     leads; one that is leaving only if there is no other. If both are empty the
+//     last leader does, given that it is live on the directory that it led with and
+//     that no acknowledged record can be lost with its page cache: the topic is
+//     synced, or the page cache survived all restarts since. Its store verifies the
+//     log before it registers.
 //   - Otherwise the partition is offline and remembers its last leader.
 //
 // A change of ISR alone leaves the leader epoch as it is (KAFKA-15021).
@@ -158,6 +163,10 @@ func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bo
 
 	current := slices.Index(p.Replicas, p.Leader)
 	stays := current >= 0 && slices.Contains(next.ISR, p.Leader) && p.Epochs[current] == nodes[p.Leader].Epoch
+	if stays && nodes[p.Leader].Leaving {
+		// All of these are live.
+		stays = !slices.ContainsFunc(next.ISR, func(id cluster.NodeID) bool { return !nodes[id].Leaving })
+	}
 	if !stays {
 		if p.Leader != cluster.NoNode {
 			next.LastLeader = p.Leader
@@ -167,7 +176,7 @@ func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bo
 			next.LastLeader = cluster.NoNode
 			next.Epochs[slices.Index(next.Replicas, next.Leader)] = nodes[next.Leader].Epoch
 			if !slices.Contains(next.ISR, next.Leader) {
-				next.ISR = []cluster.NodeID{next.Leader}
+				next.ISR = inOrder(append(next.ISR, next.Leader), next.Replicas)
 			}
 		}
 		if next.Leader != cluster.NoNode || p.Leader != cluster.NoNode {
@@ -185,9 +194,9 @@ func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bo
 
 // electable returns who may lead a partition without a leader, or NoNode.
 func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID {
-	for _, members := range [...][]cluster.NodeID{p.ISR, p.ELR} {
-		for _, id := range members {
-			if nodes[id].Live {
+	for _, leaving := range [...]bool{false, true} {
+		for _, id := range slices.Concat(p.ISR, p.ELR) {
+			if nodes[id].Live && nodes[id].Leaving == leaving {
 				return id
 			}
 		}
@@ -205,6 +214,11 @@ func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID 
 		return cluster.NoNode
 	}
 	return p.LastLeader
+}
+
+// inOrder returns the members in the order of the replicas, each once.
+func inOrder(members, replicas []cluster.NodeID) []cluster.NodeID {
+	return slices.DeleteFunc(slices.Clone(replicas), func(id cluster.NodeID) bool { return !slices.Contains(members, id) })
 }
 
 // eligible returns the ELR among candidates that hold every acknowledged record:
@@ -242,9 +256,10 @@ type ISRProposal struct {
 }
 
 // ProposeISR returns the partition with the proposed ISR (KIP-497), or why it is
-// refused. Members that are not in the ISR yet need a lease (KIP-841) and must be
-// the very process that the leader saw catching up (KIP-903). Members that are
-// taken out go into the ELR as long as the ISR is below min ISR (KIP-966).
+// refused. Members that are not in the ISR yet need a lease (KIP-841), must be the
+// very process that the leader saw catching up (KIP-903), and must not be leaving.
+// Members that are taken out go into the ELR as long as the ISR is below min ISR
+// (KIP-966).
 // Each accepted proposal raises the partition epoch, also one of the ISR that there
 // is: what was proposed on the epoch before, and may still be on its way, is void
 // then.
@@ -276,17 +291,18 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 			continue
 		}
 		next.ISR = append(next.ISR, id)
-		if epoch == -1 && slices.Contains(p.ISR, id) {
+		member, node := slices.Contains(p.ISR, id), nodes[id]
+		switch {
+		case member && epoch == -1:
 			continue
-		}
-		if node := nodes[id]; !node.Live || node.Epoch != epoch {
+		case !node.Live || node.Epoch != epoch:
 			return p, fmt.Errorf("%w: node %d was seen with epoch %d and is registered with %d, live: %t", ErrIneligible, id, epoch, node.Epoch, node.Live)
+		case !member && node.Leaving:
+			return p, fmt.Errorf("%w: node %d is leaving", ErrIneligible, id)
 		}
 		next.Epochs[i] = epoch
 	}
-	next.ELR = eligible(slices.Concat(p.ELR, p.ISR), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
-	slices.SortFunc(next.ELR, func(a, b cluster.NodeID) int { return slices.Index(p.Replicas, a) - slices.Index(p.Replicas, b) })
-	next.ELR = slices.Compact(next.ELR)
+	next.ELR = eligible(inOrder(slices.Concat(p.ELR, p.ISR), p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
 	next.PartitionEpoch++
 	return next, nil
 }

@@ -25,6 +25,13 @@ func dead(epoch cluster.NodeEpoch) NodeState {
 	return n
 }
 
+// leaving is a live process that is about to stop.
+func leaving(epoch cluster.NodeEpoch) NodeState {
+	n := live(epoch)
+	n.Leaving = true
+	return n
+}
+
 // restarted is a live process that followed the process of epoch before.
 func restarted(before, epoch cluster.NodeEpoch, r Restart) NodeState {
 	return NodeState{Epoch: epoch, Live: true, History: History{}.After(before, r).Resolve(epoch)}
@@ -105,6 +112,17 @@ func TestElect(t *testing.T) {
 		{"KIP-903: a follower that restarted cleanly is in the ISR as its new process", led(2, ids{1, 2, 3}, nil), with(Nodes{1: restarted(10, 11, clean)}), minTwo, want{2, 5, ids{1, 2, 3}, nil, none}},
 		{"another replica leads after the leader's unclean restart", led(1, ids{1, 2, 3}, nil), with(Nodes{1: restarted(10, 11, killed)}), minTwo, want{2, 6, ids{2, 3}, nil, none}},
 
+		{"leaving: the leader gives way to the next member of the ISR", led(1, ids{1, 2, 3}, nil), with(Nodes{1: leaving(10)}), minTwo, want{2, 6, ids{1, 2, 3}, nil, none}},
+		{"leaving: not to one that is leaving too", led(1, ids{1, 2, 3}, nil), with(Nodes{1: leaving(10), 2: leaving(20)}), minTwo, want{3, 6, ids{1, 2, 3}, nil, none}},
+		{"leaving: not to one outside of the ISR", led(1, ids{1}, ids{2}), with(Nodes{1: leaving(10)}), minTwo, want{1, 5, ids{1}, ids{2}, none}},
+		{"leaving: not to one without a lease", led(1, ids{1, 2}, nil), with(Nodes{1: leaving(10), 2: dead(20)}), minTwo, want{1, 5, ids{1}, ids{2}, none}},
+		{"leaving: the leader stays where all are leaving", led(1, ids{1, 2, 3}, nil), Nodes{1: leaving(10), 2: leaving(20), 3: leaving(30)}, minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
+		{"leaving: a follower stays in the ISR", led(1, ids{1, 2, 3}, nil), with(Nodes{2: leaving(20)}), minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
+		{"leaving: others are elected first", led(1, ids{1, 2, 3}, nil), with(Nodes{1: dead(10), 2: leaving(20)}), minTwo, want{3, 6, ids{2, 3}, nil, none}},
+		{"leaving: elected when nobody else can be", led(1, ids{1, 2}, nil), with(Nodes{1: dead(10), 2: leaving(20)}), minTwo, want{2, 6, ids{2}, ids{1}, none}},
+		{"leaving: who is eligible is elected first and joins the ISR", offline(1, ids{3}, ids{2}), with(Nodes{1: dead(10), 3: leaving(30)}), minTwo, want{2, 6, ids{2, 3}, nil, none}},
+		{"leaving: the last leader, whom nobody can replace", led(1, ids{1}, nil), Nodes{1: func() NodeState { n := restarted(10, 11, killed); n.Leaving = true; return n }(), 2: live(20)}, minTwo, want{1, 6, ids{1}, nil, none}},
+
 		{"last leader: killed, the page cache survived", led(1, ids{1}, nil), Nodes{1: restarted(10, 11, killed), 2: live(20)}, minTwo, want{1, 6, ids{1}, nil, none}},
 		{"last leader: power loss, synced", led(1, ids{1}, nil), Nodes{1: restarted(10, 11, power), 2: live(20)}, synced, want{1, 6, ids{1}, nil, none}},
 		{"last leader: power loss, not synced", led(1, ids{1}, nil), Nodes{1: restarted(10, 11, power), 2: live(20)}, minTwo, want{none, 6, nil, nil, 1}},
@@ -175,6 +193,10 @@ func TestProposeISR(t *testing.T) {
 		{"KIP-903: a process that has restarted is not added", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{3, 30})}, nodes, nil, nil, ErrIneligible},
 		{"KIP-903: the new process is added", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, append(stay(1, 2), ISRMember{3, 31})}, nodes, ids{1, 2, 3}, nil, nil},
 		{"a new member must name its epoch", led(1, ids{1}, nil), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, nil, nil, ErrIneligible},
+		{"a leaving node is not added", led(1, ids{1}, ids{2}), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, nil, nil, ErrIneligible},
+		{"a leaving member stays", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1, 2)}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
+		{"a leaving member that is named with its epoch stays", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
+		{"KIP-966: who was eligible is so no more once min ISR was lowered", led(1, ids{1, 2}, ids{3}), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
 		{"no replica", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{4, 40})}, Nodes{1: live(10), 4: live(40)}, nil, nil, ErrIneligible},
 		{"named twice", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1, 2, 2)}, nodes, nil, nil, ErrIneligible},
 		{"without its leader", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(2)}, nodes, nil, nil, ErrIneligible},
@@ -198,8 +220,12 @@ func TestProposeISR(t *testing.T) {
 			if got.LeaderEpoch != 5 || got.Leader != 1 {
 				t.Errorf("leader %d in epoch %d", got.Leader, got.LeaderEpoch)
 			}
-			if changed := !slices.Equal(test.p.ISR, test.isr); changed != (got.PartitionEpoch == 8) {
-				t.Errorf("partition epoch %d", got.PartitionEpoch)
+			// Also where the ISR is the same: what else was proposed on epoch 7 is void.
+			if got.PartitionEpoch != 8 {
+				t.Errorf("partition epoch %d after an accepted proposal on 7", got.PartitionEpoch)
+			}
+			if _, err := ProposeISR(got, test.proposal, test.nodes, minTwo); !errors.Is(err, ErrPartitionEpoch) {
+				t.Errorf("a late copy of the proposal is answered with %v", err)
 			}
 		})
 	}
@@ -301,6 +327,8 @@ func TestElectionProperties(t *testing.T) {
 				t.Fatalf("leader %d, last leader %d", p.Leader, p.LastLeader)
 			case p.LeaderEpoch < before.LeaderEpoch || p.PartitionEpoch < before.PartitionEpoch:
 				t.Fatalf("epochs fall from %+v to %+v", before, p)
+			case p.PartitionEpoch > before.PartitionEpoch+1:
+				t.Fatalf("partition epoch from %d to %d in one step", before.PartitionEpoch, p.PartitionEpoch)
 			case p.Leader != before.Leader && p.LeaderEpoch != before.LeaderEpoch+1:
 				t.Fatalf("leader changes from %d to %d, leader epoch from %d to %d", before.Leader, p.Leader, before.LeaderEpoch, p.LeaderEpoch)
 			}
@@ -362,7 +390,46 @@ func TestElectionProperties(t *testing.T) {
 				pick(t, "regains lease", func(m *machine) bool { return m.up && !m.state.Live }).state.Live = true
 				judged = false
 			},
+			"leave": func(t *rapid.T) {
+				pick(t, "leaves", func(m *machine) bool { return m.up && !m.state.Leaving }).state.Leaving = true
+				judged = false
+			},
 			"register": func(t *rapid.T) { register(id(pick(t, "registers", down))); judged = false },
+			"prefer": func(t *rapid.T) {
+				before := p
+				var moved bool
+				if p, moved = Prefer(p, nodes()); !moved {
+					return
+				}
+				check(before)
+				if p.Leader != replicas[0] || !machines[p.Leader].state.Live || machines[p.Leader].state.Leaving {
+					t.Fatalf("leader %d was preferred: %+v", p.Leader, machines[p.Leader].state)
+				}
+				if again, _ := Elect(p, nodes(), topic); judged && again.Leader != p.Leader {
+					t.Fatalf("an election takes the leadership from the preferred leader to %d", again.Leader)
+				}
+			},
+			"unclean": func(t *rapid.T) {
+				before := p
+				if before, _ = Elect(before, nodes(), topic); before.Leader != cluster.NoNode {
+					t.Skip("there is a leader")
+				}
+				p = before
+				var elected bool
+				if p, elected = ElectUnclean(p, nodes()); !elected {
+					return
+				}
+				judged = true
+				// What the leader does not hold is given up.
+				acknowledged = min(acknowledged, machines[p.Leader].records)
+				for _, m := range machines {
+					m.records = min(m.records, acknowledged)
+				}
+				check(before)
+				if again, changed := Elect(p, nodes(), topic); changed {
+					t.Fatalf("an election changes %+v to %+v", p, again)
+				}
+			},
 			"elect": func(t *rapid.T) {
 				before := p
 				p, _ = Elect(p, nodes(), topic)
@@ -371,6 +438,9 @@ func TestElectionProperties(t *testing.T) {
 				for _, id := range p.ISR {
 					if !machines[id].state.Live {
 						t.Fatalf("fenced node %d is in the ISR %v", id, p.ISR)
+					}
+					if p.Leader != cluster.NoNode && machines[p.Leader].state.Leaving && !machines[id].state.Leaving {
+						t.Fatalf("leader %d is leaving although node %d could lead", p.Leader, id)
 					}
 				}
 			},
