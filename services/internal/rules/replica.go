@@ -72,9 +72,11 @@ type Replica struct {
 
 	// epochs covers what is queued.
 	epochs Epochs
-	// epochStart is where this leadership begins, and ledSince when.
+	// epochStart is where this leadership begins.
 	epochStart int64
-	ledSince   time.Time
+	// servesFrom is the first offset from which on a follower can be served: the log
+	// start, or where the batch begins that holds it.
+	servesFrom int64
 
 	logStart      int64
 	next          int64
@@ -84,8 +86,17 @@ type Replica struct {
 	// leaderHighWatermark is what the leader of this epoch told last.
 	leaderHighWatermark int64
 
-	// followers are the other replicas, in the order of the assignment, while this
-	// one leads.
+	// leadership is nil while the replica does not lead, and while there are no
+	// others to lead: most replicas of a process are idle, and pay for what they
+	// hold.
+	*leadership
+}
+
+// leadership is what a leader knows of the others.
+type leadership struct {
+	// ledSince is when it began.
+	ledSince time.Time
+	// followers are the other replicas, in the order of the assignment.
 	followers []follower
 	// proposal is what was proposed and is not answered yet; nil for nothing. It is
 	// based on the partition epoch of the assignment.
@@ -183,7 +194,7 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 	if role == Leading && p.LeaderEpoch < r.epochs.Latest() {
 		return Applied{TooNew: true}
 	}
-	if p.PartitionEpoch > before.PartitionEpoch {
+	if p.PartitionEpoch > before.PartitionEpoch && r.leadership != nil {
 		// Whatever was proposed is decided: it was based on an earlier state.
 		r.proposal, r.possible = nil, nil
 	}
@@ -192,7 +203,7 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 	r.assignment, r.known, r.role = p, true, role
 	a := Applied{Began: role == Leading && (renewed || !led), Ended: led && (renewed || role != Leading)}
 	if a.Ended || a.Began {
-		r.followers, r.proposal, r.possible = nil, nil, nil
+		r.leadership = nil
 	}
 	if renewed {
 		r.leaderHighWatermark = 0
@@ -200,10 +211,10 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 	switch {
 	case a.Began:
 		r.epochs = r.epochs.Begin(p.LeaderEpoch, r.next)
-		r.epochStart, r.ledSince = r.next, now
+		r.epochStart, r.servesFrom = r.next, r.logStart
 		fallthrough
 	case role == Leading:
-		r.follow(p.Replicas)
+		r.lead(p.Replicas, now)
 	default:
 		// A leadership without records leaves nothing: else a follower would claim to
 		// have records of an epoch that has none.
@@ -213,11 +224,14 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 	return a
 }
 
-// follow keeps account of the other replicas.
-func (r *Replica) follow(replicas []cluster.NodeID) {
+// lead keeps account of the other replicas.
+func (r *Replica) lead(replicas []cluster.NodeID, now time.Time) {
 	if len(replicas) == 1 {
-		r.followers = nil
+		r.leadership = nil
 		return
+	}
+	if r.leadership == nil {
+		r.leadership = &leadership{ledSince: now}
 	}
 	next := make([]follower, 0, len(replicas)-1)
 	for _, id := range replicas {
@@ -234,6 +248,9 @@ func (r *Replica) follow(replicas []cluster.NodeID) {
 }
 
 func (r *Replica) follower(id cluster.NodeID) *follower {
+	if r.leadership == nil {
+		return nil
+	}
 	if i := slices.IndexFunc(r.followers, func(f follower) bool { return f.node == id }); i >= 0 {
 		return &r.followers[i]
 	}
@@ -258,17 +275,24 @@ func (r *Replica) Queue(next int64) { r.next = next }
 
 // QueueCopies notes what a follower adds to its log of what it received.
 func (r *Replica) QueueCopies(in Replicated) {
+	r.epochs = r.epochsWith(in)
+	if n := len(in.Batches); n > 0 {
+		r.next = in.Batches[n-1].LastOffset + 1
+	}
+}
+
+// epochsWith returns the epoch table with what is received.
+func (r *Replica) epochsWith(in Replicated) Epochs {
+	epochs := r.epochs
 	for _, e := range in.Epochs {
 		if e.StartOffset >= r.next {
-			r.epochs = r.epochs.Begin(e.Epoch, e.StartOffset)
+			epochs = epochs.Begin(e.Epoch, e.StartOffset)
 		}
 	}
 	for _, b := range in.Batches {
-		if b.Epoch > r.epochs.Latest() {
-			r.epochs = r.epochs.Begin(b.Epoch, b.BaseOffset)
-		}
-		r.next = b.LastOffset + 1
+		epochs = epochs.Begin(b.Epoch, b.BaseOffset)
 	}
+	return epochs
 }
 
 // Committed notes that the log is written up to an offset.
@@ -280,10 +304,15 @@ func (r *Replica) Committed(logEnd int64) {
 // AdvanceStart moves the log start forward.
 func (r *Replica) AdvanceStart(offset int64) {
 	if offset > r.logStart {
-		r.logStart = offset
+		r.logStart, r.servesFrom = offset, offset
 		r.epochs = r.epochs.TruncateStart(offset)
 	}
 }
+
+// ServesFrom notes, at a leader, where the batch begins that holds the log start:
+// a follower that restarted there goes on from there, though that is below the
+// log start. It holds until the log start moves.
+func (r *Replica) ServesFrom(offset int64) { r.servesFrom = min(r.logStart, offset) }
 
 // Cut notes that the log was truncated at an offset.
 func (r *Replica) Cut(offset int64) {
@@ -309,10 +338,13 @@ func (r *Replica) advance() {
 	}
 	h := HighWatermark{
 		Leader: r.self, Current: r.highWatermark, LogEnd: r.logEnd,
-		ISR: r.assignment.ISR, ProposedISR: r.possible, Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
+		ISR: r.assignment.ISR, Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
 	}
-	for _, f := range r.followers {
-		h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, Fetched: f.fetched})
+	if l := r.leadership; l != nil {
+		h.ProposedISR = l.possible
+		for _, f := range l.followers {
+			h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, Fetched: f.fetched})
+		}
 	}
 	r.highWatermark = h.Advance()
 }
@@ -365,7 +397,9 @@ const (
 	// FetchDiverges: the follower has records that the leader has not.
 	FetchDiverges
 	// FetchRestarts: the log begins above the position, or the follower's, which is
-	// empty, begins above its end: there is nothing to go on from.
+	// empty, begins above its end: there is nothing to go on from. Where the
+	// follower is told to begin within a batch of the leader's, [Replica.ServesFrom]
+	// comes first.
 	FetchRestarts
 )
 
@@ -402,7 +436,7 @@ func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	if epoch, end, diverges := r.epochs.Diverges(p.LastEpoch, p.LogEnd, r.next); diverges {
 		return Fetch{Outcome: FetchDiverges, Epoch: epoch, End: end}
 	}
-	if p.LogEnd < r.logStart || p.LogEnd > r.next {
+	if p.LogEnd < r.servesFrom || p.LogEnd > r.next {
 		return Fetch{Outcome: FetchRestarts}
 	}
 	if p.LogEnd >= r.logEnd {
@@ -483,10 +517,12 @@ func (r *Replica) Receive(in Replicated) Receive {
 		return Receive{}
 	}
 	switch {
+	case in.Restarts && in.RestartOffset < 0:
+		return Receive{Outcome: ReceiveInvalid}
 	case in.Restarts:
 		return Receive{Outcome: ReceiveRestarts, Offset: in.RestartOffset}
 	case in.Diverges:
-		cut := r.epochs.Truncation(in.Epoch, in.End, r.next)
+		cut := max(r.epochs.Truncation(in.Epoch, in.End, r.next), r.logStart)
 		if cut >= r.next {
 			return Receive{Outcome: ReceiveInvalid}
 		}
@@ -499,6 +535,18 @@ func (r *Replica) Receive(in Replicated) Receive {
 		}
 		next, epoch = b.LastOffset+1, b.Epoch
 	}
+	for _, e := range in.Epochs {
+		if e.Epoch > in.LeaderEpoch || e.StartOffset >= next {
+			return Receive{Outcome: ReceiveInvalid}
+		}
+	}
+	epochs := r.epochsWith(in)
+	for _, b := range in.Batches {
+		// What lies below the leader's log start may lie below its table.
+		if epoch := epochs.At(b.LastOffset); epoch != b.Epoch && (epoch != NoEpoch || b.LastOffset >= in.LogStart) {
+			return Receive{Outcome: ReceiveInvalid}
+		}
+	}
 	r.leaderHighWatermark = max(r.leaderHighWatermark, in.HighWatermark)
 	r.advance()
 	return Receive{Outcome: ReceiveAppends, LogStart: min(in.LogStart, next)}
@@ -507,7 +555,7 @@ func (r *Replica) Receive(in Replicated) Receive {
 // Proposal returns the change of the ISR that waits for its outcome: it is to be
 // sent, again and again until [Replica.Answer] or [Replica.Apply] has decided it.
 func (r *Replica) Proposal() (ISRProposal, bool) {
-	if r.proposal == nil {
+	if r.leadership == nil || r.proposal == nil {
 		return ISRProposal{}, false
 	}
 	return ISRProposal{
@@ -521,7 +569,7 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 // the epoch of a node's process that has its lease, as far as is known here. It
 // reports whether there is a proposal to send that was not there before.
 func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
-	if r.role != Leading || r.proposal != nil {
+	if r.leadership == nil || r.proposal != nil {
 		return false
 	}
 	next := []ISRMember{}
@@ -582,7 +630,7 @@ func (r *Replica) admits(f *follower) bool {
 // refused. An answer to an earlier proposal changes nothing but what it tells of
 // the partition.
 func (r *Replica) Answer(base cluster.PartitionEpoch, current cluster.Partition, now time.Time) Applied {
-	if r.proposal != nil && base == r.assignment.PartitionEpoch {
+	if r.leadership != nil && r.proposal != nil && base == r.assignment.PartitionEpoch {
 		r.proposal = nil
 	}
 	return r.Apply(current, now)
