@@ -83,6 +83,16 @@ func (l *Log) healLocked() {
 	}
 }
 
+// forgiveLocked ends a failure whatever was lost: nothing is left of the log that
+// could miss it.
+func (l *Log) forgiveLocked() {
+	if l.durable.failed != nil {
+		l.durable.failed = nil
+		l.rewrite = true
+		l.store.failures.add(-1)
+	}
+}
+
 // failLog adds a loss to what is known of a log, and records it.
 func (s *Store) failLog(l *Log, f failure) {
 	l.mu.Lock()

@@ -31,6 +31,9 @@ type Append struct {
 	// Batches follow each other and the log's end. Their bytes must not change any
 	// more. Without batches only state is written.
 	Batches []Batch
+	// Gaps says that offsets may be missing before and between the batches: they are
+	// copied from a log that was compacted.
+	Gaps bool
 	// State is as it is after these batches.
 	State State
 	// Producers are those whose state changes, at most 4096 with RemovedProducers.
@@ -167,6 +170,7 @@ func (l *Log) Append(a Append, done func(error)) {
 		op.err = l.admitLocked(&a)
 	}
 	if op.err == nil {
+		op.follows = l.next
 		l.start, l.next = a.State.LogStart, a.State.LogEnd
 		op.measure(len(l.durable.spans))
 	}
@@ -216,16 +220,15 @@ func (l *Log) admitLocked(a *Append) error {
 		return invalid("log start %d does not lie between %d, where it was, and the log end %d", s.LogStart, l.start, s.LogEnd)
 	}
 	if len(a.Batches) == 0 {
-		// A replica that has fallen behind the log's start begins anew, empty.
-		if s := a.State; s.LogEnd != l.next && (s.LogEnd < l.next || s.LogStart != s.LogEnd) {
-			return invalid("log end %d without batches, expected %d", s.LogEnd, l.next)
+		if a.State.LogEnd != l.next {
+			return invalid("log end %d without batches, expected %d", a.State.LogEnd, l.next)
 		}
 		return nil
 	}
 	next := l.next
 	for i := range a.Batches {
 		b := &a.Batches[i]
-		if b.BaseOffset != next || b.LastOffset < b.BaseOffset || b.LastOffset == math.MaxInt64 {
+		if b.BaseOffset != next && (!a.Gaps || b.BaseOffset < next) || b.LastOffset < b.BaseOffset || b.LastOffset == math.MaxInt64 {
 			return invalid("a batch has the offsets %d to %d, expected %d", b.BaseOffset, b.LastOffset, next)
 		}
 		if limit := int(l.store.cfg.valueLogBytes / 2); len(b.Bytes) == 0 || len(b.Bytes) > limit {
@@ -241,9 +244,9 @@ func (l *Log) admitLocked(a *Append) error {
 
 // followsLocked refuses what does not follow the log: the caller went on although
 // a truncation was refused, or did not wait for its outcome.
-func (l *Log) followsLocked(a *Append) error {
-	if len(a.Batches) > 0 && a.Batches[0].BaseOffset != l.durable.LogEnd {
-		return fmt.Errorf("%w: %v: a batch begins at %d, the log ends at %d", ErrInvalidAppend, l.id, a.Batches[0].BaseOffset, l.durable.LogEnd)
+func (l *Log) followsLocked(o *operation) error {
+	if len(o.append.Batches) > 0 && o.follows != l.durable.LogEnd {
+		return fmt.Errorf("%w: %v: batches are to follow a log that ends at %d, it ends at %d", ErrInvalidAppend, l.id, o.follows, l.durable.LogEnd)
 	}
 	return nil
 }
@@ -271,16 +274,39 @@ func (l *Log) complete() {
 // Readers lose sight of what is cut at once. When ctx ends early, the log may or
 // may not be truncated later.
 func (l *Log) Truncate(ctx context.Context, offset int64, state State) (end int64, err error) {
+	return l.cut(ctx, &operation{kind: truncateLog, log: l, offset: offset}, state)
+}
+
+// Restart drops all that the log has, in one step: it begins anew, empty, at the
+// offset that state has for log start and log end, which may lie anywhere. What
+// producers did is forgotten, and what was lost of the log counts no more. It
+// waits as [Log.Truncate] does. set is where a log is recorded that nothing was
+// written to yet.
+func (l *Log) Restart(ctx context.Context, set Set, state State) error {
+	_, err := l.cut(ctx, &operation{kind: truncateLog, log: l, restart: true, append: Append{Set: set}}, state)
+	return err
+}
+
+func (l *Log) cut(ctx context.Context, o *operation, state State) (end int64, err error) {
+	offset := o.offset
 	l.mu.Lock()
 	l.producers = nil
 	for l.pending > 0 {
 		l.settled.Wait()
 	}
-	if err := l.admitTruncateLocked(offset, state); err != nil {
+	admit := l.admitTruncateLocked
+	if o.restart {
+		admit = l.admitRestartLocked
+	}
+	if err := admit(offset, state); err != nil {
 		l.mu.Unlock()
 		return 0, err
 	}
-	if l.set == "" {
+	switch {
+	case l.set != "":
+	case l.home == "" && o.restart:
+		l.set = o.append.Set
+	default:
 		l.set = l.homeLocked()
 	}
 	own := l.set
@@ -310,10 +336,7 @@ func (l *Log) Truncate(ctx context.Context, offset int64, state State) (end int6
 		failpoint.Hit("truncate/after-other-set")
 	}
 	outcome := make(chan error, 1)
-	o := &operation{
-		kind: truncateLog, log: l, append: Append{Set: own, State: state}, offset: offset,
-		done: func(err error) { outcome <- err },
-	}
+	o.append, o.done = Append{Set: own, State: state}, func(err error) { outcome <- err }
 	l.store.sets[own].push(o)
 	select {
 	case err := <-outcome:
@@ -335,19 +358,37 @@ func (l *Log) admitTruncateLocked(offset int64, state State) error {
 	return nil
 }
 
-// extendLocked returns the span that a batch goes to: the last one if it ends
-// there in the same volume and may still grow, else a new one.
+func (l *Log) admitRestartLocked(_ int64, state State) error {
+	if l.fault != nil {
+		return l.fault
+	}
+	if state.LogStart < 0 || state.LogStart != state.LogEnd || state.Deleted {
+		return fmt.Errorf("%w: %v: begin anew with log start %d and log end %d", ErrInvalidAppend, l.id, state.LogStart, state.LogEnd)
+	}
+	l.start, l.next = state.LogStart, state.LogEnd
+	return nil
+}
+
+// extendLocked returns the span that a batch goes to: the last one if it is in the
+// same volume and may still grow, else a new one. A gap before the batch belongs to
+// its span, which is sparse then; what is appended without gaps is kept out of such
+// spans, so that the loss of a batch can be told there.
 func (l *Log) extendLocked(v *volume, a *Append, b *Batch) *span {
-	spans := l.durable.spans
-	if n := len(spans); n > 0 && spans[n-1].volume == v.number && spans[n-1].end == b.BaseOffset && !l.splitsLocked(a, &spans[n-1]) {
-		return &spans[n-1]
+	spans, follows := l.durable.spans, l.durable.LogEnd
+	if n := len(spans); n > 0 {
+		last := &spans[n-1]
+		follows = last.end
+		fits := last.sparse && a.Gaps || !last.sparse && b.BaseOffset == follows
+		if last.volume == v.number && fits && !l.splitsLocked(a, last) {
+			return last
+		}
 	}
 	l.spanSince = 0
 	if a.SpanAge > 0 {
 		l.spanSince = l.store.cfg.Now().UnixNano()
 	}
 	v.space.spans.Add(1)
-	l.durable.spans = append(spans, span{volume: v.number, first: b.BaseOffset, end: b.BaseOffset, maxTimestamp: b.MaxTimestamp})
+	l.durable.spans = append(spans, span{volume: v.number, first: follows, end: follows, maxTimestamp: b.MaxTimestamp, sparse: b.BaseOffset > follows})
 	l.rewrite = true
 	l.unindexed = 0
 	return &l.durable.spans[len(spans)]

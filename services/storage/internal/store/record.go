@@ -12,6 +12,7 @@ import (
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
 // State is what a partition is besides its batches.
@@ -32,11 +33,7 @@ type State struct {
 }
 
 // EpochStart is the first offset of a leader epoch.
-type EpochStart struct {
-	Epoch cluster.LeaderEpoch
-	// StartOffset is that of the first record appended under it.
-	StartOffset int64
-}
+type EpochStart = rules.EpochStart
 
 // Producer is what a partition remembers of an idempotent producer.
 type Producer struct {
@@ -69,7 +66,8 @@ type span struct {
 	maxTimestamp int64
 	// bytes are those of its batches.
 	bytes int64
-	// sparse says that batches are missing in it, which compaction has removed.
+	// sparse says that batches may be missing in it, which compaction has removed,
+	// here or in the log that this one is a copy of.
 	sparse bool
 }
 

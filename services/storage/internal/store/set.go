@@ -29,6 +29,10 @@ type operation struct {
 	// offset is where truncateLog cuts. For rollVolume, if it is not 0, it is the
 	// number of the volume to replace, which may have been replaced meanwhile.
 	offset int64
+	// restart makes truncateLog drop all of the log, and offset is 0.
+	restart bool
+	// follows is the log's end before the batches of appendBatches.
+	follows int64
 	// change is what changeLog does.
 	change func(*writer, *Log) (bool, error)
 	// force makes rollVolume replace a volume that is not due.

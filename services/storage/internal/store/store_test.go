@@ -176,7 +176,10 @@ func TestAppendRefusesWhatDoesNotFit(t *testing.T) {
 	mustAppend(t, l, good())
 	readAll(t, l, 0, 15, 1)
 	// A replica may begin anew further on, where the log then starts and ends.
-	mustAppend(t, l, Append{Set: SetSynced, State: State{LogStart: 100, LogEnd: 100}})
+	wantError(t, appendSync(t, l, Append{Set: SetSynced, State: State{LogStart: 100, LogEnd: 100}}), ErrInvalidAppend)
+	if err := l.Restart(t.Context(), SetSynced, State{LogStart: 100, LogEnd: 100}); err != nil {
+		t.Fatal(err)
+	}
 	_, err := l.Read(context.Background(), 12, 100, 1)
 	wantError(t, err, ErrOffsetOutOfRange)
 	next := Append{Set: SetSynced, Batches: []Batch{makeBatch(100, 3, 100, 0, 1000, 1)}, State: State{LogStart: 99, LogEnd: 103}}

@@ -305,7 +305,7 @@ func (w *writer) stage(o *operation) error {
 		return nil
 	}
 	o.log.mu.Lock()
-	o.err = o.log.followsLocked(&o.append)
+	o.err = o.log.followsLocked(o)
 	o.log.mu.Unlock()
 	if o.err != nil {
 		return nil
@@ -410,7 +410,7 @@ func (w *writer) apply(o *operation) error {
 	l := o.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o.err = l.followsLocked(&o.append); o.err != nil {
+	if o.err = l.followsLocked(o); o.err != nil {
 		return nil
 	}
 	batches := o.append.Batches
@@ -580,7 +580,7 @@ func (w *writer) publish(bytes int64) {
 	w.store.volumes.account(w.uses...)
 }
 
-// truncate cuts the end off a log. In the active volume it deletes keys, so that
+// truncate cuts the end off a log, or all of it. In the active volume it deletes keys, so that
 // what is appended later stands alone there; sealed ones are never written, and
 // what a span does not cover in them is nobody's. Of a batch that the offset lies
 // in nothing stays. Where there are more keys than
@@ -635,6 +635,9 @@ func (w *writer) truncate(o *operation) error {
 		w.uses = append(w.uses, use{volume: s.volume, bytes: -freed})
 	}
 	w.uses = append(w.uses, l.setStateLocked(o.append.State)...)
+	if o.restart {
+		l.forgiveLocked()
+	}
 	if from < o.offset {
 		l.next = l.durable.LogEnd
 	}
@@ -664,7 +667,7 @@ func (w *writer) clearStale(group []*operation) error {
 		if len(o.append.Batches) == 0 || o.err != nil {
 			continue
 		}
-		l, base := o.log, o.append.Batches[0].BaseOffset
+		l, base := o.log, o.follows
 		l.mu.Lock()
 		spans := l.durable.spans
 		n := len(spans)
