@@ -89,7 +89,7 @@ func (p *Partition) Append(a Append, done Completion) error {
 func (p *Partition) append(a Append, done Completion) error {
 	config := p.topic.Config()
 	p.mu.Lock()
-	err := p.admitLocked(a, config)
+	err := p.admitLocked(a)
 	p.mu.Unlock()
 	if err != nil {
 		return err
@@ -104,13 +104,13 @@ func (p *Partition) append(a Append, done Completion) error {
 	defer p.appending.Unlock()
 
 	p.mu.Lock()
-	if err := p.admitLocked(a, config); err != nil {
+	if err := p.admitLocked(a); err != nil {
 		p.mu.Unlock()
 		return err
 	}
-	epoch := p.assignment.LeaderEpoch
+	epoch, base := p.replica.Epoch(), p.replica.Next()
 	p.mu.Unlock()
-	// The role cannot change from here on: Apply needs appending.
+	// Neither can change from here on: that needs appending.
 
 	w := waiter{
 		deadline: a.Deadline,
@@ -141,7 +141,6 @@ func (p *Partition) append(a Append, done Completion) error {
 	if err := p.log.Admit(len(a.Batch)); err != nil {
 		return p.noRoom(err)
 	}
-	base := p.next
 	recordbatch.Assign(a.Batch, base, int32(epoch))
 	if config.TimestampType == rules.TimestampLogAppendTime {
 		p.appendTime = max(p.appendTime, time.Now().UnixMilli())
@@ -149,11 +148,10 @@ func (p *Partition) append(a Append, done Completion) error {
 		header.MaxTimestamp = p.appendTime
 		w.result.AppendTime = p.appendTime
 	}
-	p.next = base + int64(header.RecordCount)
-	w.end, w.result.BaseOffset = p.next, base
+	w.end, w.result.BaseOffset = base+int64(header.RecordCount), base
 	push := store.Append{
 		Set:     p.topic.set(),
-		Batches: []store.Batch{{Bytes: a.Batch, BaseOffset: base, LastOffset: p.next - 1, MaxTimestamp: header.MaxTimestamp}},
+		Batches: []store.Batch{{Bytes: a.Batch, BaseOffset: base, LastOffset: w.end - 1, MaxTimestamp: header.MaxTimestamp}},
 	}
 	push.SpanBytes, push.SpanAge = appendLimits(config)
 	if header.Idempotent() {
@@ -161,9 +159,10 @@ func (p *Partition) append(a Append, done Completion) error {
 	}
 
 	p.mu.Lock()
+	p.replica.Queue(w.end)
 	push.State = p.stateLocked()
-	p.host.tails.add(&p.tail, a.Batch, base, p.next-1)
-	p.commits.push(commit{logEnd: p.next, logStart: p.logStartNext, bytes: a.Charged})
+	p.host.tails.add(&p.tail, a.Batch, base, w.end-1)
+	p.commits.push(commit{logEnd: w.end, logStart: push.State.LogStart, bytes: a.Charged})
 	p.awaitLocked(w, a.Acks)
 	p.mu.Unlock()
 	p.host.metrics.appended(len(a.Batch), int(header.RecordCount))
@@ -172,7 +171,7 @@ func (p *Partition) append(a Append, done Completion) error {
 }
 
 // admitLocked says whether an append may happen at all.
-func (p *Partition) admitLocked(a Append, config *rules.TopicConfig) error {
+func (p *Partition) admitLocked(a Append) error {
 	if err := p.servesLocked(a.LeaderEpoch); err != nil {
 		return err
 	}
@@ -182,8 +181,7 @@ func (p *Partition) admitLocked(a Append, config *rules.TopicConfig) error {
 	if a.Acks == logv1.Acks_ACKS_NONE || a.Acks == logv1.Acks_ACKS_LEADER {
 		return nil
 	}
-	need := rules.EffectiveMinInsync(config.MinInsyncReplicas, len(p.assignment.Replicas))
-	if have := len(p.assignment.ISR); have < need {
+	if have, need := p.replica.InSync(); have < need {
 		return rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS,
 			"%s has %d in-sync replicas and acks=all needs min.insync.replicas=%d; nothing was appended; bring replicas back and try again", p.name(), have, need)
 	}
@@ -194,13 +192,13 @@ func (p *Partition) admitLocked(a Append, config *rules.TopicConfig) error {
 // and queues it otherwise.
 func (p *Partition) awaitLocked(w waiter, acks logv1.Acks) {
 	w.result.LogStart = p.logStart
-	queue, reached := &p.forAll, p.highWatermark
+	queue, reached := &p.forAll, p.replica.HighWatermark()
 	switch acks {
 	case logv1.Acks_ACKS_NONE:
 		w.complete()
 		return
 	case logv1.Acks_ACKS_LEADER:
-		queue, reached = &p.forLeader, p.logEnd
+		queue, reached = &p.forLeader, p.replica.LogEnd()
 	}
 	if w.end <= reached {
 		w.complete()

@@ -31,7 +31,7 @@ type compaction struct {
 func (p *Partition) Compact(ctx context.Context) (store.Compacted, error) {
 	config := p.topic.Config()
 	p.mu.Lock()
-	below, err := p.highWatermark, p.unavailable
+	below, err := p.replica.HighWatermark(), p.unavailable
 	p.mu.Unlock()
 	if err != nil {
 		return store.Compacted{}, err
@@ -72,7 +72,7 @@ func milliseconds(n int64) time.Duration { return time.Duration(n) * time.Millis
 // soilLocked has the host's compactor look after the partition if there may be
 // something to compact.
 func (p *Partition) soilLocked() {
-	if !p.compaction.queued && p.unavailable == nil && p.highWatermark > p.logStart && p.topic.Config().Compacted() {
+	if !p.compaction.queued && p.unavailable == nil && p.replica.HighWatermark() > p.logStart && p.topic.Config().Compacted() {
 		p.compaction.queued = true
 		p.host.compactor.add(p)
 	}
@@ -87,7 +87,7 @@ func (p *Partition) compactionDue(now time.Time) (urgency float64, due bool) {
 		p.compaction.last = now.UnixMilli()
 	}
 	facts := rules.CompactionFacts{Unfinished: p.compaction.unfinished, SinceLast: milliseconds(now.UnixMilli() - p.compaction.last)}
-	below, rests := p.highWatermark, now.UnixMilli() < p.compaction.notBefore
+	below, rests := p.replica.HighWatermark(), now.UnixMilli() < p.compaction.notBefore
 	over := p.unavailable != nil || !config.Compacted()
 	p.mu.Unlock()
 	if !over {
@@ -100,7 +100,7 @@ func (p *Partition) compactionDue(now time.Time) (urgency float64, due bool) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		// Else there has come something since.
-		if p.highWatermark == below || p.unavailable != nil {
+		if p.replica.HighWatermark() == below || p.unavailable != nil {
 			p.compaction.queued = false
 			p.host.compactor.remove(p)
 		}

@@ -39,23 +39,23 @@ func (p *Partition) noRoom(err error) error {
 }
 
 // tooNew says that the log has records that the cluster cannot have written.
-func (p *Partition) tooNew(epoch cluster.LeaderEpoch) error {
+func (p *Partition) tooNew() error {
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG,
-		"the log of %s has records of leader epoch %d, but the cluster is at %d: its metadata is older than this node's data; restore the metadata that belongs to the data",
-		p.name(), p.epochs.Latest(), epoch)
+		"the log of %s has records of leader epoch %d, but the cluster is at an earlier one: its metadata is older than this node's data; restore the metadata that belongs to the data",
+		p.name(), p.replica.Epochs().Latest())
 }
 
 // servesLocked returns nil if this node leads the partition in the leader epoch
 // that the caller believes current; [rules.NoEpoch] skips that check.
 func (p *Partition) servesLocked(believed cluster.LeaderEpoch) error {
-	current := p.assignment.LeaderEpoch
+	current := p.replica.Epoch()
 	switch {
 	case p.unavailable != nil:
 		return p.unavailable
 	case believed > current:
 		return rpcerr.New(errorsv1.Reason_REASON_UNKNOWN_LEADER_EPOCH,
 			"leader epoch %d of %s is newer than %d, which this node knows; try again", believed, p.name(), current)
-	case p.role != Leader:
+	case p.replica.Role() != rules.Leading:
 		return p.notLeaderLocked()
 	case believed != rules.NoEpoch && believed < current:
 		return rpcerr.New(errorsv1.Reason_REASON_FENCED_LEADER_EPOCH,
@@ -65,7 +65,8 @@ func (p *Partition) servesLocked(believed cluster.LeaderEpoch) error {
 }
 
 func (p *Partition) notLeaderLocked() error {
-	return NotLeader(p.topic.Name, p.index, p.assignment.Leader, p.assignment.LeaderEpoch, p.host.address)
+	assignment, _ := p.replica.Assignment()
+	return NotLeader(p.topic.Name, p.index, assignment.Leader, assignment.LeaderEpoch, p.host.address)
 }
 
 // NotLeader is the error of a node that does not lead a partition. address names

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
 
@@ -19,6 +20,9 @@ type metrics struct {
 	budgetWaits             prometheus.Counter
 	leaders, followers      prometheus.Gauge
 	retained                prometheus.Counter
+
+	copiedBatches, copiedBytes, copiedRecords prometheus.Counter
+	truncations, restarts                     prometheus.Counter
 
 	compactions                   *prometheus.CounterVec
 	compactionRead, compactionOut prometheus.Counter
@@ -48,6 +52,11 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		retained:           counter("retention_removed_bytes_total", "Bytes of record batches removed because they were too old or too many."),
 		leaders:            gauge("partitions_led", "Partitions that this node leads."),
 		followers:          gauge("partitions_followed", "Partitions that this node follows."),
+		copiedBatches:      counter("replicated_batches_total", "Record batches that followers here have taken from their leaders."),
+		copiedBytes:        counter("replicated_bytes_total", "Bytes of record batches that followers here have taken from their leaders."),
+		copiedRecords:      counter("replicated_records_total", "Records that followers here have taken from their leaders."),
+		truncations:        counter("replica_truncations_total", "Logs of followers here that were cut because their leaders have other records."),
+		restarts:           counter("replica_restarts_total", "Logs of followers here that were dropped and begun anew because their leaders no longer have what follows."),
 		compactions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "runnel_storage_compactions_total", Help: "Runs of compaction, by outcome: compacted, nothing (to do), or failed."}, []string{"outcome"}),
 		compactionRead:    counter("compaction_read_bytes_total", "Bytes of record batches before compaction."),
@@ -60,6 +69,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	if registerer != nil {
 		registerer.MustRegister(m.batches, m.bytes, m.records, m.duplicates, m.forgottenProducers, m.tailHits, m.tailMisses,
 			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.retained,
+			m.copiedBatches, m.copiedBytes, m.copiedRecords, m.truncations, m.restarts,
 			m.compactions, m.compactionRead, m.compactionOut, m.compactionRecords, m.compactionMapFull, m.compactionSeconds)
 	}
 	return m
@@ -69,6 +79,12 @@ func (m *metrics) appended(bytes, records int) {
 	m.batches.Inc()
 	m.bytes.Add(float64(bytes))
 	m.records.Add(float64(records))
+}
+
+func (m *metrics) copied(batches, bytes, records int) {
+	m.copiedBatches.Add(float64(batches))
+	m.copiedBytes.Add(float64(bytes))
+	m.copiedRecords.Add(float64(records))
 }
 
 func (m *metrics) compacted(done store.Compacted, took time.Duration, err error) {
@@ -90,7 +106,7 @@ func (m *metrics) compacted(done store.Compacted, took time.Duration, err error)
 }
 
 // moved counts a change of role.
-func (m *metrics) moved(before, after Role) {
+func (m *metrics) moved(before, after rules.Role) {
 	if before == after {
 		return
 	}
@@ -102,11 +118,11 @@ func (m *metrics) moved(before, after Role) {
 	}
 }
 
-func (m *metrics) ofRole(r Role) prometheus.Gauge {
+func (m *metrics) ofRole(r rules.Role) prometheus.Gauge {
 	switch r {
-	case Leader:
+	case rules.Leading:
 		return m.leaders
-	case Follower:
+	case rules.Following:
 		return m.followers
 	default:
 		return nil

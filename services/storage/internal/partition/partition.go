@@ -1,5 +1,6 @@
 // Package partition is one replica of one partition: it appends batches, keeps
-// the high watermark, acknowledges, and serves readers.
+// the high watermark, acknowledges, serves readers and followers, and follows a
+// leader. What is to be done a [rules.Replica] decides; this package does it.
 //
 // A [Partition] has no goroutine. Callers append and read; the store's commit
 // goroutine moves the log end and, with it, completes appends and wakes
@@ -16,7 +17,6 @@ package partition
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +43,9 @@ type Log interface {
 	// Truncate cuts what is at or above offset, and the whole of the batch that
 	// holds it, and returns the log's end.
 	Truncate(ctx context.Context, offset int64, state store.State) (int64, error)
+	// Restart drops all of the log, which begins anew, empty, at the log start and log
+	// end of the state.
+	Restart(ctx context.Context, set store.Set, state store.State) error
 	// Spans appends the stretches that the log consists of to a list.
 	Spans(list []store.Span) []store.Span
 	// Compact removes records that have a newer one of their key.
@@ -56,54 +59,17 @@ type Log interface {
 	Failed() error
 }
 
-// Role is what a node is to a partition.
-type Role uint8
-
-// The roles.
-const (
-	// Offline: the partition has no leader, or this node no replica of it.
-	Offline Role = iota
-	// Follower: another node leads.
-	Follower
-	// Leader: this node leads.
-	Leader
-)
-
-// String returns the role in lower case.
-func (r Role) String() string {
-	switch r {
-	case Leader:
-		return "leader"
-	case Follower:
-		return "follower"
-	default:
-		return "offline"
-	}
-}
-
-// RoleIn returns what a node is to a partition.
-func RoleIn(assignment cluster.Partition, node cluster.NodeID) Role {
-	switch {
-	case assignment.Leader == node:
-		return Leader
-	case assignment.Leader != cluster.NoNode && slices.Contains(assignment.Replicas, node):
-		return Follower
-	default:
-		return Offline
-	}
-}
-
 // Roles counts partitions by what this node is to them.
 type Roles struct{ Leaders, Followers int }
 
 // Add counts n partitions more, or less.
-func (r *Roles) Add(role Role, n int) {
+func (r *Roles) Add(role rules.Role, n int) {
 	switch role {
-	case Leader:
+	case rules.Leading:
 		r.Leaders += n
-	case Follower:
+	case rules.Following:
 		r.Followers += n
-	case Offline:
+	case rules.Offline:
 	}
 }
 
@@ -118,8 +84,6 @@ type Partition struct {
 	// appending orders what is pushed to the store and guards the fields up to
 	// mu. It is taken before mu.
 	appending sync.Mutex
-	// next is the offset of the next record.
-	next int64
 	// producers is nil until the first append of an idempotent producer; until
 	// then loaded has what the log was opened with.
 	producers *rules.Producers
@@ -129,38 +93,29 @@ type Partition struct {
 	appendTime int64
 	// checkpointed is the high watermark in the last state record.
 	checkpointed int64
-	// logStartNext is the log start in the last state record, which readers see
-	// once it is durable.
-	logStartNext int64
 	// coordinatorEpoch is the highest that has appended.
 	coordinatorEpoch int64
 
 	// mu guards the fields below.
-	mu         sync.Mutex
-	role       Role
-	known      bool // Whether an assignment was applied.
-	sweeping   bool // Whether the host looks for overdue acknowledgements here.
-	marked     bool // Whether the host has the high watermark to checkpoint.
-	assignment cluster.Partition
+	mu sync.Mutex
+	// replica decides. What it knows of the log's start, of what is queued and of
+	// epochs changes only while appending is held, too.
+	replica  rules.Replica
+	sweeping bool // Whether the host looks for overdue acknowledgements here.
+	marked   bool // Whether the host has the high watermark to checkpoint.
 	// unavailable is why the partition serves nobody any more.
 	unavailable error
-	// epochs is shared with state records and replaced, never changed.
-	epochs rules.Epochs
-	// stored is epochs in the form of state records, shared likewise.
-	stored []store.EpochStart
-	// epochStart is where the present leadership begins.
-	epochStart    int64
-	logStart      int64
-	logEnd        int64
-	highWatermark int64
+	// logStart is the log start that readers see: the one that is durable.
+	logStart int64
 	// commits are the appends that the store has not confirmed yet.
 	commits fifo[commit]
 	// forLeader and forAll are appends whose acknowledgement waits for the log
 	// end and the high watermark.
 	forLeader, forAll fifo[waiter]
-	armed             []armedReader
-	compaction        compaction
-	tail              tail
+	// armed are the readers, and following the followers, that wait for news.
+	armed, following []armedReader
+	compaction       compaction
+	tail             tail
 }
 
 // commit is an append that the store has not confirmed.
@@ -177,28 +132,19 @@ type commit struct {
 // [Partition.Apply].
 func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 	state, producers := log.Loaded()
-	epochs := make(rules.Epochs, len(state.Epochs))
-	for i, e := range state.Epochs {
-		epochs[i] = rules.EpochStart(e)
-	}
 	p := &Partition{
 		host:             host,
 		topic:            topic,
 		log:              log,
 		index:            index,
-		next:             state.LogEnd,
 		loaded:           producers,
 		checkpointed:     state.HighWatermark,
-		logStartNext:     state.LogStart,
 		coordinatorEpoch: state.CoordinatorEpoch,
-		epochs:           epochs,
-		stored:           state.Epochs,
 		logStart:         state.LogStart,
-		logEnd:           state.LogEnd,
-		highWatermark:    min(max(state.HighWatermark, state.LogStart), state.LogEnd),
+		replica: rules.NewReplica(host.Self(), topic.Config().MinInsyncReplicas, rules.ReplicaLog{
+			Epochs: state.Epochs, LogStart: state.LogStart, LogEnd: state.LogEnd, HighWatermark: state.HighWatermark,
+		}),
 	}
-	p.assignment.Leader = cluster.NoNode
-	p.assignment.LeaderEpoch = rules.NoEpoch
 	if state.Deleted {
 		p.unavailable = p.gone()
 	} else if err := log.Err(); err != nil {
@@ -215,10 +161,17 @@ func (p *Partition) Index() int32 { return p.index }
 
 // Role returns what this node is to the partition, and the leader epoch that it
 // knows of.
-func (p *Partition) Role() (Role, cluster.LeaderEpoch) {
+func (p *Partition) Role() (rules.Role, cluster.LeaderEpoch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.role, p.assignment.LeaderEpoch
+	return p.roleLocked(), p.replica.Epoch()
+}
+
+func (p *Partition) roleLocked() rules.Role {
+	if p.unavailable != nil {
+		return rules.Offline
+	}
+	return p.replica.Role()
 }
 
 // Apply takes over what the cluster agreed on, and the topic's present settings.
@@ -229,6 +182,11 @@ func (p *Partition) Role() (Role, cluster.LeaderEpoch) {
 // The error says that the log is newer than the cluster; the partition is not
 // served then.
 func (p *Partition) Apply(assignment cluster.Partition) error {
+	return p.apply(func() rules.Applied { return p.replica.Apply(assignment, time.Now()) })
+}
+
+// apply acts on what the replica makes of a new assignment.
+func (p *Partition) apply(change func() rules.Applied) error {
 	p.appending.Lock()
 	defer p.appending.Unlock()
 	p.mu.Lock()
@@ -236,42 +194,27 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 	if p.unavailable != nil {
 		return nil
 	}
-	if p.known && (assignment.PartitionEpoch < p.assignment.PartitionEpoch || assignment.LeaderEpoch < p.assignment.LeaderEpoch) {
-		return nil
-	}
-	if assignment.Leader == p.host.Self() && assignment.LeaderEpoch < p.epochs.Latest() {
-		err := p.tooNew(assignment.LeaderEpoch)
+	role, epoch, highWatermark := p.replica.Role(), p.replica.Epoch(), p.replica.HighWatermark()
+	p.replica.SetMinInsync(p.topic.Config().MinInsyncReplicas)
+	applied := change()
+	if applied.TooNew {
+		err := p.tooNew()
 		p.shutLocked(err)
 		return err
 	}
-	before, epochBefore := p.role, p.assignment.LeaderEpoch
-	p.assignment, p.known = assignment, true
-	p.role = RoleIn(assignment, p.host.Self())
-	p.host.moved(p, before, p.role)
-	if p.role == Leader && (before != Leader || epochBefore != assignment.LeaderEpoch) {
-		p.setEpochs(p.epochs.Begin(assignment.LeaderEpoch, p.next))
-		p.epochStart = p.next
-	}
-	if before == Leader && p.role != Leader {
+	now := p.replica.Role()
+	p.host.moved(p, role, now)
+	if applied.Ended && now != rules.Leading {
 		p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 			"the records were appended to %s, but this node stopped leading it in leader epoch %d before they were acknowledged; an idempotent producer may repeat them with the same sequence number",
-			p.name(), epochBefore))
+			p.name(), epoch))
 	}
-	if p.role != before || epochBefore != assignment.LeaderEpoch {
+	if now != role || p.replica.Epoch() != epoch {
 		p.wakeLocked()
 	}
-	p.advanceLocked()
+	p.movedLocked(highWatermark)
 	p.soilLocked()
 	return nil
-}
-
-// setEpochs replaces the epoch table; appending and mu are held.
-func (p *Partition) setEpochs(epochs rules.Epochs) {
-	stored := make([]store.EpochStart, len(epochs))
-	for i, e := range epochs {
-		stored[i] = store.EpochStart(e)
-	}
-	p.epochs, p.stored = epochs, stored
 }
 
 // Delete makes the partition serve nobody from now on and records that it is
@@ -309,11 +252,10 @@ func (p *Partition) close(cause error) {
 
 // shutLocked makes the partition unavailable for good.
 func (p *Partition) shutLocked(cause error) {
+	p.host.moved(p, p.roleLocked(), rules.Offline)
 	if p.unavailable == nil {
 		p.unavailable = cause
 	}
-	p.host.moved(p, p.role, Offline)
-	p.role = Offline
 	p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT,
 		"the records were appended to %s, but their acknowledgement did not come before the partition was closed on this node; an idempotent producer may repeat them with the same sequence number", p.name()))
 	p.host.tails.drop(&p.tail)
@@ -327,7 +269,7 @@ func (p *Partition) Checkpoint() {
 	defer p.appending.Unlock()
 	p.mu.Lock()
 	p.marked = false
-	due := p.highWatermark > p.checkpointed && p.unavailable == nil
+	due := p.replica.HighWatermark() > p.checkpointed && p.unavailable == nil
 	p.mu.Unlock()
 	if due {
 		p.writeAppending(nil, nil)
@@ -342,7 +284,7 @@ func (p *Partition) writeAppending(change func(*store.State), done func(error)) 
 	if change != nil {
 		change(&state)
 	}
-	p.commits.push(commit{logEnd: p.next, logStart: state.LogStart, done: done})
+	p.commits.push(commit{logEnd: state.LogEnd, logStart: state.LogStart, done: done})
 	p.mu.Unlock()
 	p.log.Append(store.Append{Set: p.topic.set(), State: state}, p.committed)
 }
@@ -350,12 +292,12 @@ func (p *Partition) writeAppending(change func(*store.State), done func(error)) 
 // stateLocked is the state record after what was appended so far; appending and
 // mu are held.
 func (p *Partition) stateLocked() store.State {
-	p.checkpointed = p.highWatermark
+	p.checkpointed = p.replica.HighWatermark()
 	return store.State{
-		LogStart:         p.logStartNext,
-		LogEnd:           p.next,
-		HighWatermark:    p.highWatermark,
-		Epochs:           p.stored,
+		LogStart:         p.replica.LogStart(),
+		LogEnd:           p.replica.Next(),
+		HighWatermark:    p.checkpointed,
+		Epochs:           p.replica.Epochs(),
 		CoordinatorEpoch: p.coordinatorEpoch,
 	}
 }
@@ -367,15 +309,19 @@ func (p *Partition) committed(err error) {
 	if err != nil {
 		p.shutLocked(p.failed(err))
 	} else {
-		p.logEnd = c.logEnd
+		logEnd, highWatermark := p.replica.LogEnd(), p.replica.HighWatermark()
+		p.replica.Committed(c.logEnd)
 		if c.logStart > p.logStart {
 			p.logStart = c.logStart
 			p.wakeLocked()
 		}
-		for p.forLeader.len() > 0 && p.forLeader.front().end <= p.logEnd {
+		for p.forLeader.len() > 0 && p.forLeader.front().end <= p.replica.LogEnd() {
 			p.forLeader.pop().complete()
 		}
-		p.advanceLocked()
+		if p.replica.LogEnd() > logEnd {
+			p.following = wake(p.following)
+		}
+		p.movedLocked(highWatermark)
 	}
 	p.mu.Unlock()
 	p.host.budget.Release(c.bytes)
@@ -387,25 +333,14 @@ func (p *Partition) committed(err error) {
 	}
 }
 
-// advanceLocked moves the high watermark as far as the rules allow, completes
-// what waited for it and wakes readers.
-func (p *Partition) advanceLocked() {
-	if p.role != Leader {
+// movedLocked acts on how far the high watermark has moved since: it completes what
+// waited for it and wakes readers.
+func (p *Partition) movedLocked(since int64) {
+	now := p.replica.HighWatermark()
+	if now <= since {
 		return
 	}
-	next := rules.HighWatermark{
-		Leader:            p.host.Self(),
-		Current:           p.highWatermark,
-		LogEnd:            p.logEnd,
-		ISR:               p.assignment.ISR,
-		Replicas:          len(p.assignment.Replicas),
-		MinInsyncReplicas: p.topic.Config().MinInsyncReplicas,
-	}.Advance()
-	if next == p.highWatermark {
-		return
-	}
-	p.highWatermark = next
-	for p.forAll.len() > 0 && p.forAll.front().end <= next {
+	for p.forAll.len() > 0 && p.forAll.front().end <= now {
 		p.forAll.pop().complete()
 	}
 	p.wakeLocked()
@@ -447,8 +382,7 @@ func (p *Partition) expire(now time.Time) {
 
 // overdueLocked says why an acknowledgement did not come.
 func (p *Partition) overdueLocked() error {
-	need := rules.EffectiveMinInsync(p.topic.Config().MinInsyncReplicas, len(p.assignment.Replicas))
-	if have := len(p.assignment.ISR); have < need {
+	if have, need := p.replica.InSync(); have < need {
 		return rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 			"the records were appended to %s, but it has %d in-sync replicas and needs %d to acknowledge them; bring replicas back, and repeat them with the same sequence number",
 			p.name(), have, need)

@@ -148,6 +148,31 @@ func (l *memoryLog) Truncate(_ context.Context, offset int64, state store.State)
 	return max(end, state.LogStart), nil
 }
 
+func (l *memoryLog) Restart(context.Context, store.Set, store.State) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.batches = nil
+	return nil
+}
+
+// cut has a follower truncate its log at an offset, as its leader says, and returns
+// where the log ends then.
+func cut(t testing.TB, p *Partition, offset int64) int64 {
+	t.Helper()
+	_, epoch := p.Role()
+	in := rules.Replicated{LeaderEpoch: epoch, Follows: p.replica.Next(), Diverges: true, Epoch: rules.NoEpoch, End: offset}
+	told := 0
+	r, err := p.Receive(t.Context(), in, nil, func(err error) {
+		if told++; err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || r.Outcome != rules.ReceiveTruncates || !r.Writes || told != 1 {
+		t.Fatalf("received %+v, %v, told %d times", r, err, told)
+	}
+	return p.replica.LogEnd()
+}
+
 const self cluster.NodeID = 1
 
 // led is what the cluster says of a partition that this node leads alone.
@@ -340,14 +365,14 @@ func TestMinInsyncReplicas(t *testing.T) {
 	// acks=leader is not asked, but readers do not see the record: the high
 	// watermark stands still below min ISR.
 	add(t, p, plain(t, "b"), leader).result(t)
-	if p.highWatermark != 1 || p.logEnd != 2 {
-		t.Errorf("high watermark %d and log end %d, want 1 and 2", p.highWatermark, p.logEnd)
+	if p.replica.HighWatermark() != 1 || p.replica.LogEnd() != 2 {
+		t.Errorf("high watermark %d and log end %d, want 1 and 2", p.replica.HighWatermark(), p.replica.LogEnd())
 	}
 	// The setting changes: the record becomes readable without an append.
 	p.topic.SetConfig(parseConfig(t, rules.MinInsyncReplicas, "1"))
 	apply(t, p, shrunk)
-	if p.highWatermark != 2 {
-		t.Errorf("high watermark %d after min.insync.replicas=1, want 2", p.highWatermark)
+	if p.replica.HighWatermark() != 2 {
+		t.Errorf("high watermark %d after min.insync.replicas=1, want 2", p.replica.HighWatermark())
 	}
 }
 
@@ -476,7 +501,7 @@ func TestLeaderEpochIsChecked(t *testing.T) {
 	}
 	// An older assignment changes nothing.
 	apply(t, p, led(3))
-	if role, epoch := p.Role(); role != Leader || epoch != 5 {
+	if role, epoch := p.Role(); role != rules.Leading || epoch != 5 {
 		t.Errorf("%s in epoch %d after an old assignment", role, epoch)
 	}
 }
@@ -493,7 +518,7 @@ func TestLeadershipIsLost(t *testing.T) {
 	lost := led(1)
 	lost.Leader, lost.Replicas = 2, []cluster.NodeID{self, 2}
 	apply(t, p, lost)
-	if role, _ := p.Role(); role != Follower {
+	if role, _ := p.Role(); role != rules.Following {
 		t.Errorf("role %s", role)
 	}
 	for name, o := range map[string]*outcome{"leader": onLeader, "all": onAll} {
@@ -511,8 +536,8 @@ func TestLeadershipIsLost(t *testing.T) {
 		t.Errorf("detail %v, want %v", e.Detail, want)
 	}
 	log.commit(2, nil)
-	if p.highWatermark != 0 || p.logEnd != 2 {
-		t.Errorf("high watermark %d and log end %d, want 0 and 2: a follower does not move it", p.highWatermark, p.logEnd)
+	if p.replica.HighWatermark() != 0 || p.replica.LogEnd() != 2 {
+		t.Errorf("high watermark %d and log end %d, want 0 and 2: a follower does not move it", p.replica.HighWatermark(), p.replica.LogEnd())
 	}
 	offline := led(2)
 	offline.Leader = cluster.NoNode
@@ -697,15 +722,14 @@ func TestTruncate(t *testing.T) {
 	apply(t, p, led(1))
 	add(t, p, idempotent(t, 9, 0, 2, "c"), all).result(t)
 	add(t, p, idempotent(t, 8, 0, 0, "d"), all).result(t)
-	if _, err := p.Truncate(t.Context(), 2); err == nil {
-		t.Error("a leader was truncated")
+	in := rules.Replicated{LeaderEpoch: 1, Follows: 4, Diverges: true, Epoch: rules.NoEpoch, End: 2}
+	if r, err := p.Receive(t.Context(), in, nil, nil); err != nil || r.Outcome != rules.ReceiveDropped {
+		t.Errorf("a leader was truncated: %+v, %v", r, err)
 	}
 	follower := led(2)
 	follower.Leader, follower.Replicas = 2, []cluster.NodeID{self, 2}
 	apply(t, p, follower)
-	if _, err := p.Truncate(t.Context(), 2); err != nil {
-		t.Fatal(err)
-	}
+	cut(t, p, 2)
 	if _, _, ok := host.tails.read(&p.tail, 2, 100, 100); ok {
 		t.Error("the tail cache holds what was cut")
 	}
@@ -893,8 +917,8 @@ func FuzzAppend(f *testing.F) {
 			}
 			r := o.result(t)
 			header, err := recordbatch.Verify(log.batches[0].Bytes)
-			if err != nil || r.Err != nil || r.BaseOffset != 0 || header.RecordCount != r.Records || p.next != int64(r.Records) || header.LastOffset() != p.next-1 {
-				t.Fatalf("stored %+v with %+v, %v; next offset %d", header, r, err, p.next)
+			if err != nil || r.Err != nil || r.BaseOffset != 0 || header.RecordCount != r.Records || p.replica.Next() != int64(r.Records) || header.LastOffset() != p.replica.Next()-1 {
+				t.Fatalf("stored %+v with %+v, %v; next offset %d", header, r, err, p.replica.Next())
 			}
 		}
 	})

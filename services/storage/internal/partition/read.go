@@ -58,14 +58,14 @@ func (p *Partition) Bounds(believed cluster.LeaderEpoch) (Bounds, error) {
 	if err := p.servesLocked(believed); err != nil {
 		return Bounds{}, err
 	}
-	if p.highWatermark < p.epochStart {
+	if p.replica.HighWatermark() < p.replica.EpochStart() {
 		return Bounds{}, p.notAvailableLocked()
 	}
 	return p.boundsLocked(), nil
 }
 
 func (p *Partition) boundsLocked() Bounds {
-	return Bounds{LogStart: p.logStart, HighWatermark: p.highWatermark, LeaderEpoch: p.assignment.LeaderEpoch}
+	return Bounds{LogStart: p.logStart, HighWatermark: p.replica.HighWatermark(), LeaderEpoch: p.replica.Epoch()}
 }
 
 // Read returns batches below the high watermark: from memory if they are among
@@ -120,10 +120,10 @@ func (p *Partition) readableLocked(offset int64, believed cluster.LeaderEpoch) e
 	if err := p.servesLocked(believed); err != nil {
 		return err
 	}
-	if offset > p.highWatermark && p.highWatermark < p.epochStart {
+	if offset > p.replica.HighWatermark() && p.replica.HighWatermark() < p.replica.EpochStart() {
 		return p.notAvailableLocked()
 	}
-	if offset < p.logStart || offset > p.highWatermark {
+	if offset < p.logStart || offset > p.replica.HighWatermark() {
 		return p.outOfRangeLocked(offset)
 	}
 	return nil
@@ -138,7 +138,7 @@ func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.Leade
 	if err := p.servesLocked(believed); err != nil {
 		return err
 	}
-	if epoch, end, diverges := p.epochs.Diverges(lastRead, offset, p.logEnd); diverges {
+	if epoch, end, diverges := p.replica.Epochs().Diverges(lastRead, offset, p.replica.LogEnd()); diverges {
 		return rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
 			"%s was truncated: the record of leader epoch %d before offset %d is no longer in it, epoch %d ends at offset %d; go on there, or reset the position",
 			p.name(), lastRead, offset, epoch, end).WithDetail(p.rangeDetailLocked(offset))
@@ -151,10 +151,10 @@ func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.Leade
 func (p *Partition) EpochAt(offset int64) cluster.LeaderEpoch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if offset >= p.highWatermark {
-		return p.assignment.LeaderEpoch
+	if offset >= p.replica.HighWatermark() {
+		return p.replica.Epoch()
 	}
-	return p.epochs.At(offset)
+	return p.replica.Epochs().At(offset)
 }
 
 // RecordAt is a record that was found by its time.
@@ -225,7 +225,7 @@ func (p *Partition) findIn(batch []byte, timestamp, logStart int64) (RecordAt, e
 func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster.LeaderEpoch) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if offset < p.highWatermark || p.servesLocked(believed) != nil {
+	if offset < p.replica.HighWatermark() || p.servesLocked(believed) != nil {
 		return false
 	}
 	p.armed = append(p.armed, armedReader{ready: ready, slot: slot})
@@ -236,17 +236,12 @@ func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster
 func (p *Partition) Forget(ready *Ready) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.armed = slices.DeleteFunc(p.armed, func(a armedReader) bool { return a.ready == ready })
+	from := func(a armedReader) bool { return a.ready == ready }
+	p.armed, p.following = slices.DeleteFunc(p.armed, from), slices.DeleteFunc(p.following, from)
 }
 
 // wakeLocked tells everybody who waits.
-func (p *Partition) wakeLocked() {
-	for i, a := range p.armed {
-		a.ready.mark(a.slot)
-		p.armed[i] = armedReader{}
-	}
-	p.armed = p.armed[:0]
-}
+func (p *Partition) wakeLocked() { p.armed, p.following = wake(p.armed), wake(p.following) }
 
 // DeleteRecords moves the log start forward to an offset, at most the high
 // watermark, and returns the log start once it is durable. An offset below the
@@ -267,13 +262,12 @@ func (p *Partition) advanceStart(offset int64, believed cluster.LeaderEpoch, don
 	defer p.appending.Unlock()
 	p.mu.Lock()
 	err := p.servesLocked(believed)
-	if err == nil && offset > p.highWatermark {
+	if err == nil && offset > p.replica.HighWatermark() {
 		err = p.outOfRangeLocked(offset)
 	}
-	start := max(offset, p.logStartNext)
-	if err == nil && start > p.logStartNext {
-		p.logStartNext = start
-		p.setEpochs(p.epochs.TruncateStart(start))
+	start := max(offset, p.replica.LogStart())
+	if err == nil {
+		p.replica.AdvanceStart(start)
 	}
 	p.mu.Unlock()
 	if err != nil {
@@ -291,13 +285,13 @@ func (p *Partition) notAvailableLocked() error {
 
 func (p *Partition) outOfRangeLocked(offset int64) error {
 	return rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
-		"offset %d of %s is outside of what can be read, %d to %d; reset the position to one of these", offset, p.name(), p.logStart, p.highWatermark).
+		"offset %d of %s is outside of what can be read, %d to %d; reset the position to one of these", offset, p.name(), p.logStart, p.replica.HighWatermark()).
 		WithDetail(p.rangeDetailLocked(offset))
 }
 
 func (p *Partition) rangeDetailLocked(offset int64) *errorsv1.OffsetOutOfRange {
 	return &errorsv1.OffsetOutOfRange{
-		Topic: p.topic.Name, Partition: p.index, Offset: offset, EarliestOffset: p.logStart, LatestOffset: p.highWatermark,
+		Topic: p.topic.Name, Partition: p.index, Offset: offset, EarliestOffset: p.logStart, LatestOffset: p.replica.HighWatermark(),
 	}
 }
 

@@ -201,7 +201,7 @@ func TestAwait(t *testing.T) {
 	_, p := open(t, log)
 	one, other := NewReady(), NewReady()
 	for range 2 {
-		if !p.Await(one, 7, p.highWatermark, 0) || !p.Await(other, 8, p.highWatermark, 0) {
+		if !p.Await(one, 7, p.replica.HighWatermark(), 0) || !p.Await(other, 8, p.replica.HighWatermark(), 0) {
 			t.Fatal("nothing to wait for")
 		}
 		add(t, p, plain(t, "a"), all)
@@ -227,11 +227,11 @@ func TestAwait(t *testing.T) {
 	if p.Await(one, 7, 0, 0) {
 		t.Error("waits although there is something to read")
 	}
-	if p.Await(one, 7, p.highWatermark, 9) {
+	if p.Await(one, 7, p.replica.HighWatermark(), 9) {
 		t.Error("waits in an epoch that is not the leader's")
 	}
-	p.Await(one, 7, p.highWatermark, 0)
-	p.Await(other, 8, p.highWatermark, 0)
+	p.Await(one, 7, p.replica.HighWatermark(), 0)
+	p.Await(other, 8, p.replica.HighWatermark(), 0)
 	p.Forget(one)
 	add(t, p, plain(t, "a"), all)
 	log.commit(1, nil)

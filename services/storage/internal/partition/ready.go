@@ -37,8 +37,18 @@ func (r *Ready) mark(slot int) {
 	}
 }
 
-// armedReader is a stream that waits for news of a partition.
+// armedReader is a stream, of a reader or to a follower, that waits for news of a
+// partition.
 type armedReader struct {
 	ready *Ready
 	slot  int
+}
+
+// wake tells those who wait, and returns the list without them.
+func wake(armed []armedReader) []armedReader {
+	for i, a := range armed {
+		a.ready.mark(a.slot)
+		armed[i] = armedReader{}
+	}
+	return armed[:0]
 }

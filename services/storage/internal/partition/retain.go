@@ -47,8 +47,8 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 	}
 	rule := rules.Retention{NowMs: now.UnixMilli(), RetentionMs: config.RetentionMs, RetentionBytes: config.RetentionBytes}
 	p.mu.Lock()
-	rule.LogStart, rule.HighWatermark = p.logStart, p.highWatermark
-	leads := p.role == Leader
+	rule.LogStart, rule.HighWatermark = p.logStart, p.replica.HighWatermark()
+	leads := p.roleLocked() == rules.Leading
 	p.mu.Unlock()
 	if !leads {
 		return spans
@@ -110,14 +110,14 @@ func (h *Host) leading() []*Partition {
 }
 
 // moved takes note of a change of role.
-func (h *Host) moved(p *Partition, before, after Role) {
+func (h *Host) moved(p *Partition, before, after rules.Role) {
 	h.metrics.moved(before, after)
 	if before == after {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if after == Leader {
+	if after == rules.Leading {
 		h.led[p] = struct{}{}
 	} else {
 		delete(h.led, p)

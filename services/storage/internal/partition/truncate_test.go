@@ -22,11 +22,8 @@ func TestTruncateWithinBatch(t *testing.T) {
 	follower := led(2)
 	follower.Leader, follower.Replicas = 2, []cluster.NodeID{self, 2}
 	apply(t, p, follower)
-	if end, err := p.Truncate(t.Context(), 4); err != nil || end != 2 {
-		t.Fatalf("the log ends at %d, %v", end, err)
-	}
-	if end, err := p.Truncate(t.Context(), 4); err != nil || end != 2 {
-		t.Errorf("cut again at what is gone, the log ends at %d, %v", end, err)
+	if end := cut(t, p, 4); end != 2 {
+		t.Fatalf("the log ends at %d", end)
 	}
 	for offset := int64(2); offset < 5; offset++ {
 		if _, _, ok := host.tails.read(&p.tail, offset, 100, 100); ok {
@@ -34,8 +31,8 @@ func TestTruncateWithinBatch(t *testing.T) {
 		}
 	}
 	p.mu.Lock()
-	if p.highWatermark != 2 || p.logEnd != 2 || p.next != 2 {
-		t.Errorf("high watermark %d, log end %d, next offset %d", p.highWatermark, p.logEnd, p.next)
+	if p.replica.HighWatermark() != 2 || p.replica.LogEnd() != 2 || p.replica.Next() != 2 {
+		t.Errorf("high watermark %d, log end %d, next offset %d", p.replica.HighWatermark(), p.replica.LogEnd(), p.replica.Next())
 	}
 	p.mu.Unlock()
 	apply(t, p, led(3))

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
@@ -54,6 +55,6 @@ func (r *Replicas) countDormant(t *topic, now partition.Roles) {
 	t.dormant = now
 }
 
-func (r *Replicas) role(a cluster.Partition) partition.Role {
-	return partition.RoleIn(a, r.host.Self())
+func (r *Replicas) role(a cluster.Partition) rules.Role {
+	return rules.RoleIn(a, r.host.Self())
 }

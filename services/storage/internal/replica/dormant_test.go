@@ -10,6 +10,7 @@ import (
 
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
 )
 
@@ -41,8 +42,8 @@ func TestPartitionsThatNobodyWroteToAreDormant(t *testing.T) {
 	n.snapshot.Topics = append(n.snapshot.Topics, topic)
 	n.act(1)
 	n.wantAwake(topic.TopicId, 0, partition.Roles{Leaders: 3, Followers: 1})
-	write(t, n.mustHave("a", 1, partition.Leader))
-	if p := n.mustHave("a", 1, partition.Leader); p != n.mustHave("a", 1, partition.Leader) {
+	write(t, n.mustHave("a", 1, rules.Leading))
+	if p := n.mustHave("a", 1, rules.Leading); p != n.mustHave("a", 1, rules.Leading) {
 		t.Fatal("a partition woke up twice")
 	}
 	n.wantAwake(topic.TopicId, 1, partition.Roles{Leaders: 2, Followers: 1})
@@ -53,10 +54,10 @@ func TestPartitionsThatNobodyWroteToAreDormant(t *testing.T) {
 	topic.Partitions[2].Replicas = []int32{2, 1}
 	n.act(2)
 	n.wantAwake(topic.TopicId, 1, partition.Roles{Leaders: 1, Followers: 2})
-	if _, epoch := n.mustHave("a", 0, partition.Leader).Role(); epoch != 7 {
+	if _, epoch := n.mustHave("a", 0, rules.Leading).Role(); epoch != 7 {
 		t.Fatalf("leader epoch %d, want 7", epoch)
 	}
-	n.mustHave("a", 2, partition.Follower)
+	n.mustHave("a", 2, rules.Following)
 	n.stop()
 
 	// Those that were written to are awake from the start.
@@ -99,7 +100,7 @@ func TestWakingUpWhileTheClusterChanges(t *testing.T) {
 	callers.Wait()
 	n.wantAwake(topic.TopicId, int(topic.PartitionCount), partition.Roles{})
 	for i := range topic.PartitionCount {
-		if _, epoch := n.mustHave("a", i, partition.Leader).Role(); epoch != versions {
+		if _, epoch := n.mustHave("a", i, rules.Leading).Role(); epoch != versions {
 			t.Fatalf("partition %d is in leader epoch %d, want %d", i, epoch, versions)
 		}
 	}
@@ -128,7 +129,7 @@ func TestWakingUpWhileTheTopicIsActedOn(t *testing.T) {
 	topic.Partitions[0].LeaderEpoch = 7
 	n.snapshot.Topics = append(n.snapshot.Topics, topic)
 	n.act(1)
-	write(t, n.mustHave("a", 0, partition.Leader))
+	write(t, n.mustHave("a", 0, rules.Leading))
 	n.stop()
 
 	n = startNode(t, dir, 0)
@@ -149,7 +150,7 @@ func TestWakingUpWhileTheTopicIsActedOn(t *testing.T) {
 	if woken == nil {
 		t.Fatal("nothing was logged, so that no partition woke up")
 	}
-	if n.mustHave("a", 1, partition.Leader) != woken {
+	if n.mustHave("a", 1, rules.Leading) != woken {
 		t.Fatal("the partition that woke up was replaced")
 	}
 	if _, epoch := woken.Role(); epoch != 9 {

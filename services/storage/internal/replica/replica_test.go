@@ -117,7 +117,7 @@ func (n *node) partition(name string, index int32) (*partition.Partition, error)
 	return n.replicas.Partition(n.t.Context(), name, nil, index)
 }
 
-func (n *node) mustHave(name string, index int32, role partition.Role) *partition.Partition {
+func (n *node) mustHave(name string, index int32, role rules.Role) *partition.Partition {
 	n.t.Helper()
 	p, err := n.partition(name, index)
 	if err != nil {
@@ -175,8 +175,8 @@ func TestRolesFollowTheCluster(t *testing.T) {
 	topic.Partitions[1].Isr = []int32{2, 1}
 	n.snapshot.Topics = []*metadatav1.Topic{topic, newTopic("elsewhere", 2)}
 	n.act(1)
-	leader := n.mustHave("orders", 0, partition.Leader)
-	n.mustHave("orders", 1, partition.Follower)
+	leader := n.mustHave("orders", 0, rules.Leading)
+	n.mustHave("orders", 1, rules.Following)
 	_, err = n.partition("elsewhere", 0)
 	wantReason(t, err, errorsv1.Reason_REASON_NOT_LEADER)
 	_, err = n.partition("orders", 2)
@@ -188,11 +188,11 @@ func TestRolesFollowTheCluster(t *testing.T) {
 	topic.Partitions[1].LeaderId, topic.Partitions[1].LeaderEpoch, topic.Partitions[1].PartitionEpoch = 1, 1, 1
 	addPartitions(topic, 1)
 	n.act(2)
-	if n.mustHave("orders", 0, partition.Offline) != leader {
+	if n.mustHave("orders", 0, rules.Offline) != leader {
 		t.Error("another object stands for the same partition")
 	}
-	n.mustHave("orders", 1, partition.Leader)
-	n.mustHave("orders", 2, partition.Leader)
+	n.mustHave("orders", 1, rules.Leading)
+	n.mustHave("orders", 2, rules.Leading)
 }
 
 // A request that comes right after the topic does finds it.
@@ -225,7 +225,7 @@ func TestOldVersionsAreIgnored(t *testing.T) {
 	wantReason(t, err, errorsv1.Reason_REASON_NO_LEADER)
 	topic.Partitions[0].LeaderEpoch = 1
 	n.act(5)
-	if _, epoch := n.mustHave("orders", 0, partition.Leader).Role(); epoch != 1 {
+	if _, epoch := n.mustHave("orders", 0, rules.Leading).Role(); epoch != 1 {
 		t.Errorf("leads in epoch %d, want 1", epoch)
 	}
 }
@@ -236,7 +236,7 @@ func TestSettingsFollowTheCluster(t *testing.T) {
 	topic := newTopic("orders", 1)
 	n.snapshot.Topics = []*metadatav1.Topic{topic}
 	n.act(1)
-	p := n.mustHave("orders", 0, partition.Leader)
+	p := n.mustHave("orders", 0, rules.Leading)
 	topic.Config[rules.MaxMessageBytes] = "5000"
 	n.act(2)
 	if got := p.Topic().Config().MaxMessageBytes; got != 5000 {
@@ -246,7 +246,7 @@ func TestSettingsFollowTheCluster(t *testing.T) {
 	// then nothing is removed.
 	topic.Config["future.setting"] = "1"
 	n.act(3)
-	write(t, n.mustHave("orders", 0, partition.Leader))
+	write(t, n.mustHave("orders", 0, rules.Leading))
 	if got := p.Topic().Config(); got.MaxMessageBytes != 5000 || got.RetentionMs != rules.Unlimited {
 		t.Errorf("beside an unknown setting: %+v", got)
 	}
@@ -262,9 +262,9 @@ func TestDeletionIsExplicit(t *testing.T) {
 	n.snapshot.Topics = []*metadatav1.Topic{kept, deleted, later}
 	n.act(1)
 	for _, name := range []string{"kept", "deleted", "later"} {
-		write(t, n.mustHave(name, 0, partition.Leader))
+		write(t, n.mustHave(name, 0, rules.Leading))
 	}
-	gone := n.mustHave("deleted", 0, partition.Leader)
+	gone := n.mustHave("deleted", 0, rules.Leading)
 	n.snapshot.Topics = nil
 	n.snapshot.DeletedTopicIds = [][]byte{deleted.GetTopicId()}
 	n.act(2)
@@ -296,7 +296,7 @@ func TestDeletionIsExplicit(t *testing.T) {
 	kept.Partitions[0].LeaderEpoch = 1
 	n.snapshot.Topics = []*metadatav1.Topic{kept}
 	n.act(4)
-	if r := write(t, n.mustHave("kept", 0, partition.Leader)); r.BaseOffset != 1 {
+	if r := write(t, n.mustHave("kept", 0, rules.Leading)); r.BaseOffset != 1 {
 		t.Errorf("append to the topic that was missing: %+v", r)
 	}
 }
@@ -350,7 +350,7 @@ func TestClose(t *testing.T) {
 	topic := newTopic("orders", 1)
 	n.snapshot.Topics = []*metadatav1.Topic{topic}
 	n.act(1)
-	p := n.mustHave("orders", 0, partition.Leader)
+	p := n.mustHave("orders", 0, rules.Leading)
 	write(t, p)
 	n.stop()
 	_, err := n.partition("orders", 0)
