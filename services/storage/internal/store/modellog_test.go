@@ -111,6 +111,8 @@ const (
 	opAppend logOpKind = "append"
 	// opTruncate cuts at State.LogEnd.
 	opTruncate logOpKind = "truncate"
+	// opRestart begins anew, empty, at State.LogStart.
+	opRestart logOpKind = "restart"
 	// opDelete deletes the partition.
 	opDelete logOpKind = "delete"
 	// opCompact compacts up to State.HighWatermark, which was made durable before.
@@ -136,6 +138,10 @@ func (m *logModel) apply(o logOp) {
 		return
 	case opTruncate:
 		m.truncate(o.State)
+		return
+	case opRestart:
+		m.State, m.Batches, m.Producers, m.Compacted = o.State, nil, map[int64]Producer{}, 0
+		m.Cuts++
 		return
 	}
 	m.State = o.State
@@ -271,13 +277,23 @@ func (m *logModel) settle(serial int64) logOp {
 func (m *logModel) compact() logOp { return m.newOp(opCompact, m.State.CoordinatorEpoch) }
 
 // cut truncates anywhere, as a rule near the log's end; not below what may have
-// been compacted, which is below the high watermark.
+// been compacted, which is below the high watermark. Now and then it drops all, and
+// begins anew in the log that was, or behind it.
 func (m *logModel) cut(r picker, serial int64) logOp {
+	if r.intn(6) == 0 {
+		return m.restartAt(serial, int64(r.intn(int(m.State.LogEnd)+20)))
+	}
 	low := max(m.State.LogStart, m.Compacted)
 	if live := m.from(low); r.intn(3) > 0 && len(live) > 0 {
 		low = max(low, live[max(len(live)-3, 0)].Base)
 	}
 	return m.cutAt(serial, low+int64(r.intn(int(m.State.LogEnd-low)+1)))
+}
+
+func (m *logModel) restartAt(serial, at int64) logOp {
+	o := m.newOp(opRestart, serial)
+	o.State = State{LogStart: at, LogEnd: at, HighWatermark: at, CoordinatorEpoch: serial}
+	return o
 }
 
 func (m *logModel) cutAt(serial, at int64) logOp {
@@ -301,6 +317,8 @@ func (o *logOp) perform(l *Log, done func(error)) {
 	case opTruncate:
 		_, err := l.Truncate(context.Background(), o.State.LogEnd, o.State)
 		done(err)
+	case opRestart:
+		done(l.Restart(context.Background(), o.Set, o.State))
 	case opCompact:
 		// A map of keys that is too small for all makes several runs of it.
 		_, err := l.Compact(context.Background(), CompactOptions{Set: o.Set, Below: o.State.HighWatermark, Now: time.Now(), MapBytes: 1 << 10})
