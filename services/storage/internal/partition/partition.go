@@ -81,6 +81,11 @@ type Partition struct {
 	log   Log
 	index int32
 
+	// sweeping says that the host looks for overdue acknowledgements here, marked
+	// that it has the high watermark to checkpoint. mu guards both; there is room
+	// for them here.
+	sweeping, marked bool
+
 	// appending orders what is pushed to the store and guards the fields up to
 	// mu. It is taken before mu.
 	appending sync.Mutex
@@ -100,9 +105,7 @@ type Partition struct {
 	mu sync.Mutex
 	// replica decides. What it knows of the log's start, of what is queued and of
 	// epochs changes only while appending is held, too.
-	replica  rules.Replica
-	sweeping bool // Whether the host looks for overdue acknowledgements here.
-	marked   bool // Whether the host has the high watermark to checkpoint.
+	replica rules.Replica
 	// unavailable is why the partition serves nobody any more.
 	unavailable error
 	// logStart is the log start that readers see: the one that is durable.
@@ -112,10 +115,10 @@ type Partition struct {
 	// forLeader and forAll are appends whose acknowledgement waits for the log
 	// end and the high watermark.
 	forLeader, forAll fifo[waiter]
-	// armed are the readers, and following the followers, that wait for news.
-	armed, following []armedReader
-	compaction       compaction
-	tail             tail
+	// news is who waits for news; nil before the first.
+	news       *news
+	compaction compaction
+	tail       tail
 }
 
 // commit is an append that the store has not confirmed.
@@ -319,7 +322,7 @@ func (p *Partition) committed(err error) {
 			p.forLeader.pop().complete()
 		}
 		if p.replica.LogEnd() > logEnd {
-			p.following = wake(p.following)
+			p.news.wakeFollowers()
 		}
 		p.movedLocked(highWatermark)
 	}

@@ -765,8 +765,8 @@ func TestIdlePartitionIsSmall(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	per := (after.TotalAlloc - before.TotalAlloc) / n
 	t.Logf("%d bytes per idle partition", per)
-	if per > 1024 {
-		t.Errorf("an idle partition takes %d bytes, at most 1024 are planned for", per)
+	if per > 650 {
+		t.Errorf("an idle partition takes %d bytes, at most 650 are planned for", per)
 	}
 	runtime.KeepAlive(partitions)
 }

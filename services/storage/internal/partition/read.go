@@ -228,7 +228,8 @@ func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster
 	if offset < p.replica.HighWatermark() || p.servesLocked(believed) != nil {
 		return false
 	}
-	p.armed = append(p.armed, armedReader{ready: ready, slot: slot})
+	n := p.newsLocked()
+	n.readers = append(n.readers, armedReader{ready: ready, slot: slot})
 	return true
 }
 
@@ -236,12 +237,11 @@ func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster
 func (p *Partition) Forget(ready *Ready) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	from := func(a armedReader) bool { return a.ready == ready }
-	p.armed, p.following = slices.DeleteFunc(p.armed, from), slices.DeleteFunc(p.following, from)
+	if n := p.news; n != nil {
+		from := func(a armedReader) bool { return a.ready == ready }
+		n.readers, n.followers = slices.DeleteFunc(n.readers, from), slices.DeleteFunc(n.followers, from)
+	}
 }
-
-// wakeLocked tells everybody who waits.
-func (p *Partition) wakeLocked() { p.armed, p.following = wake(p.armed), wake(p.following) }
 
 // DeleteRecords moves the log start forward to an offset, at most the high
 // watermark, and returns the log start once it is durable. An offset below the

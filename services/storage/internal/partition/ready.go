@@ -44,6 +44,32 @@ type armedReader struct {
 	slot  int
 }
 
+// news are the readers and the followers that wait for news of a partition. A nil
+// one has none.
+type news struct{ readers, followers []armedReader }
+
+func (n *news) wakeFollowers() {
+	if n != nil {
+		n.followers = wake(n.followers)
+	}
+}
+
+// wakeLocked tells everybody who waits.
+func (p *Partition) wakeLocked() {
+	p.news.wakeFollowers()
+	if n := p.news; n != nil {
+		n.readers = wake(n.readers)
+	}
+}
+
+// newsLocked returns the list of those who wait, to add to.
+func (p *Partition) newsLocked() *news {
+	if p.news == nil {
+		p.news = &news{}
+	}
+	return p.news
+}
+
 // wake tells those who wait, and returns the list without them.
 func wake(armed []armedReader) []armedReader {
 	for i, a := range armed {

@@ -174,7 +174,8 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.logStart > sent.LogStart {
 		return false
 	}
-	p.following = append(p.following, armedReader{ready: ready, slot: slot})
+	n := p.newsLocked()
+	n.followers = append(n.followers, armedReader{ready: ready, slot: slot})
 	return true
 }
 
