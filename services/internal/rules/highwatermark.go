@@ -27,6 +27,9 @@ type HighWatermark struct {
 	LogEnd int64
 	// ISR is the one that the cluster agreed on.
 	ISR []cluster.NodeID
+	// ELR is the one that the cluster agreed on. There is none while the ISR is
+	// large enough, but just after min.insync.replicas was lowered.
+	ELR []cluster.NodeID
 	// ProposedISR is what the leader has asked for and not yet heard about; nil
 	// when there is nothing under way.
 	ProposedISR []cluster.NodeID
@@ -49,7 +52,8 @@ func EffectiveMinInsync(minInsyncReplicas, replicas int) int {
 //
 // It moves to the lowest log end of the maximal ISR, the union of the ISR agreed
 // on and the one proposed: whichever of the two turns out to hold, all its
-// members have the records below (KIP-497). It stays where it is while the ISR
+// members have the records below (KIP-497); and so have those of the ELR, which may
+// be elected as long as the cluster names them. It stays where it is while the ISR
 // agreed on is smaller than [EffectiveMinInsync] (KIP-966) and while a member
 // has not fetched in this epoch.
 func (h HighWatermark) Advance() int64 {
@@ -57,8 +61,8 @@ func (h HighWatermark) Advance() int64 {
 		return h.Current
 	}
 	lowest := h.LogEnd
-	for _, isr := range [...][]cluster.NodeID{h.ISR, h.ProposedISR} {
-		for _, member := range isr {
+	for _, members := range [...][]cluster.NodeID{h.ISR, h.ProposedISR, h.ELR} {
+		for _, member := range members {
 			if member == h.Leader {
 				continue
 			}

@@ -73,6 +73,14 @@ func TestHighWatermark(t *testing.T) {
 			want: 3,
 		},
 		{
+			name: "KIP-966: who is eligible counts, although min ISR is reached after it was lowered",
+			in: HighWatermark{
+				Leader: 1, Current: 3, LogEnd: 9, ISR: nodes(1), ELR: nodes(2), Replicas: 3, MinInsyncReplicas: 1,
+				Followers: []FollowerProgress{fetched(2, 5)},
+			},
+			want: 5,
+		},
+		{
 			name: "min ISR is at most the number of replicas",
 			in: HighWatermark{
 				Leader: 1, Current: 3, LogEnd: 9, ISR: nodes(1, 2), Replicas: 2, MinInsyncReplicas: 5,

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -74,17 +75,22 @@ type Replica struct {
 	epochs Epochs
 	// epochStart is where this leadership begins.
 	epochStart int64
-	// servesFrom is the first offset from which on a follower can be served: the log
-	// start, or where the batch begins that holds it.
-	servesFrom int64
 
 	logStart      int64
 	next          int64
 	logEnd        int64
 	highWatermark int64
+	// servesFrom is where the batch begins that holds the log start, as far as that
+	// is known; otherwise the log start.
+	servesFrom int64
 
 	// leaderHighWatermark is what the leader of this epoch told last.
 	leaderHighWatermark int64
+	// settled is the end of what was queued when this epoch was learned of.
+	settled int64
+	// agrees says that the leader of this epoch has found this log to be a part of
+	// its own, so that nothing of it is cut in this epoch any more.
+	agrees bool
 
 	// leadership is nil while the replica does not lead, and while there are no
 	// others to lead: most replicas of a process are idle, and pay for what they
@@ -134,7 +140,7 @@ type ReplicaLog struct {
 func NewReplica(self cluster.NodeID, minInsync int, log ReplicaLog) Replica {
 	r := Replica{
 		self: self, minInsync: minInsync, epochs: log.Epochs,
-		logStart: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
+		logStart: log.LogStart, servesFrom: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
 		highWatermark: min(max(log.HighWatermark, log.LogStart), log.LogEnd),
 	}
 	r.assignment.Leader = cluster.NoNode
@@ -176,8 +182,10 @@ func (r *Replica) HighWatermark() int64 { return r.highWatermark }
 type Applied struct {
 	// Stale: what was agreed on is older than what is known; nothing has changed.
 	Stale bool
-	// TooNew: the log knows a later leadership than the one that this node is given,
-	// so that it is not of this cluster's past. Nothing has changed.
+	// TooNew: the log holds records of a later leadership than the one that this node
+	// is told of. Nothing has changed: to lead would repeat an epoch, and to follow
+	// its leader, which may be a superseded one, would cut records that were
+	// acknowledged since.
 	TooNew bool
 	// Began says that a leadership of this node began; Ended, that one did end.
 	// Both are true where another of its own follows.
@@ -191,7 +199,7 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 		return Applied{Stale: true}
 	}
 	role := RoleIn(p, r.self)
-	if role == Leading && p.LeaderEpoch < r.epochs.Latest() {
+	if p.LeaderEpoch < r.epochs.Latest() {
 		return Applied{TooNew: true}
 	}
 	if p.PartitionEpoch > before.PartitionEpoch && r.leadership != nil {
@@ -206,7 +214,7 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 		r.leadership = nil
 	}
 	if renewed {
-		r.leaderHighWatermark = 0
+		r.leaderHighWatermark, r.settled, r.agrees = 0, r.next, false
 	}
 	switch {
 	case a.Began:
@@ -275,62 +283,58 @@ func (r *Replica) Queue(next int64) { r.next = next }
 
 // QueueCopies notes what a follower adds to its log of what it received.
 func (r *Replica) QueueCopies(in Replicated) {
-	r.epochs = r.epochsWith(in)
-	if n := len(in.Batches); n > 0 {
-		r.next = in.Batches[n-1].LastOffset + 1
-	}
-}
-
-// epochsWith returns the epoch table with what is received.
-func (r *Replica) epochsWith(in Replicated) Epochs {
-	epochs := r.epochs
-	for _, e := range in.Epochs {
-		if e.StartOffset >= r.next {
-			epochs = epochs.Begin(e.Epoch, e.StartOffset)
-		}
-	}
+	// An epoch that has no record here may not have one there either.
+	r.epochs = r.epochs.TruncateEnd(r.next)
+	epochs := in.Epochs
 	for _, b := range in.Batches {
-		epochs = epochs.Begin(b.Epoch, b.BaseOffset)
+		for len(epochs) > 0 && epochs[0].StartOffset <= b.BaseOffset {
+			r.epochs = r.epochs.Begin(epochs[0].Epoch, epochs[0].StartOffset)
+			epochs = epochs[1:]
+		}
+		r.epochs = r.epochs.Begin(b.Epoch, b.BaseOffset)
+		r.next = b.LastOffset + 1
 	}
-	return epochs
 }
 
 // Committed notes that the log is written up to an offset.
 func (r *Replica) Committed(logEnd int64) {
-	r.logEnd = max(r.logEnd, logEnd)
+	r.logEnd = max(r.logEnd, min(logEnd, r.next))
 	r.advance()
 }
 
-// AdvanceStart moves the log start forward.
+// AdvanceStart moves the log start forward. A leader's never passes its high
+// watermark.
 func (r *Replica) AdvanceStart(offset int64) {
 	if offset > r.logStart {
 		r.logStart, r.servesFrom = offset, offset
 		r.epochs = r.epochs.TruncateStart(offset)
+		r.advance()
 	}
 }
 
 // ServesFrom notes, at a leader, where the batch begins that holds the log start:
-// a follower that restarted there goes on from there, though that is below the
+// a follower that begins anew there goes on from there, though that is below the
 // log start. It holds until the log start moves.
 func (r *Replica) ServesFrom(offset int64) { r.servesFrom = min(r.logStart, offset) }
 
-// Cut notes that the log was truncated at an offset.
+// Cut notes that the log was truncated at an offset, its log start or above.
 func (r *Replica) Cut(offset int64) {
-	r.next, r.logEnd = offset, min(r.logEnd, offset)
+	r.next, r.logEnd, r.settled = offset, min(r.logEnd, offset), min(r.settled, offset)
 	r.highWatermark = min(r.highWatermark, offset)
 	r.epochs = r.epochs.TruncateEnd(offset)
 }
 
 // Restart notes that the log was dropped and begins anew, empty, at an offset.
 func (r *Replica) Restart(offset int64) {
-	r.logStart, r.next, r.logEnd, r.highWatermark = offset, offset, offset, offset
+	r.logStart, r.servesFrom, r.next, r.logEnd, r.highWatermark, r.settled = offset, offset, offset, offset, offset, offset
 	r.epochs = nil
 }
 
 // advance moves the high watermark as far as it may go.
 func (r *Replica) advance() {
 	if r.role == Following {
-		r.highWatermark = max(r.highWatermark, min(r.leaderHighWatermark, r.logEnd))
+		// The leader's log start, which this one follows, is not above its watermark.
+		r.highWatermark = max(r.highWatermark, min(max(r.leaderHighWatermark, r.logStart), r.logEnd))
 		return
 	}
 	if r.role != Leading {
@@ -338,7 +342,8 @@ func (r *Replica) advance() {
 	}
 	h := HighWatermark{
 		Leader: r.self, Current: r.highWatermark, LogEnd: r.logEnd,
-		ISR: r.assignment.ISR, Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
+		ISR: r.assignment.ISR, ELR: r.assignment.ELR,
+		Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
 	}
 	if l := r.leadership; l != nil {
 		h.ProposedISR = l.possible
@@ -361,12 +366,17 @@ type Position struct {
 	LogEnd int64
 }
 
-// Position returns where a follower stands, for its leader.
-func (r *Replica) Position(epoch cluster.NodeEpoch) Position {
+// Position returns where a follower stands, for its leader. There is none while
+// records are queued that came in an earlier epoch: the leader must compare them,
+// or what it sends to follow its own records at their end would follow these.
+func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
+	if r.role != Following || r.logEnd < r.settled {
+		return Position{}, false
+	}
 	return Position{
 		Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch,
 		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd,
-	}
+	}, true
 }
 
 // lastEpoch returns the epoch of the last record that is written.
@@ -397,9 +407,12 @@ const (
 	// FetchDiverges: the follower has records that the leader has not.
 	FetchDiverges
 	// FetchRestarts: the log begins above the position, or the follower's, which is
-	// empty, begins above its end: there is nothing to go on from. Where the
-	// follower is told to begin within a batch of the leader's, [Replica.ServesFrom]
-	// comes first.
+	// empty, begins above its end, or no record of the follower's epochs is left to
+	// compare with: there is nothing to go on from. The follower begins anew where
+	// the batch begins that holds the leader's log start, or at the log start if none
+	// does; [Replica.ServesFrom] comes before it is told so. The same goes for a
+	// position that was served and lies within a batch: only one of a log without
+	// common records can.
 	FetchRestarts
 )
 
@@ -413,6 +426,8 @@ type Fetch struct {
 }
 
 // Fetch takes note of a follower's position, which may move the high watermark.
+// Nothing is sent to a follower but in answer to a position, or behind what was
+// sent in answer to one that was served in the same epoch.
 func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	switch {
 	case r.role != Leading:
@@ -430,13 +445,23 @@ func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	case p.NodeEpoch < f.epoch:
 		return Fetch{Outcome: FetchStaleNode}
 	case p.NodeEpoch > f.epoch:
-		// What an earlier process had, this one may have lost.
-		*f = follower{node: f.node, epoch: p.NodeEpoch}
+		// What an earlier process had, this one may have lost. The time that it has
+		// to catch up runs all the same.
+		*f = follower{node: f.node, epoch: p.NodeEpoch, caughtUp: f.caughtUp}
 	}
-	if epoch, end, diverges := r.epochs.Diverges(p.LastEpoch, p.LogEnd, r.next); diverges {
+	epoch, end, diverges := r.epochs.Diverges(p.LastEpoch, p.LogEnd, r.next)
+	switch {
+	case p.LastEpoch != NoEpoch && epoch == NoEpoch:
+		// Also at the log start: what lies below may differ from what was deleted
+		// here, and a follower that came to lead would show it.
+		return Fetch{Outcome: FetchRestarts}
+	case diverges:
 		return Fetch{Outcome: FetchDiverges, Epoch: epoch, End: end}
 	}
-	if p.LogEnd < r.servesFrom || p.LogEnd > r.next {
+	// A follower that has just begun anew where it was told to may be below the log
+	// start, which then lies within the first batch.
+	begun := p.LastEpoch == NoEpoch && p.LogEnd == r.servesFrom
+	if p.LogEnd < r.logStart && !begun || p.LogEnd > r.next {
 		return Fetch{Outcome: FetchRestarts}
 	}
 	if p.LogEnd >= r.logEnd {
@@ -510,46 +535,93 @@ type Receive struct {
 	LogStart int64
 }
 
-// Receive decides what to do about what the leader sent, and takes note of its
-// high watermark.
+// Receive decides what to do about what the leader sent to this process, and takes
+// note of its high watermark. What was sent to an earlier process of the node is
+// for others to keep away.
 func (r *Replica) Receive(in Replicated) Receive {
-	if r.role != Following || in.LeaderEpoch != r.assignment.LeaderEpoch || in.Follows != r.next {
+	if r.role != Following || in.LeaderEpoch != r.assignment.LeaderEpoch || in.Follows != r.next || r.logEnd < r.settled {
 		return Receive{}
 	}
 	switch {
-	case in.Restarts && in.RestartOffset < 0:
-		return Receive{Outcome: ReceiveInvalid}
 	case in.Restarts:
-		return Receive{Outcome: ReceiveRestarts, Offset: in.RestartOffset}
+		return r.receiveRestart(in.RestartOffset)
 	case in.Diverges:
-		cut := max(r.epochs.Truncation(in.Epoch, in.End, r.next), r.logStart)
-		if cut >= r.next {
-			return Receive{Outcome: ReceiveInvalid}
-		}
-		return Receive{Outcome: ReceiveTruncates, Offset: cut}
+		return r.receiveDivergence(in.Epoch, in.End)
 	}
-	next, epoch := r.next, r.epochs.Latest()
-	for _, b := range in.Batches {
-		if b.BaseOffset < next || b.LastOffset < b.BaseOffset || b.Epoch < epoch || b.Epoch > in.LeaderEpoch {
-			return Receive{Outcome: ReceiveInvalid}
-		}
-		next, epoch = b.LastOffset+1, b.Epoch
+	next, ok := r.copies(in)
+	if !ok {
+		return Receive{Outcome: ReceiveInvalid}
 	}
-	for _, e := range in.Epochs {
-		if e.Epoch > in.LeaderEpoch || e.StartOffset >= next {
-			return Receive{Outcome: ReceiveInvalid}
-		}
-	}
-	epochs := r.epochsWith(in)
-	for _, b := range in.Batches {
-		// What lies below the leader's log start may lie below its table.
-		if epoch := epochs.At(b.LastOffset); epoch != b.Epoch && (epoch != NoEpoch || b.LastOffset >= in.LogStart) {
-			return Receive{Outcome: ReceiveInvalid}
-		}
-	}
+	r.agrees = true
 	r.leaderHighWatermark = max(r.leaderHighWatermark, in.HighWatermark)
 	r.advance()
 	return Receive{Outcome: ReceiveAppends, LogStart: min(in.LogStart, next)}
+}
+
+// receiveRestart decides about an order to begin anew. Once the logs have agreed
+// only a leader whose log begins above this one's end gives it; another one is a
+// late copy, of the time when this log ended at the same offset with other records.
+func (r *Replica) receiveRestart(offset int64) Receive {
+	switch {
+	case offset < 0:
+		return Receive{Outcome: ReceiveInvalid}
+	case r.agrees && offset < r.next:
+		return Receive{}
+	default:
+		return Receive{Outcome: ReceiveRestarts, Offset: offset}
+	}
+}
+
+// receiveDivergence decides where to cut the log. A divergence after the logs have
+// agreed is a late copy, as in [Replica.receiveRestart], and so is one that cuts
+// nothing or meets an empty log: this log was cut or begun anew since.
+func (r *Replica) receiveDivergence(epoch cluster.LeaderEpoch, end int64) Receive {
+	if end < 0 {
+		return Receive{Outcome: ReceiveInvalid}
+	}
+	cut := r.epochs.Truncation(epoch, end, r.next)
+	switch {
+	case r.agrees || r.next <= r.logStart || cut >= r.next:
+		return Receive{}
+	case cut < r.logStart:
+		// A log does not end below its start.
+		return Receive{Outcome: ReceiveRestarts, Offset: cut}
+	default:
+		return Receive{Outcome: ReceiveTruncates, Offset: cut}
+	}
+}
+
+// copies returns the log end after the batches, if they and the epochs that came
+// with them fit to each other and to the end of the log.
+func (r *Replica) copies(in Replicated) (next int64, ok bool) {
+	next, epochs := r.next, in.Epochs
+	latest := r.epochs.TruncateEnd(next).Latest()
+	for _, b := range in.Batches {
+		if b.BaseOffset < next || b.LastOffset < b.BaseOffset || b.LastOffset == math.MaxInt64 {
+			return 0, false
+		}
+		from := next
+		for len(epochs) > 0 && epochs[0].StartOffset <= b.BaseOffset {
+			// One may be that of the record before: where the leader's log starts, its
+			// table does, and the start may move while the batches are read.
+			if epochs[0].StartOffset < from || epochs[0].Epoch < latest {
+				return 0, false
+			}
+			from, latest, epochs = epochs[0].StartOffset+1, epochs[0].Epoch, epochs[1:]
+		}
+		if b.Epoch < latest || b.Epoch > in.LeaderEpoch {
+			return 0, false
+		}
+		next, latest = b.LastOffset+1, b.Epoch
+		if len(epochs) > 0 && epochs[0].StartOffset < next {
+			// The leader's log starts within the batch.
+			if epochs[0].Epoch != b.Epoch {
+				return 0, false
+			}
+			epochs = epochs[1:]
+		}
+	}
+	return next, len(epochs) == 0
 }
 
 // Proposal returns the change of the ISR that waits for its outcome: it is to be
@@ -566,15 +638,18 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 // Propose decides whether the ISR should change: followers that have not had all
 // that there is for longer than maxLag leave it, and those come in that have
 // reached the high watermark and the start of this leadership in it. live returns
-// the epoch of a node's process that has its lease, as far as is known here. It
-// reports whether there is a proposal to send that was not there before.
+// the epoch of a node's process that has its lease and is not leaving, as far as is
+// known here. It reports whether there is a proposal to send that was not there
+// before.
 func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
 	if r.leadership == nil || r.proposal != nil {
 		return false
 	}
 	next := []ISRMember{}
-	// What was refused is settled by whatever is accepted next.
-	changed := len(r.possible) > 0
+	have, need := r.InSync()
+	// What was refused is settled by whatever is accepted next, and so is an ELR that
+	// is left of a higher min.insync.replicas.
+	changed := len(r.possible) > 0 || have >= need && len(r.assignment.ELR) > 0
 	for _, id := range r.assignment.Replicas {
 		in := slices.Contains(r.assignment.ISR, id)
 		if id == r.self {

@@ -17,14 +17,15 @@ import (
 const maxForeignBytes = 32 << 20
 
 // Position returns where a follower stands, for its leader; false where it does not
-// follow, or has lost something, so that a position would claim what is not there.
+// follow, has not yet written what it queued before the present epoch, or has lost
+// something, so that a position would claim what is not there.
 func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.roleLocked() != rules.Following || p.log.Failed() != nil {
 		return rules.Position{}, false
 	}
-	return p.replica.Position(epoch), true
+	return p.replica.Position(epoch)
 }
 
 // Received is what has become of what a leader sent.

@@ -444,7 +444,7 @@ func TestForeignBatchesAreNotTrusted(t *testing.T) {
 		"cut short":             func(_ *rules.Replicated, b [][]byte) { b[0] = b[0][:len(b[0])-1] },
 		"another base offset":   func(_ *rules.Replicated, b [][]byte) { recordbatch.Assign(b[0], 7, 0) },
 		"another epoch":         func(_ *rules.Replicated, b [][]byte) { recordbatch.Assign(b[0], 0, 1) },
-		"an epoch of the table": func(in *rules.Replicated, _ [][]byte) { in.Epochs = rules.Epochs{{Epoch: 0, StartOffset: 2}} },
+		"an epoch of the table": func(in *rules.Replicated, _ [][]byte) { in.Epochs = rules.Epochs{{Epoch: 1, StartOffset: 0}} },
 		"an epoch to come":      func(in *rules.Replicated, _ [][]byte) { in.Epochs = rules.Epochs{{Epoch: 1, StartOffset: 1}} },
 		"an epoch beyond":       func(in *rules.Replicated, _ [][]byte) { in.Epochs = rules.Epochs{{Epoch: 0, StartOffset: 3}} },
 		"bounds without bytes": func(in *rules.Replicated, _ [][]byte) {
