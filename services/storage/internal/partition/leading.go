@@ -1,0 +1,43 @@
+package partition
+
+import "github.com/runnel-mesh/runnel/sdk/cluster"
+
+// LogEnd returns the end of what is written.
+func (p *Partition) LogEnd() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.replica.LogEnd()
+}
+
+// HighWatermark returns the offset up to which readers may read, as far as this
+// node knows.
+func (p *Partition) HighWatermark() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.replica.HighWatermark()
+}
+
+// Assignment returns what the cluster agreed on last, as far as the partition was
+// told. Its slices must not be changed.
+func (p *Partition) Assignment() cluster.Partition {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	assignment, _ := p.replica.Assignment()
+	return assignment
+}
+
+// Followed appends the partitions that this node leads and other nodes follow.
+func (h *Host) Followed(list []*Partition) []*Partition {
+	h.mu.Lock()
+	led := make([]*Partition, 0, len(h.led))
+	for p := range h.led {
+		led = append(led, p)
+	}
+	h.mu.Unlock()
+	for _, p := range led {
+		if len(p.Assignment().Replicas) > 1 {
+			list = append(list, p)
+		}
+	}
+	return list
+}
