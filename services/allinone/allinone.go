@@ -200,7 +200,8 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 	meta.Register(public, peer)
 	health := rpc.NewHealth()
 	store := storage.New(storageConfig, storage.Deps{
-		Metadata: rpc.InProcess(peer), Logger: c.logger.With("service", "storage"), Telemetry: tel, Health: health,
+		Metadata: rpc.InProcess(peer), Peers: func(string) connect.Transport { return rpc.InProcess(peer) },
+		Logger: c.logger.With("service", "storage"), Telemetry: tel, Health: health,
 	})
 	store.Register(public, peer)
 	services := append(rpc.ServiceNames(public), "")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
+	"github.com/runnel-mesh/runnel/services/storage/internal/replication"
 	"github.com/runnel-mesh/runnel/services/storage/internal/server"
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
@@ -111,11 +112,22 @@ type Config struct {
 	// ResponseBytes is what the responses that are being sent to consumers may hold
 	// together, but for one batch and 64 KiB each; at least 1. Default 128 MiB.
 	ResponseBytes int
+
+	// ReplicaLag is for how long a follower may lack records of a partition that
+	// this node leads before it leaves the ISR; more than 0. Default 10 s.
+	ReplicaLag time.Duration
+	// ReplicaWindowBytes is how many bytes of batches of one partition may be on
+	// their way to a follower; at least 1. Default 4 MiB.
+	ReplicaWindowBytes int
+	// ReplicaStreamBytes is the same for all partitions of a follower together; at
+	// least ReplicaWindowBytes. Default 64 MiB.
+	ReplicaStreamBytes int
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	st, p, srv := store.DefaultConfig(), partition.DefaultConfig(), server.DefaultConfig()
+	r := replication.DefaultConfig()
 	return Config{
 		DataDir:    "runnel-data",
 		Listen:     "127.0.0.1:7080",
@@ -144,6 +156,10 @@ func DefaultConfig() Config {
 		StreamRequests:        srv.StreamRequests,
 		Streams:               srv.Streams,
 		ResponseBytes:         srv.ResponseBytes,
+
+		ReplicaLag:         r.MaxLag,
+		ReplicaWindowBytes: r.WindowBytes,
+		ReplicaStreamBytes: r.StreamBytes,
 	}
 }
 
@@ -187,6 +203,9 @@ func (c Config) Validate() error {
 	check(c.StreamRequests >= 1, "StreamRequests", c.StreamRequests, "at least 1")
 	check(c.Streams >= 2, "Streams", c.Streams, "at least 2")
 	check(c.ResponseBytes >= 1, "ResponseBytes", c.ResponseBytes, "at least 1")
+	check(c.ReplicaLag > 0, "ReplicaLag", c.ReplicaLag, "more than 0s")
+	check(c.ReplicaWindowBytes >= 1, "ReplicaWindowBytes", c.ReplicaWindowBytes, "at least 1")
+	check(c.ReplicaStreamBytes >= c.ReplicaWindowBytes, "ReplicaStreamBytes", c.ReplicaStreamBytes, fmt.Sprintf("at least ReplicaWindowBytes (%d)", c.ReplicaWindowBytes))
 	return errors.Join(faults...)
 }
 
@@ -253,4 +272,8 @@ func (c Config) partitionConfig() partition.Config {
 
 func (c Config) serverConfig() server.Config {
 	return server.Config{StreamRequests: c.StreamRequests, Streams: c.Streams, ResponseBytes: c.ResponseBytes}
+}
+
+func (c Config) replicationConfig() replication.Config {
+	return replication.Config{WindowBytes: c.ReplicaWindowBytes, StreamBytes: c.ReplicaStreamBytes, MaxLag: c.ReplicaLag}
 }

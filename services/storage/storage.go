@@ -4,7 +4,7 @@
 // A [Service] lives through [New], [Service.Register], [Service.Run]. It starts
 // in this order: open the store, register the node, record who the node is,
 // follow the cluster until the registration is in it, lead. It stops in the
-// reverse order: end the streams, deregister, close the store, which leaves the
+// reverse order: end the streams, those of followers last, deregister, close the store, which leaves the
 // clean marker last.
 package storage
 
@@ -20,6 +20,7 @@ import (
 
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1/peerv1connect"
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
+	storagepeerv1connect "github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1/peerv1connect"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/app"
@@ -28,6 +29,7 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
 	"github.com/runnel-mesh/runnel/services/storage/internal/replica"
+	"github.com/runnel-mesh/runnel/services/storage/internal/replication"
 	"github.com/runnel-mesh/runnel/services/storage/internal/server"
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
@@ -37,6 +39,9 @@ type Deps struct {
 	// Metadata reaches ClusterService and the services for peers of the metadata
 	// service. Required.
 	Metadata connect.Transport
+	// Peers returns the transport to the peer address of another storage node, for
+	// replication; it must not block. nil is for a node that has no others.
+	Peers func(address string) connect.Transport
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Telemetry may be nil.
@@ -69,10 +74,16 @@ type Service struct {
 	replicas *replica.Replicas
 	ids      *server.ProducerIDs
 	log      *server.Server
-	nodes    peerv1connect.NodeServiceClient
-	clusters metadatav1connect.ClusterServiceClient
-	health   *rpc.Health
-	onStall  func(bool)
+	// replication is the leader's end of the streams, on a drain of its own: it ends
+	// when the producers have, whose acknowledgements come by it.
+	replication      *replication.Server
+	replicationDrain *rpc.Drain
+	followers        *replication.Followers
+	proposer         *replication.Proposer
+	nodes            peerv1connect.NodeServiceClient
+	clusters         metadatav1connect.ClusterServiceClient
+	health           *rpc.Health
+	onStall          func(bool)
 	// status is ready once the node leads what it is given.
 	status *app.Status
 }
@@ -117,15 +128,44 @@ func New(config Config, deps Deps) *Service {
 		health:   health,
 		onStall:  onStall,
 		status:   app.NewStatus("storage service"),
+
+		replicationDrain: rpc.NewDrain(),
 	}
 	s.log = server.New(config.serverConfig(), host, s.replicas, s.ids, s.drain, logger, tel.Registry)
+	s.replicate(deps.Peers, peerv1connect.NewPartitionServiceClient(client))
 	return s
 }
 
+// replicate makes the parts that replicate.
+func (s *Service) replicate(peers func(address string) connect.Transport, partitions peerv1connect.PartitionServiceClient) {
+	if peers == nil {
+		peers = func(string) connect.Transport { return rpc.Failover() }
+	}
+	config := s.config.replicationConfig()
+	metrics := replication.NewMetrics(s.tel.Registry, func() int { return replication.UnderReplicated(s.view, s.host.Self()) })
+	s.proposer = replication.NewProposer(config, s.view, partitions, s.host.Followed, s.logger, metrics)
+	s.replication = replication.NewServer(config, s.replicas, s.nodeEpoch, s.proposer, s.replicationDrain, s.logger, metrics)
+	s.followers = replication.NewFollowers(s.view, s.replicas, peers, s.logger, metrics)
+}
+
+// nodeEpoch returns the epoch of the latest process of a node that this one knows of.
+func (s *Service) nodeEpoch(id cluster.NodeID) (cluster.NodeEpoch, bool) {
+	image := s.view.Image()
+	if image == nil {
+		return 0, false
+	}
+	node, ok := image.Node(id)
+	if !ok {
+		return 0, false
+	}
+	return node.Epoch, true
+}
+
 // Register registers LogService on public, and ClusterService unless another
-// service of the process has registered it there. There is nothing for peers yet.
-func (s *Service) Register(public, _ *connect.Server) {
+// service of the process has registered it there, and ReplicationService on peer.
+func (s *Service) Register(public, peer *connect.Server) {
 	storagev1connect.RegisterLogServiceHandler(public, s.log)
+	storagepeerv1connect.RegisterReplicationServiceHandler(peer, s.replication)
 	for spec := range public.Specs() {
 		if spec.Procedure == metadatav1connect.ClusterServiceGetClusterProcedure {
 			return
@@ -183,12 +223,15 @@ func (s *Service) run(ctx context.Context) error {
 	}
 	start(func(ctx context.Context) error { return s.view.Follow(ctx, s.clusters) })
 	start(s.host.Run)
+	start(s.endReplication)
 
 	n, err := s.register(running, st, boot)
 	if err == nil {
 		start(n.heartbeat)
 		start(func(ctx context.Context) error { return s.ids.Run(ctx, n.allocate) })
 		start(func(ctx context.Context) error { return s.replicas.Run(ctx, st, n.version) })
+		start(func(ctx context.Context) error { return s.proposer.Run(ctx, n.id, n.epoch) })
+		start(func(ctx context.Context) error { return s.followers.Run(ctx, n.id, n.epoch, n.version) })
 		s.status.SetPhase("it waits for the cluster to know of it")
 		err = s.replicas.WaitApplied(running, n.version)
 	}
@@ -211,6 +254,10 @@ func (s *Service) run(ctx context.Context) error {
 	if s.log.Wait(grace) != nil {
 		s.logger.Warn("streams that did not end in time are left to the transport", "grace", s.config.Grace)
 	}
+	s.replicationDrain.Begin()
+	if s.replication.Wait(grace) != nil {
+		s.logger.Warn("streams of followers that did not end in time are left to the transport", "grace", s.config.Grace)
+	}
 	cancel()
 	if n != nil {
 		n.deregister(context.WithoutCancel(ctx))
@@ -222,6 +269,21 @@ func (s *Service) run(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("close store: %w", closed))
 	}
 	return err
+}
+
+// endReplication ends the streams of followers once the producers have gone, for
+// whose acknowledgements they are needed, or have been given time to.
+func (s *Service) endReplication(ctx context.Context) error {
+	select {
+	case <-s.drain.C():
+	case <-ctx.Done():
+		return nil
+	}
+	grace, cancel := context.WithTimeout(ctx, s.config.Grace)
+	defer cancel()
+	_ = s.log.Wait(grace)
+	s.replicationDrain.Begin()
+	return nil
 }
 
 // Ready returns nil once the node leads what it is given, and an error that says

@@ -74,7 +74,8 @@ func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string
 	for _, address := range metadata {
 		targets = append(targets, pool.Transport(address, transport.Control))
 	}
+	peers := func(address string) connect.Transport { return pool.Transport(address, transport.Replicate) }
 	return p.serveNode(ctx, "storage", o, func(logger *slog.Logger, tel *telemetry.Telemetry, health *rpc.Health) (service, error) {
-		return storage.New(config, storage.Deps{Metadata: rpc.Failover(targets...), Logger: logger, Telemetry: tel, Health: health}), nil
+		return storage.New(config, storage.Deps{Metadata: rpc.Failover(targets...), Peers: peers, Logger: logger, Telemetry: tel, Health: health}), nil
 	})
 }
