@@ -6,10 +6,12 @@ import (
 	"slices"
 )
 
-// RememberedBatches is how many batches of a producer a partition remembers: as
-// many as a producer may have in flight, so that each of them can be repeated
-// (KIP-98).
-const RememberedBatches = 5
+// RememberedBatches is how many batches of a producer a partition remembers: the
+// five that a producer may have in flight, so that each of them can be repeated
+// (KIP-98), and the one before. A truncation may cut all that were in flight, and a
+// partition that remembered nothing of the producer then would refuse the very
+// batches that are sent again, since they do not begin with sequence 0.
+const RememberedBatches = 6
 
 // DefaultProducersPerPartition is how many producers a partition remembers
 // unless told otherwise. Ten thousand clients, the most that a node is built

@@ -11,7 +11,7 @@ import (
 func TestProducersCheck(t *testing.T) {
 	t.Parallel()
 	// Producer 7 in epoch 3 has appended sequences 0..19 in batches of two at
-	// offsets 100..119; 5 of the batches are remembered.
+	// offsets 100..119; the last 6 of the batches are remembered.
 	remembered := func() *Producers {
 		p := NewProducers(10)
 		for i := range int32(10) {
@@ -50,7 +50,7 @@ func TestProducersCheck(t *testing.T) {
 		},
 		{
 			name: "a batch older than those remembered",
-			in:   ProducerAppend{ID: 7, Epoch: 3, BaseSequence: 8, LastSequence: 9},
+			in:   ProducerAppend{ID: 7, Epoch: 3, BaseSequence: 6, LastSequence: 7},
 			want: ProducerVerdict{Outcome: ProducerOutOfOrder, ExpectedSequence: 20},
 		},
 		{
@@ -91,6 +91,34 @@ func TestProducersCheck(t *testing.T) {
 				if got := p.Check(test.in); got != test.want {
 					t.Errorf("got %+v, want %+v", got, test.want)
 				}
+			}
+		})
+	}
+}
+
+// TestProducersSurviveTheCutOfAllInFlight: a follower that has all five batches of a
+// producer in flight cuts them, and leads next. The producer sends them again, and
+// the first of them does not begin with sequence 0.
+func TestProducersSurviveTheCutOfAllInFlight(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		cut  int64
+		want ProducerVerdict
+	}{
+		{"five", 105, ProducerVerdict{Outcome: ProducerAppends}},
+		{"four", 106, ProducerVerdict{Outcome: ProducerDuplicate, Original: ProducerBatch{BaseSequence: 5, LastSequence: 5, BaseOffset: 105, AppendTime: -1}}},
+		{"with the last that was acknowledged, which is no cut that is ever made", 104, ProducerVerdict{Outcome: ProducerUnknown}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := NewProducers(10)
+			for i := range int32(10) {
+				p.Record(ProducerAppend{ID: 7, BaseSequence: i, LastSequence: i}, 100+int64(i), -1, 0)
+			}
+			p.TruncateEnd(test.cut)
+			if got := p.Check(ProducerAppend{ID: 7, BaseSequence: 5, LastSequence: 5}); got != test.want {
+				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})
 	}
