@@ -79,6 +79,12 @@ var rules = []rule{
 		reason:  "the rules are stepped by the simulation from a seed: no I/O, clock, goroutine, context or logger",
 	},
 	{
+		from:    []string{module + "/services/internal/sim"},
+		banned:  []string{"context", "log", "log/slog", "net", "os", "sync", "io", module + "/services", "connectrpc.com/connect"},
+		allowed: []string{module + "/services/internal/rules"},
+		reason:  "a seed replays exactly: one thread, one source of random numbers, and the time of the event at hand",
+	},
+	{
 		from: []string{module + "/services/runnel"}, banned: []string{module + "/services/metadata/internal", module + "/services/storage/internal"}, tests: true,
 		reason: "the command line starts services by their faces and talks to them by the SDK",
 	},

@@ -1,0 +1,166 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+)
+
+// fault makes something go wrong, and sees to the next time.
+func (w *world) fault() {
+	if w.calm {
+		return
+	}
+	w.later(w.between(0, 2*w.settings.faultEvery), w.fault)
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	c := w.controllers[w.rng.IntN(len(w.controllers))]
+	down := w.between(50*time.Millisecond, 2*w.settings.lease)
+	switch x := w.rng.IntN(100); {
+	case x < 18:
+		n.crash()
+		w.later(down, n.startAgain)
+	case x < 28:
+		if w.mayLose(n, false) {
+			n.crashMachine()
+		} else {
+			n.crash()
+		}
+		w.later(down, n.startAgain)
+	case x < 30:
+		if w.mayLose(n, true) {
+			n.loseDirectory()
+			w.later(down, n.startAgain)
+		}
+	case x < 40:
+		if n.up && !n.paused {
+			n.stop()
+		}
+	case x < 52:
+		w.pause(&n.process, down)
+	case x < 58:
+		w.pause(&c.process, down)
+	case x < 62:
+		c.end()
+		w.later(down, func() {
+			if !c.up {
+				c.start()
+			}
+		})
+	case x < 72:
+		w.cutLinks(w.someProcess(), w.someProcess(), down)
+	case x < 80:
+		w.isolate(&n.process, down)
+	case x < 84:
+		w.isolate(&c.process, down)
+	case x < 87:
+		w.note(-1, "etcd", "loses all leases")
+		w.etcd.revokeAll()
+	case x < 90:
+		for _, n := range w.nodes {
+			n.crash()
+			w.later(w.between(50*time.Millisecond, down), n.startAgain)
+		}
+	case x < 92:
+		// A slow etcd: nobody reaches it.
+		w.isolate(&w.etcd.process, down)
+	case x < 94:
+		if w.settings.unclean {
+			w.electUnclean(w.rng.IntN(len(w.topics)), n.id)
+		}
+	default:
+		w.cutLinks(&n.process, &w.nodes[w.rng.IntN(len(w.nodes))].process, down)
+	}
+}
+
+func (w *world) someProcess() *process { return w.processes[w.rng.IntN(len(w.processes))] }
+
+func (w *world) pause(p *process, length time.Duration) {
+	if !p.up || p.paused {
+		return
+	}
+	w.note(-1, p.name, "paused", int64(length))
+	p.paused = true
+	life := p.life
+	w.later(length, func() {
+		if p.life == life {
+			w.note(-1, p.name, "resumed")
+			w.resume(p)
+		}
+	})
+}
+
+// cutLinks cuts the link from one process to another, and now and then the way back.
+func (w *world) cutLinks(from, to *process, length time.Duration) {
+	both := w.chance(500)
+	w.note(-1, from.name, "cut off from", int64(to.index), number(both))
+	w.cut[from.index][to.index] = true
+	w.cut[to.index][from.index] = w.cut[to.index][from.index] || both
+	w.later(length, func() {
+		w.cut[from.index][to.index] = false
+		if both {
+			w.cut[to.index][from.index] = false
+		}
+	})
+}
+
+// isolate cuts all links of a process, of one direction or of both.
+func (w *world) isolate(p *process, length time.Duration) {
+	w.note(-1, p.name, "isolated")
+	in, out := w.chance(700), w.chance(700)
+	set := func(cut bool) {
+		for i := range w.cut {
+			if in {
+				w.cut[i][p.index] = cut
+			}
+			if out {
+				w.cut[p.index][i] = cut
+			}
+		}
+	}
+	set(true)
+	w.later(length, func() { set(false) })
+}
+
+// mayLose says whether a node may lose what it has not synced, or its directory:
+// of each partition fewer than min ISR replicas may lack records at a time, else
+// nothing is promised.
+func (w *world) mayLose(n *node, directory bool) bool {
+	for i, t := range w.topics {
+		if !n.holds(i) || t.synced && !directory || n.lossy[i] {
+			continue
+		}
+		lossy := 1
+		for _, other := range w.nodes {
+			if other != n && other.lossy[i] {
+				lossy++
+			}
+		}
+		if lossy >= rules.EffectiveMinInsync(t.minInsync, t.replicas) {
+			return false
+		}
+	}
+	return true
+}
+
+// electUnclean is an operator's act: a live replica leads, whatever it has.
+func (w *world) electUnclean(i int, id cluster.NodeID) {
+	p, ok := w.etcd.partition(i)
+	at := slices.Index(p.Replicas, id)
+	known := w.etcd.node(int(id))
+	if !ok || p.Leader != cluster.NoNode || at < 0 || known.fenced || known.epoch == 0 {
+		return
+	}
+	next := p
+	next.Epochs = slices.Clone(p.Epochs)
+	next.Epochs[at] = known.epoch
+	next.Leader, next.LastLeader, next.ISR, next.ELR = id, cluster.NoNode, []cluster.NodeID{id}, nil
+	if rules.EffectiveMinInsync(w.topics[i].minInsync, len(p.Replicas)) > 1 {
+		next.ELR = nil
+	}
+	next.LeaderEpoch++
+	next.PartitionEpoch++
+	w.note(i, "oper", "elects uncleanly", int64(id))
+	w.etcd.write([]operation{{key: key{partitionKey, i}, value: next, unclean: true}})
+}

@@ -1,0 +1,267 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+)
+
+// node is a storage node: a machine, its disk, and the process on it.
+type node struct {
+	process
+	w  *world
+	id cluster.NodeID
+
+	// The machine. boot counts its boots, directory the data directories it has had.
+	boot, directory int
+	files           []*file
+	// clean is the clean marker.
+	clean bool
+	// lossy says, by partition, that the disk may lack records that its replica had,
+	// until a process with an epoch above lostAt is in the ISR.
+	lossy  []bool
+	lostAt []cluster.NodeEpoch
+
+	// The process. epoch is 0 until it is registered.
+	epoch    cluster.NodeEpoch
+	version  int64
+	view     *image
+	replicas []*replica
+	stopping bool
+}
+
+func newNode(w *world, id cluster.NodeID) *node {
+	n := &node{w: w, id: id, boot: 1, directory: 1, lossy: make([]bool, len(w.topics)), lostAt: make([]cluster.NodeEpoch, len(w.topics))}
+	for range w.topics {
+		n.files = append(n.files, &file{})
+	}
+	w.register(&n.process, fmt.Sprintf("node%d", id))
+	return n
+}
+
+// start begins a life of the process: it removes the clean marker, opens its files,
+// and registers.
+func (n *node) start() {
+	n.begin()
+	clean := n.clean
+	n.clean = false
+	n.epoch, n.version, n.view, n.stopping = 0, 0, nil, false
+	n.replicas = make([]*replica, len(n.files))
+	for i, f := range n.files {
+		n.replicas[i] = newReplica(n, i, f)
+	}
+	n.w.note(-1, n.name, "start", int64(n.boot), int64(n.directory), number(clean))
+	n.register(admission{n.id, n.boot, n.directory, clean})
+}
+
+func number(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
+}
+
+func (n *node) register(a admission) {
+	c := n.w.anyController()
+	n.call(c, func(answer func(any)) { c.register(a, answer) }, func(answer any, known bool) {
+		r, ok := answer.(registered)
+		switch {
+		case n.epoch != 0:
+		case !known || !ok:
+			n.w.after(&n.process, n.w.between(50*time.Millisecond, 300*time.Millisecond), func() { n.register(a) })
+		default:
+			n.epoch, n.version = r.epoch, r.version
+			n.w.note(-1, n.name, "registered", int64(n.epoch), n.version)
+			n.w.checkRegistered(n)
+			n.serve()
+		}
+	})
+}
+
+// serve begins what a process does once it is registered.
+func (n *node) serve() {
+	w := n.w
+	n.heartbeat()
+	w.every(&n.process, 300*time.Millisecond, 700*time.Millisecond, func() {
+		for _, r := range n.replicas {
+			r.tick()
+		}
+	})
+	w.every(&n.process, time.Second, 4*time.Second, func() {
+		// The kernel writes back what nobody has asked for.
+		for _, f := range n.files {
+			f.synced = f.written
+		}
+	})
+}
+
+func (n *node) heartbeat() {
+	w, c := n.w, n.w.anyController()
+	w.after(&n.process, w.settings.lease/3, n.heartbeat)
+	if n.stopping {
+		return
+	}
+	id, epoch := n.id, n.epoch
+	n.call(c, func(answer func(any)) {
+		c.ask(func() any { return w.etcd.heartbeat(id, epoch, w.settings.lease) }, func(current any, known bool) {
+			if known {
+				answer(current)
+			}
+		})
+	}, func(current any, known bool) {
+		if known && !current.(bool) {
+			// A later registration, of this very process if its answer was lost.
+			n.crash()
+			w.later(100*time.Millisecond, n.startAgain)
+		}
+	})
+}
+
+// show takes over what a metadata node shows, unless more is known.
+func (n *node) show(i *image) {
+	if n.epoch == 0 || i.revision < n.version || n.view != nil && i.revision <= n.view.revision {
+		return
+	}
+	n.view = i
+	for index, p := range i.partitions {
+		if p.Replicas != nil && slices.Contains(p.Replicas, n.id) {
+			n.replicas[index].assign(p)
+		}
+	}
+}
+
+// live returns the epoch of a node's process that counts as live in the view.
+func (n *node) live(id cluster.NodeID) (cluster.NodeEpoch, bool) {
+	if n.view == nil {
+		return 0, false
+	}
+	epoch := n.view.epochs[int(id)-1]
+	return epoch, epoch != 0
+}
+
+// crash kills the process; the machine goes on.
+func (n *node) crash() {
+	if !n.up {
+		return
+	}
+	n.w.counts.Crashes++
+	n.w.note(-1, n.name, "crash")
+	n.end()
+	for _, f := range n.files {
+		f.crashProcess(n.w)
+	}
+}
+
+// crashMachine makes the machine lose its power.
+func (n *node) crashMachine() {
+	n.w.counts.MachineCrashes++
+	n.w.note(-1, n.name, "machine crash")
+	n.end()
+	n.boot++
+	for i, f := range n.files {
+		before := f.written
+		f.crashMachine(n.w)
+		if len(f.ops) < before && !n.w.topics[i].synced {
+			n.lose(i)
+		}
+	}
+}
+
+// loseDirectory makes the node come back with an empty one.
+func (n *node) loseDirectory() {
+	n.w.note(-1, n.name, "directory lost")
+	n.end()
+	n.directory++
+	n.clean = false
+	for i := range n.files {
+		if n.holds(i) {
+			n.lose(i)
+		}
+		n.files[i] = &file{}
+	}
+}
+
+// lose notes that a replica may have lost records.
+func (n *node) lose(i int) {
+	n.lossy[i], n.lostAt[i] = true, n.w.etcd.node(int(n.id)).epoch
+}
+
+func (n *node) holds(i int) bool {
+	p, ok := n.w.etcd.partition(i)
+	return ok && slices.Contains(p.Replicas, n.id)
+}
+
+// startAgain starts the process if it does not run.
+func (n *node) startAgain() {
+	if !n.up {
+		n.start()
+	}
+}
+
+// stop ends the process in good order: it deregisters, which moves its leaderships,
+// writes all that is queued, and leaves the clean marker last.
+func (n *node) stop() {
+	if n.stopping || n.epoch == 0 {
+		return
+	}
+	n.stopping = true
+	n.w.note(-1, n.name, "stopping")
+	n.leave(5)
+}
+
+func (n *node) leave(attempts int) {
+	if attempts == 0 {
+		n.shut()
+		return
+	}
+	c := n.w.anyController()
+	n.call(c, func(answer func(any)) { c.deregister(n.id, n.epoch, answer) }, func(answer any, known bool) {
+		if !known || answer == nil {
+			n.w.after(&n.process, 100*time.Millisecond, func() { n.leave(attempts - 1) })
+			return
+		}
+		n.shut()
+	})
+}
+
+func (n *node) shut() {
+	n.w.counts.CleanStops++
+	n.w.note(-1, n.name, "stopped")
+	n.end()
+	for i, f := range n.files {
+		f.ops = append(f.ops, op{kind: opState, state: n.replicas[i].state()})
+		f.written, f.synced = len(f.ops), len(f.ops)
+	}
+	n.clean = true
+	n.w.later(n.w.between(100*time.Millisecond, 4*time.Second), n.startAgain)
+}
+
+// current says whether this is the node's latest process and has handed on all that
+// the members of an ISR of these epochs are bound to have.
+func (n *node) current(p rules.PartitionState) bool {
+	known := n.w.etcd.node(int(n.id))
+	return n.up && n.epoch != 0 && n.epoch == known.epoch && p.Epochs[slices.Index(p.Replicas, n.id)] >= known.history.CleanSince
+}
+
+// describe shows a replica of a partition.
+func (n *node) describe(i int) string {
+	var b strings.Builder
+	f := n.files[i]
+	fmt.Fprintf(&b, "%s up %t paused %t epoch %d boot %d directory %d lossy %t; ops %d written %d synced %d", n.name, n.up, n.paused, n.epoch, n.boot, n.directory, n.lossy[i], len(f.ops), f.written, f.synced)
+	if n.replicas == nil {
+		return b.String()
+	}
+	r := n.replicas[i]
+	p, _ := r.rules.Assignment()
+	fmt.Fprintf(&b, "\n    %s epoch %d partition epoch %d isr %v possible %v start %d hw %d end %d next %d epoch start %d epochs %v",
+		r.rules.Role(), p.LeaderEpoch, p.PartitionEpoch, p.ISR, r.possible, r.rules.LogStart(), r.rules.HighWatermark(), r.rules.LogEnd(), r.rules.Next(), r.rules.EpochStart(), r.rules.Epochs())
+	from := max(0, len(r.batches)-12)
+	for _, x := range r.batches[from:] {
+		fmt.Fprintf(&b, " [%d-%d e%d v%d]", x.base, x.last, x.epoch, x.value)
+	}
+	return b.String()
+}

@@ -1,0 +1,432 @@
+package sim
+
+import (
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+)
+
+// windowBatches bounds what is sent to a follower in one message.
+const windowBatches = 8
+
+// replica is the I/O around one rules.Replica: its file, its followers or its
+// leader, and the producers that wait. It lives as long as the process.
+type replica struct {
+	n     *node
+	w     *world
+	index int
+	topic topic
+	rules rules.Replica
+	file  *file
+
+	batches   []batch
+	producers *rules.Producers
+	// verified is up to where the log is known to agree with what is committed.
+	verified int64
+	// checkedHigh is the high watermark that was checked last.
+	checkedHigh int64
+
+	// flushing says that a write is under way, cutting that it has a truncation in it:
+	// until that is durable nothing else happens to the log.
+	flushing, cutting bool
+	// assigned waits for the cut.
+	assigned *cluster.Partition
+
+	// sent is up to where each node was sent what it has not shown yet; -1 for a node
+	// that has shown nothing in this leadership.
+	sent []int64
+	// lives are those of the processes that have shown it.
+	lives   []int
+	waiters []waiter
+
+	// possible is what this leadership has proposed on the partition epoch on, kept
+	// apart from what the rules make of it.
+	possible  []cluster.NodeID
+	on        cluster.PartitionEpoch
+	proposing bool
+}
+
+// waiter is an append whose acknowledgement waits.
+type waiter struct {
+	end   int64
+	acks  acks
+	reply func(produced)
+	done  produced
+}
+
+func newReplica(n *node, index int, f *file) *replica {
+	c := f.read()
+	r := &replica{n: n, w: n.w, index: index, topic: n.w.topics[index], file: f, batches: c.batches, producers: c.producers, sent: make([]int64, len(n.w.nodes)+1), lives: make([]int, len(n.w.nodes)+1)}
+	r.rules = rules.NewReplica(n.id, r.topic.minInsync, c.state)
+	if !n.lossy[index] {
+		n.w.check.logStart(index, n.id, f.start, r.rules.LogStart())
+	}
+	r.verified, r.checkedHigh = r.rules.LogStart(), r.rules.HighWatermark()
+	if len(r.batches) > 0 {
+		r.verified = r.batches[0].base
+	}
+	return r
+}
+
+func (r *replica) note(what string, numbers ...int64) { r.w.note(r.index, r.n.name, what, numbers...) }
+
+// state is what is written with every change.
+func (r *replica) state() rules.ReplicaLog {
+	return rules.ReplicaLog{Epochs: r.rules.Epochs(), LogStart: r.rules.LogStart(), LogEnd: r.rules.Next(), HighWatermark: r.rules.HighWatermark()}
+}
+
+// write queues a write; state is added to it.
+func (r *replica) write(o op) {
+	o.state = r.state()
+	r.file.ops = append(r.file.ops, o)
+	r.flush()
+}
+
+// flush writes what is queued, as one group, and syncs it if the topic asks.
+func (r *replica) flush() {
+	f := r.file
+	if r.flushing || f.written == len(f.ops) && (!r.topic.synced || f.synced == f.written) {
+		return
+	}
+	r.flushing = true
+	n := len(f.ops)
+	after := func(delay time.Duration, run func()) { r.w.after(&r.n.process, delay, run) }
+	after(r.w.diskDelay(), func() {
+		f.written = max(f.written, n)
+		if !r.topic.synced {
+			r.committed(n)
+			return
+		}
+		after(r.w.diskDelay(), func() {
+			f.synced = max(f.synced, n)
+			r.committed(n)
+		})
+	})
+}
+
+// diskDelay is short, but now and then the disk stalls.
+func (w *world) diskDelay() time.Duration {
+	if !w.calm && w.chance(5) {
+		return w.between(0, 2*time.Second)
+	}
+	return w.between(100*time.Microsecond, 4*time.Millisecond)
+}
+
+// committed is called when the first n writes are as durable as the topic asks.
+func (r *replica) committed(n int) {
+	r.flushing = false
+	r.file.start = r.file.ops[n-1].state.LogStart
+	if r.cutting && n == len(r.file.ops) {
+		r.cutting = false
+	}
+	if !r.cutting {
+		// A truncation is only made with nothing queued, and nothing is queued behind it.
+		r.rules.Committed(r.file.ops[n-1].state.LogEnd)
+	}
+	r.flush()
+	if !r.cutting && r.assigned != nil {
+		p := *r.assigned
+		r.assigned = nil
+		r.assign(p)
+	}
+	r.moved()
+	switch r.rules.Role() {
+	case rules.Following:
+		r.fetch()
+	case rules.Leading:
+		r.pushAll()
+	case rules.Offline:
+	}
+}
+
+// assign takes over what the cluster agreed on.
+func (r *replica) assign(p cluster.Partition) {
+	if r.cutting {
+		if r.assigned == nil || r.assigned.PartitionEpoch < p.PartitionEpoch {
+			r.assigned = &p
+		}
+		return
+	}
+	before := r.rules.Epoch()
+	r.applied(before, r.rules.Apply(p, r.w.time()))
+}
+
+// applied follows what an assignment has changed.
+func (r *replica) applied(before cluster.LeaderEpoch, a rules.Applied) {
+	if a.Stale {
+		return
+	}
+	if a.TooNew {
+		r.w.check.fail(9, r.index, "node %d finds its log newer than leader epoch %d", r.n.id, r.rules.Epoch())
+		return
+	}
+	p, _ := r.rules.Assignment()
+	if p.PartitionEpoch != r.on || a.Began {
+		r.possible, r.on = nil, p.PartitionEpoch
+	}
+	if a.Ended {
+		r.fail()
+	}
+	if a.Began {
+		r.note("leads", int64(p.LeaderEpoch), r.rules.EpochStart(), r.rules.HighWatermark())
+		for i := range r.sent {
+			r.sent[i] = -1
+		}
+		r.w.checkLeads(r)
+	}
+	if before != p.LeaderEpoch && r.rules.Role() == rules.Following {
+		r.note("follows", int64(p.Leader), int64(p.LeaderEpoch), r.rules.LogEnd())
+	}
+	r.moved()
+	if r.rules.Role() == rules.Following && before != p.LeaderEpoch {
+		r.fetch()
+	}
+}
+
+// fail answers all that wait: the next leader may have what they appended.
+func (r *replica) fail() {
+	waiting := r.waiters
+	r.waiters = nil
+	for _, x := range waiting {
+		x.done.outcome = producedUnknown
+		x.reply(x.done)
+	}
+}
+
+// moved looks at what a change of the replica allows: acknowledgements, and news for
+// the followers.
+func (r *replica) moved() {
+	r.w.checkReplica(r)
+	kept := r.waiters[:0]
+	for _, x := range r.waiters {
+		reached := r.rules.HighWatermark()
+		if x.acks == acksLeader {
+			reached = r.rules.LogEnd()
+		}
+		if x.end > reached {
+			kept = append(kept, x)
+			continue
+		}
+		if x.acks == acksAll {
+			r.w.checkAcknowledges(r, x.end)
+		}
+		x.reply(x.done)
+	}
+	r.waiters = kept
+}
+
+// tick looks after what is late.
+func (r *replica) tick() {
+	switch r.rules.Role() {
+	case rules.Following:
+		r.fetch()
+	case rules.Leading:
+		r.propose()
+		r.w.checkReplica(r)
+	case rules.Offline:
+	}
+	if !r.cutting && r.w.chance(100) && r.rules.Next() > 0 {
+		r.write(op{kind: opState})
+	}
+}
+
+// fetch shows the leader where this follower stands.
+func (r *replica) fetch() {
+	p, _ := r.rules.Assignment()
+	if r.cutting || r.n.epoch == 0 {
+		return
+	}
+	position, ok := r.rules.Position(r.n.epoch)
+	if !ok {
+		return // Once it is written.
+	}
+	leader, life := r.w.node(p.Leader), r.n.life
+	r.w.send(&r.n.process, &leader.process, func() { leader.replicas[r.index].serve(position, life) })
+}
+
+// serve answers a follower, over the stream of that life of its process.
+func (r *replica) serve(p rules.Position, life int) {
+	f := r.rules.Fetch(p, r.w.time())
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: p.LogEnd, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	switch f.Outcome {
+	case rules.FetchServed:
+		r.sent[p.Node], r.lives[p.Node] = p.LogEnd, life
+		r.moved()
+		r.push(p.Node)
+		r.propose()
+		return
+	case rules.FetchDiverges:
+		out.Diverges, out.Epoch, out.End = true, f.Epoch, f.End
+	case rules.FetchRestarts:
+		out.Restarts, out.RestartOffset = true, r.rules.LogStart()
+		if len(r.batches) > 0 {
+			out.RestartOffset = r.batches[0].base
+		}
+		r.rules.ServesFrom(out.RestartOffset)
+	default:
+		r.note("refuses", int64(p.Node), int64(f.Outcome), int64(p.LeaderEpoch), p.LogEnd)
+		return
+	}
+	r.note("answers", int64(p.Node), int64(f.Outcome), int64(out.Epoch), out.End)
+	r.deliver(p.Node, life, out, nil)
+}
+
+// push sends a follower what follows what it was sent last, and the high watermark.
+func (r *replica) push(id cluster.NodeID) {
+	follows := r.sent[id]
+	first := r.rules.LogStart()
+	if len(r.batches) > 0 {
+		first = r.batches[0].base
+	}
+	if follows < first {
+		// What follows was deleted meanwhile. Its next position tells it to begin anew.
+		r.sent[id] = -1
+		return
+	}
+	end := r.rules.LogEnd()
+	if r.w.settings.eager {
+		end = r.rules.Next()
+	}
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: follows, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	from := sort.Search(len(r.batches), func(i int) bool { return r.batches[i].last >= follows })
+	to := from
+	for to < len(r.batches) && to-from < windowBatches && r.batches[to].last < end {
+		b := r.batches[to]
+		out.Batches = append(out.Batches, rules.BatchBounds{BaseOffset: b.base, LastOffset: b.last, Epoch: b.epoch})
+		to++
+	}
+	sent := slices.Clone(r.batches[from:to])
+	if to > from {
+		r.sent[id] = sent[len(sent)-1].last + 1
+		for _, e := range r.rules.Epochs() {
+			if e.StartOffset >= follows && e.StartOffset <= sent[len(sent)-1].last {
+				out.Epochs = append(out.Epochs, e)
+			}
+		}
+	}
+	r.deliver(id, r.lives[id], out, sent)
+}
+
+// deliver sends over the stream that a life of the follower's process has opened.
+func (r *replica) deliver(id cluster.NodeID, life int, out rules.Replicated, batches []batch) {
+	to := r.w.node(id)
+	r.w.send(&r.n.process, &to.process, func() {
+		if to.life == life {
+			to.replicas[r.index].receive(out, batches)
+		}
+	})
+}
+
+// receive follows the leader.
+func (r *replica) receive(in rules.Replicated, batches []batch) {
+	if r.cutting || r.n.epoch == 0 {
+		return
+	}
+	d := r.rules.Receive(in)
+	switch d.Outcome {
+	case rules.ReceiveDropped:
+	case rules.ReceiveInvalid:
+		r.note("invalid", in.Follows, int64(in.Epoch), in.End)
+		r.w.check.fail(7, r.index, "node %d finds invalid what its leader sent: %+v", r.n.id, in)
+	case rules.ReceiveTruncates:
+		if r.rules.Next() != r.rules.LogEnd() {
+			return // The leader is asked again once it is written.
+		}
+		cut := max(d.Offset, r.rules.LogStart())
+		kept := cutBatches(r.batches, cut)
+		if len(kept) > 0 {
+			cut = min(cut, kept[len(kept)-1].last+1)
+		} else if len(r.batches) > 0 {
+			cut = min(cut, r.batches[0].base)
+		}
+		r.note("truncates", r.rules.Next(), d.Offset, cut)
+		r.w.counts.Truncations++
+		r.w.checkCuts(r, cut)
+		r.batches = kept
+		r.rules.Cut(cut)
+		r.producers.TruncateEnd(cut)
+		r.verified = min(r.verified, cut)
+		r.cutting = true
+		r.write(op{kind: opCut, offset: cut})
+	case rules.ReceiveRestarts:
+		if r.rules.Next() != r.rules.LogEnd() {
+			return
+		}
+		r.note("restarts", r.rules.Next(), d.Offset)
+		r.w.counts.Restarts++
+		r.batches, r.producers = nil, rules.NewProducers(producersPerPartition)
+		r.rules.Restart(d.Offset)
+		r.verified = d.Offset
+		r.cutting = true
+		r.write(op{kind: opRestart, offset: d.Offset})
+	case rules.ReceiveAppends:
+		r.rules.QueueCopies(in)
+		for _, b := range batches {
+			r.w.checkAppends(r, b)
+			r.batches = append(r.batches, b)
+			r.producers.Record(b.producer, b.base, -1, 0)
+		}
+		if len(batches) > 0 {
+			r.write(op{kind: opAppend, batches: batches})
+		}
+		r.start(d.LogStart)
+	}
+	r.moved()
+}
+
+// start moves the log start forward.
+func (r *replica) start(offset int64) {
+	if offset <= r.rules.LogStart() {
+		return
+	}
+	r.rules.AdvanceStart(offset)
+	r.batches = startBatches(r.batches, offset)
+	r.note("log start", offset)
+	r.write(op{kind: opStart, offset: offset})
+}
+
+// propose asks for another ISR, if it should change, and asks again for what is
+// not answered.
+func (r *replica) propose() {
+	if r.rules.Role() != rules.Leading {
+		return
+	}
+	r.rules.Propose(r.w.time(), r.w.settings.maxLag, r.n.live)
+	p, ok := r.rules.Proposal()
+	if !ok || r.proposing {
+		return
+	}
+	r.proposing = true
+	isr := int64(0)
+	for _, m := range p.ISR {
+		isr = isr*10 + int64(m.Node)
+		if !slices.Contains(r.possible, m.Node) {
+			r.possible = append(r.possible, m.Node)
+		}
+	}
+	r.note("proposes", int64(p.LeaderEpoch), int64(p.PartitionEpoch), isr)
+	c := r.w.anyController()
+	id, epoch := r.n.id, r.n.epoch
+	r.n.call(c, func(answer func(any)) { c.alter(id, epoch, r.index, p, answer) }, func(answer any, known bool) {
+		r.proposing = false
+		a, ok := answer.(altered)
+		if !known || !ok {
+			return // The tick asks again.
+		}
+		r.note("answered", int64(p.PartitionEpoch), int64(a.partition.PartitionEpoch), number(a.accepted))
+		before := r.rules.Epoch()
+		r.applied(before, r.rules.Answer(p.PartitionEpoch, a.partition, r.w.time()))
+	})
+}
+
+// at returns the batch that holds an offset.
+func (r *replica) at(offset int64) (batch, bool) {
+	i := sort.Search(len(r.batches), func(i int) bool { return r.batches[i].last >= offset })
+	if i == len(r.batches) || r.batches[i].base > offset {
+		return batch{}, false
+	}
+	return r.batches[i], true
+}
