@@ -270,6 +270,11 @@ func TestReplication(t *testing.T) {
 		t.Error("a follower serves readers")
 	}
 	// Followers note the high watermark, too.
+	two.host.checkpoints.mu.Lock()
+	if asks := two.host.checkpoints.asks; !slices.Equal(asks, []*Partition{two.p}) {
+		t.Errorf("%d partitions are to be checkpointed", len(asks))
+	}
+	two.host.checkpoints.mu.Unlock()
 	s.restart(two)
 	if got := two.p.ends().highWatermark; got != 3 {
 		t.Errorf("after a restart the follower's high watermark is %d, want 3", got)
@@ -346,7 +351,8 @@ func TestDivergence(t *testing.T) {
 // and is as good as any other, also for a process that comes after.
 func TestRestartBelowLogStart(t *testing.T) {
 	t.Parallel()
-	for _, held := range []bool{false, true} {
+	for i := range 4 {
+		held, restarted := i%2 > 0, i/2 > 0
 		s := replicated(t, 2, rules.MinInsyncReplicas, "1")
 		one, two := s.members[1], s.members[2]
 		if held {
@@ -367,7 +373,9 @@ func TestRestartBelowLogStart(t *testing.T) {
 		if got := two.p.ends().start; got != first+2 {
 			t.Errorf("the log starts at %d, want %d", got, first+2)
 		}
-		s.restart(two)
+		if restarted {
+			s.restart(two)
+		}
 		s.write(one, plain(t, "f"))
 		s.catchUp(one, two)
 		s.elect(two, []cluster.NodeID{2}, one, two)
@@ -405,6 +413,14 @@ func TestRestartBelowItsOwnEnd(t *testing.T) {
 // left, with the same offsets and the same epochs.
 func TestGapsOfCompactedLeader(t *testing.T) {
 	t.Parallel()
+	for _, policy := range []string{rules.CleanupCompact, rules.CleanupDelete} {
+		testGaps(t, policy)
+	}
+}
+
+// testGaps has a follower copy after the topic's policy has become another one.
+func testGaps(t *testing.T, policy string) {
+	t.Helper()
 	s := replicated(t, 2, rules.MinInsyncReplicas, "1", rules.CleanupPolicy, rules.CleanupCompact)
 	one, two := s.members[1], s.members[2]
 	s.agree(func(p *cluster.Partition) { p.ISR = []cluster.NodeID{1} }, one, two)
@@ -418,6 +434,7 @@ func TestGapsOfCompactedLeader(t *testing.T) {
 	if done, err := one.p.Compact(t.Context()); err != nil || !done.Progress {
 		t.Fatalf("compacted %+v, %v", done, err)
 	}
+	s.topic.SetConfig(parseConfig(t, rules.MinInsyncReplicas, "1", rules.CleanupPolicy, policy))
 	s.write(one, plain(t, "last"))
 	s.catchUp(one, two)
 	s.same(0, one, two)
