@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	// One of each package that measures something: they are all registered.
-	for _, name := range []string{"commit_seconds", "append_bytes_total", "produce_streams", "cluster_version"} {
+	for _, name := range []string{"commit_seconds", "append_bytes_total", "produce_streams", "cluster_version", "partitions_under_replicated"} {
 		if _, there := found["runnel_storage_"+name]; !there {
 			t.Errorf("runnel_storage_%s is not registered, only %d others", name, len(found))
 		}

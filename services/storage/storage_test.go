@@ -394,7 +394,7 @@ func TestValidate(t *testing.T) {
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
 	}
-	bad := Config{Listen: ":7070", PeerListen: "nonsense", NodeID: -1, Grace: -1, TailBytes: -1, MaxTimestampAhead: -1, OpenedBytes: 1 << 30}
+	bad := Config{Listen: ":7070", PeerListen: "nonsense", NodeID: -1, Grace: -1, TailBytes: -1, MaxTimestampAhead: -1, OpenedBytes: 1 << 30, ReplicaStreamBytes: -1}
 	err := bad.Validate()
 	if err == nil {
 		t.Fatal("accepted")
@@ -402,7 +402,7 @@ func TestValidate(t *testing.T) {
 	for _, fault := range []string{
 		"DataDir", `":7070"`, `"nonsense"`, "NodeID", "Grace", "VolumeBytes", "VolumeAge", "MaxOpenSealed", "GroupBytes", "TailBytes",
 		"InFlightBytes", "ProducersPerPartition", "MaxTimestampAhead", "OpenedBytes", "KeyMapBytes", "CompactEvery", "StreamRequests", "Streams",
-		"CleaningRate", "RetentionEvery",
+		"CleaningRate", "RetentionEvery", "ReplicaLag", "ReplicaWindowBytes",
 	} {
 		if !strings.Contains(err.Error(), fault) {
 			t.Errorf("%s is not among the faults", fault)
