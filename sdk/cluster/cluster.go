@@ -62,6 +62,8 @@ type Node struct {
 	Fenced      bool
 	// Since is when the node became live or fenced.
 	Since time.Time
+	// Leaving says that the process is about to stop.
+	Leaving bool
 }
 
 // Partition is the state of a partition that the cluster agrees on.
@@ -327,6 +329,7 @@ func (n *Node) Proto() *metadatav1.Node {
 		NodeEpoch:   int64(n.Epoch),
 		Fenced:      n.Fenced,
 		Since:       timestamppb.New(n.Since),
+		Leaving:     n.Leaving,
 	}
 }
 
@@ -339,6 +342,7 @@ func nodeFromProto(n *metadatav1.Node) *Node {
 		Epoch:       NodeEpoch(n.GetNodeEpoch()),
 		Fenced:      n.GetFenced(),
 		Since:       n.GetSince().AsTime(),
+		Leaving:     n.GetLeaving(),
 	}
 }
 

@@ -87,6 +87,40 @@ func TestDescribeTopic(t *testing.T) {
 	})
 }
 
+func TestElectLeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(2)
+		c.createTopic("t", 3)
+		c.createTopic("a", 1)
+		c.moveLeader("t", 2, -1, true)
+		admin := c.client(t).Admin()
+		elect := func(spec ElectionSpec) []LeaderElection {
+			t.Helper()
+			spec.Topics = map[string][]int32{"t": {2, 1}, "a": {0}}
+			got, err := admin.ElectLeaders(t.Context(), spec)
+			if err != nil || len(got) != 3 || got[0].Topic != "a" || got[1].Partition != 2 || got[2].Partition != 1 {
+				t.Fatalf("elected %+v, %v", got, err)
+			}
+			return got
+		}
+		if e := elect(ElectionSpec{})[1]; e.Leader != -1 || e.PreviousLeader != -1 || ReasonOf(e.Err) != errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE || !IsRetriable(e.Err) {
+			t.Errorf("preferred: %+v", e)
+		}
+		if e := elect(ElectionSpec{Unclean: true, ValidateOnly: true})[1]; e.Leader != 2 || e.PreviousLeader != -1 || !e.Unclean || e.Err != nil {
+			t.Errorf("checked: %+v", e)
+		}
+		if e := elect(ElectionSpec{Unclean: true})[1]; e.Leader != 2 || e.PreviousLeader != -1 {
+			t.Errorf("unclean: %+v", e)
+		}
+		if e := elect(ElectionSpec{})[1]; e.Leader != 2 || e.PreviousLeader != 2 || e.Unclean {
+			t.Errorf("again: %+v", e)
+		}
+		if _, err := admin.ElectLeaders(t.Context(), ElectionSpec{Topics: map[string][]int32{"b": nil}}); ReasonOf(err) != errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+			t.Errorf("unknown topic: %v", err)
+		}
+	})
+}
+
 func TestDescribeCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newFakeCluster(2)

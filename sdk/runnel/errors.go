@@ -125,6 +125,7 @@ func outcomeOf(r Reason) outcome {
 	case errorsv1.Reason_REASON_TOPIC_NOT_FOUND,
 		errorsv1.Reason_REASON_NOT_LEADER,
 		errorsv1.Reason_REASON_NO_LEADER,
+		errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE,
 		errorsv1.Reason_REASON_FENCED_LEADER_EPOCH,
 		errorsv1.Reason_REASON_UNKNOWN_LEADER_EPOCH,
 		errorsv1.Reason_REASON_OFFSET_NOT_AVAILABLE,

@@ -502,6 +502,38 @@ func (s fakeTopicService) AlterTopic(_ context.Context, request *metadatav1.Alte
 	return &metadatav1.AlterTopicResponse{Topic: after}, nil
 }
 
+// ElectLeaders moves leaderships to node 2, where the partitions are, or says what
+// it would do.
+func (s fakeTopicService) ElectLeaders(_ context.Context, request *metadatav1.ElectLeadersRequest) (*metadatav1.ElectLeadersResponse, error) {
+	c := s.node.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	response := &metadatav1.ElectLeadersResponse{}
+	unclean := request.GetType() == metadatav1.ElectionType_ELECTION_TYPE_UNCLEAN
+	for _, named := range request.GetTopics() {
+		t := c.topics[named.GetTopic()]
+		if t == nil {
+			return nil, statusError(failureOf(errorsv1.Reason_REASON_TOPIC_NOT_FOUND))
+		}
+		for _, i := range named.GetPartitions() {
+			p := t.partitions[i]
+			e := &metadatav1.LeaderElection{Topic: named.GetTopic(), Partition: i, PreviousLeaderId: p.leader, LeaderId: p.leader, LeaderEpoch: p.epoch, Unclean: unclean}
+			switch {
+			case p.leader == -1 && !unclean:
+				e.Failure = failureOf(errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE)
+			case request.GetValidateOnly():
+				e.LeaderId = 2
+			default:
+				e.LeaderId = 2
+				p.leader = 2
+			}
+			response.Elections = append(response.Elections, e)
+		}
+	}
+	c.changedLocked()
+	return response, nil
+}
+
 func (s fakeTopicService) DeleteTopic(_ context.Context, request *metadatav1.DeleteTopicRequest) (*metadatav1.DeleteTopicResponse, error) {
 	c := s.node.cluster
 	c.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/server"
 )
 
@@ -51,6 +52,17 @@ type Config struct {
 	// MaxPartitions bounds the partitions of all topics together; at least 1.
 	// Default 100,000.
 	MaxPartitions int
+	// MaxReplicationFactor bounds the replication factor of new topics; 1 to 50.
+	// Default [rules.MaxReplicationFactor].
+	MaxReplicationFactor int
+	// BalanceInterval is how often the controller gives leaderships back to preferred
+	// replicas, of partitions that have not changed for as long and whose preferred
+	// replica was in the ISR all the time; at least 100 ms, or 0 for never. Default
+	// 30 s.
+	BalanceInterval time.Duration
+	// BalanceMoves bounds the leaderships that are given back at a time; at least 1.
+	// Default 500.
+	BalanceMoves int
 	// MaxNodes bounds the registered nodes of all roles; at least 2. Default 1,000.
 	MaxNodes int
 	// DeletedTopicRetention is how long storage nodes are told that a topic was
@@ -73,6 +85,9 @@ func DefaultConfig() Config {
 
 		MaxPartitionsPerTopic: 10_000,
 		MaxPartitions:         100_000,
+		MaxReplicationFactor:  rules.MaxReplicationFactor,
+		BalanceInterval:       30 * time.Second,
+		BalanceMoves:          500,
 		MaxNodes:              1000,
 		DeletedTopicRetention: 30 * 24 * time.Hour,
 	}
@@ -102,6 +117,9 @@ func (c Config) Validate() error {
 	check(c.RelistInterval >= time.Second, "RelistInterval", c.RelistInterval, "at least 1s")
 	check(c.MaxPartitionsPerTopic >= 1 && c.MaxPartitionsPerTopic <= 100_000, "MaxPartitionsPerTopic", c.MaxPartitionsPerTopic, "1 to 100000")
 	check(c.MaxPartitions >= 1, "MaxPartitions", c.MaxPartitions, "at least 1")
+	check(c.MaxReplicationFactor >= 1 && c.MaxReplicationFactor <= server.MaxISR, "MaxReplicationFactor", c.MaxReplicationFactor, fmt.Sprintf("1 to %d", server.MaxISR))
+	check(c.BalanceInterval == 0 || c.BalanceInterval >= 100*time.Millisecond, "BalanceInterval", c.BalanceInterval, "at least 100ms, or 0")
+	check(c.BalanceMoves >= 1, "BalanceMoves", c.BalanceMoves, "at least 1")
 	check(c.MaxNodes >= 2, "MaxNodes", c.MaxNodes, "at least 2")
 	check(c.DeletedTopicRetention >= time.Hour, "DeletedTopicRetention", c.DeletedTopicRetention, "at least 1h0m0s")
 	return errors.Join(faults...)

@@ -118,8 +118,10 @@ func New(config Config, deps Deps) *Service {
 		Client: s.client, Layout: s.layout, Catalog: s.catalog, Logger: logger,
 		Limits: controller.Limits{
 			Partitions: config.MaxPartitions, PartitionsPerTopic: config.MaxPartitionsPerTopic, Nodes: config.MaxNodes,
+			ReplicationFactor: config.MaxReplicationFactor,
 		},
 		PeerAddress: config.peerAddress(), LeaseTTL: config.LeaseTTL,
+		BalanceInterval: config.BalanceInterval, BalanceMoves: config.BalanceMoves,
 		Settle: settle, Grace: config.LeaseTTL, RequestTimeout: config.RequestTimeout,
 		ProducerIDs: producerIDs, DeletedTopicRetention: config.DeletedTopicRetention,
 	})

@@ -129,14 +129,6 @@ func TestCreateTopicRefuses(t *testing.T) {
 	}
 	_, err = n.topics.DeleteTopic(t.Context(), &metadatav1.DeleteTopicRequest{Name: "__offsets"})
 	wantReason(t, err, errorsv1.Reason_REASON_INTERNAL_TOPIC)
-	n.storage().register(false)
-	_, err = n.topics.CreateTopic(t.Context(), &metadatav1.CreateTopicRequest{Name: "a", ReplicationFactor: 2})
-	if rules.MaxReplicationFactor == 1 {
-		failure := wantReason(t, err, errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR)
-		if want := "replication factor 2 is not supported yet: followers do not replicate in this version; use 1"; failure.Message != want {
-			t.Errorf("refused with %q", failure.Message)
-		}
-	}
 }
 
 // alter changes settings through a node, and returns what they are then.

@@ -46,6 +46,7 @@ func Code(reason errorsv1.Reason) connect.Code {
 	case errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE:
 		return connect.CodeOutOfRange
 	case errorsv1.Reason_REASON_NO_LEADER,
+		errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE,
 		errorsv1.Reason_REASON_UNKNOWN_LEADER_EPOCH,
 		errorsv1.Reason_REASON_OFFSET_NOT_AVAILABLE,
 		errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS,

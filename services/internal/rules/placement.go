@@ -8,8 +8,9 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
-// MaxReplicationFactor is the highest replication factor that a topic may be
-// created with. It is 1 until followers replicate.
+// MaxReplicationFactor is the highest replication factor that topics may be created
+// with unless the metadata service is told otherwise. It is 1 until followers
+// replicate.
 const MaxReplicationFactor = 1
 
 // NodeLoad is a storage node that may be given replicas, and what it holds
@@ -25,7 +26,7 @@ type NodeLoad struct {
 // DefaultReplicationFactor is the replication factor of a topic whose creator
 // named none: 3, or as many as there are live storage nodes.
 func DefaultReplicationFactor(liveNodes int) int {
-	return max(1, min(3, liveNodes, MaxReplicationFactor))
+	return max(1, min(3, liveNodes))
 }
 
 // Place spreads the replicas of a new topic over nodes and returns them for each

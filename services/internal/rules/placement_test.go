@@ -102,7 +102,7 @@ func TestPlaceProperties(t *testing.T) {
 
 func TestDefaultReplicationFactor(t *testing.T) {
 	t.Parallel()
-	for live, want := range map[int]int{0: 1, 1: 1, 2: min(2, MaxReplicationFactor), 3: min(3, MaxReplicationFactor), 9: min(3, MaxReplicationFactor)} {
+	for live, want := range map[int]int{0: 1, 1: 1, 2: 2, 3: 3, 9: 3} {
 		if got := DefaultReplicationFactor(live); got != want {
 			t.Errorf("default for %d live nodes is %d, want %d", live, got, want)
 		}

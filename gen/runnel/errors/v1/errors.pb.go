@@ -129,6 +129,9 @@ const (
 	// A limit of the cluster, such as the number of partitions, is reached.
 	// Fatal.
 	Reason_REASON_LIMIT_REACHED Reason = 38
+	// The preferred replica of the partition cannot lead it: it is not live, not in
+	// sync, or about to stop. Retriable.
+	Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE Reason = 39
 )
 
 // Enum value maps for Reason.
@@ -173,6 +176,7 @@ var (
 		36: "REASON_KEY_REQUIRED",
 		37: "REASON_INVALID_TIMESTAMP",
 		38: "REASON_LIMIT_REACHED",
+		39: "REASON_PREFERRED_LEADER_NOT_AVAILABLE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                      0,
@@ -214,6 +218,7 @@ var (
 		"REASON_KEY_REQUIRED":                     36,
 		"REASON_INVALID_TIMESTAMP":                37,
 		"REASON_LIMIT_REACHED":                    38,
+		"REASON_PREFERRED_LEADER_NOT_AVAILABLE":   39,
 	}
 )
 
@@ -626,7 +631,7 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\vproducer_id\x18\x01 \x01(\x03R\n" +
 	"producerId\x12+\n" +
 	"\x11expected_sequence\x18\x02 \x01(\x05R\x10expectedSequence\x12+\n" +
-	"\x11received_sequence\x18\x03 \x01(\x05R\x10receivedSequence*\xdd\b\n" +
+	"\x11received_sequence\x18\x03 \x01(\x05R\x10receivedSequence*\x88\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -667,7 +672,8 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x10REASON_DISK_FULL\x10#\x12\x17\n" +
 	"\x13REASON_KEY_REQUIRED\x10$\x12\x1c\n" +
 	"\x18REASON_INVALID_TIMESTAMP\x10%\x12\x18\n" +
-	"\x14REASON_LIMIT_REACHED\x10&B\xc2\x01\n" +
+	"\x14REASON_LIMIT_REACHED\x10&\x12)\n" +
+	"%REASON_PREFERRED_LEADER_NOT_AVAILABLE\x10'B\xc2\x01\n" +
 	"\x14com.runnel.errors.v1B\vErrorsProtoP\x01Z;github.com/runnel-mesh/runnel/gen/runnel/errors/v1;errorsv1\xa2\x02\x03REX\xaa\x02\x10Runnel.Errors.V1\xca\x02\x10Runnel\\Errors\\V1\xe2\x02\x1cRunnel\\Errors\\V1\\GPBMetadata\xea\x02\x12Runnel::Errors::V1b\x06proto3"
 
 var (

@@ -97,6 +97,9 @@ type Node struct {
 	Fenced bool `protobuf:"varint,5,opt,name=fenced,proto3" json:"fenced,omitempty"`
 	// When the node became live or fenced. Set by the metadata service.
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	// Whether the process is about to stop: others lead what it led, where they
+	// can. Set by the metadata service.
+	Leaving bool `protobuf:"varint,7,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	// host:port at which other services reach its services for peers, which are not
 	// for clients; empty when it has none of its own. Set by the node.
 	PeerAddress   string `protobuf:"bytes,8,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
@@ -174,6 +177,13 @@ func (x *Node) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Node) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 func (x *Node) GetPeerAddress() string {
@@ -815,7 +825,7 @@ var File_runnel_metadata_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_runnel_metadata_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	" runnel/metadata/v1/cluster.proto\x12\x12runnel.metadata.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x01\n" +
+	" runnel/metadata/v1/cluster.proto\x12\x12runnel.metadata.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x02\n" +
 	"\x04Node\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x120\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1c.runnel.metadata.v1.NodeRoleR\x04role\x12\x18\n" +
@@ -823,7 +833,8 @@ const file_runnel_metadata_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"node_epoch\x18\x04 \x01(\x03R\tnodeEpoch\x12\x16\n" +
 	"\x06fenced\x18\x05 \x01(\bR\x06fenced\x120\n" +
-	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12!\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\aleaving\x18\a \x01(\bR\aleaving\x12!\n" +
 	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\"\xf8\x01\n" +
 	"\tPartition\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x1b\n" +

@@ -10,6 +10,7 @@
 package metadatav1
 
 import (
+	v1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -23,6 +24,61 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// ElectionType is how a leader is chosen.
+type ElectionType int32
+
+const (
+	// Refused.
+	ElectionType_ELECTION_TYPE_UNSPECIFIED ElectionType = 0
+	// The first of the replicas leads if it is live and in the ISR.
+	ElectionType_ELECTION_TYPE_PREFERRED ElectionType = 1
+	// Where no in-sync or eligible replica is live, a live replica leads that may
+	// lack acknowledged records. What it lacks is lost for good. Partitions that
+	// have a leader, or can get one without loss, keep to that.
+	ElectionType_ELECTION_TYPE_UNCLEAN ElectionType = 2
+)
+
+// Enum value maps for ElectionType.
+var (
+	ElectionType_name = map[int32]string{
+		0: "ELECTION_TYPE_UNSPECIFIED",
+		1: "ELECTION_TYPE_PREFERRED",
+		2: "ELECTION_TYPE_UNCLEAN",
+	}
+	ElectionType_value = map[string]int32{
+		"ELECTION_TYPE_UNSPECIFIED": 0,
+		"ELECTION_TYPE_PREFERRED":   1,
+		"ELECTION_TYPE_UNCLEAN":     2,
+	}
+)
+
+func (x ElectionType) Enum() *ElectionType {
+	p := new(ElectionType)
+	*p = x
+	return p
+}
+
+func (x ElectionType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ElectionType) Descriptor() protoreflect.EnumDescriptor {
+	return file_runnel_metadata_v1_topic_proto_enumTypes[0].Descriptor()
+}
+
+func (ElectionType) Type() protoreflect.EnumType {
+	return &file_runnel_metadata_v1_topic_proto_enumTypes[0]
+}
+
+func (x ElectionType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ElectionType.Descriptor instead.
+func (ElectionType) EnumDescriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{0}
+}
 
 // CreateTopicRequest describes the topic to create.
 type CreateTopicRequest struct {
@@ -653,11 +709,291 @@ func (x *ConfigEntry) GetDocumentation() string {
 	return ""
 }
 
+// ElectLeadersRequest names the partitions.
+type ElectLeadersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How the leaders are chosen. Set by the client.
+	Type ElectionType `protobuf:"varint,1,opt,name=type,proto3,enum=runnel.metadata.v1.ElectionType" json:"type,omitempty"`
+	// The partitions, at most 100,000 of at most 1,000 topics, each named once; empty
+	// means all partitions of all topics. Set by the client.
+	Topics []*TopicPartitions `protobuf:"bytes,2,rep,name=topics,proto3" json:"topics,omitempty"`
+	// Only find out what would be chosen, and change nothing. Set by the client.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ElectLeadersRequest) Reset() {
+	*x = ElectLeadersRequest{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ElectLeadersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ElectLeadersRequest) ProtoMessage() {}
+
+func (x *ElectLeadersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ElectLeadersRequest.ProtoReflect.Descriptor instead.
+func (*ElectLeadersRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ElectLeadersRequest) GetType() ElectionType {
+	if x != nil {
+		return x.Type
+	}
+	return ElectionType_ELECTION_TYPE_UNSPECIFIED
+}
+
+func (x *ElectLeadersRequest) GetTopics() []*TopicPartitions {
+	if x != nil {
+		return x.Topics
+	}
+	return nil
+}
+
+func (x *ElectLeadersRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// TopicPartitions names partitions of a topic.
+type TopicPartitions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the topic.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Partitions, from 0; empty means all.
+	Partitions    []int32 `protobuf:"varint,2,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopicPartitions) Reset() {
+	*x = TopicPartitions{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicPartitions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicPartitions) ProtoMessage() {}
+
+func (x *TopicPartitions) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicPartitions.ProtoReflect.Descriptor instead.
+func (*TopicPartitions) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TopicPartitions) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *TopicPartitions) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+// ElectLeadersResponse answers for each partition.
+type ElectLeadersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In ascending order of topics and partitions: every partition that the request
+	// names by its number, and of the others those whose leader has changed or could
+	// not be elected.
+	Elections []*LeaderElection `protobuf:"bytes,1,rep,name=elections,proto3" json:"elections,omitempty"`
+	// Version of the cluster's state from which on the leaders are in it; 0 with
+	// validate_only.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ElectLeadersResponse) Reset() {
+	*x = ElectLeadersResponse{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ElectLeadersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ElectLeadersResponse) ProtoMessage() {}
+
+func (x *ElectLeadersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ElectLeadersResponse.ProtoReflect.Descriptor instead.
+func (*ElectLeadersResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ElectLeadersResponse) GetElections() []*LeaderElection {
+	if x != nil {
+		return x.Elections
+	}
+	return nil
+}
+
+func (x *ElectLeadersResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// LeaderElection is the outcome for one partition.
+type LeaderElection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the topic.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Partition, from 0.
+	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Node that led before; -1 when none did.
+	PreviousLeaderId int32 `protobuf:"varint,3,opt,name=previous_leader_id,json=previousLeaderId,proto3" json:"previous_leader_id,omitempty"`
+	// Node that leads now, or would with validate_only; -1 when none does. Where it
+	// is the one that led before, there was nothing to elect.
+	LeaderId int32 `protobuf:"varint,4,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	// Leader epoch under which it leads, from 0.
+	LeaderEpoch int32 `protobuf:"varint,5,opt,name=leader_epoch,json=leaderEpoch,proto3" json:"leader_epoch,omitempty"`
+	// Whether the leader was chosen although it may lack acknowledged records.
+	Unclean bool `protobuf:"varint,6,opt,name=unclean,proto3" json:"unclean,omitempty"`
+	// Why the leader that the election is for could not be elected; unset where it
+	// leads.
+	Failure       *v1.Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderElection) Reset() {
+	*x = LeaderElection{}
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderElection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderElection) ProtoMessage() {}
+
+func (x *LeaderElection) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_v1_topic_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderElection.ProtoReflect.Descriptor instead.
+func (*LeaderElection) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_v1_topic_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LeaderElection) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *LeaderElection) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *LeaderElection) GetPreviousLeaderId() int32 {
+	if x != nil {
+		return x.PreviousLeaderId
+	}
+	return 0
+}
+
+func (x *LeaderElection) GetLeaderId() int32 {
+	if x != nil {
+		return x.LeaderId
+	}
+	return 0
+}
+
+func (x *LeaderElection) GetLeaderEpoch() int32 {
+	if x != nil {
+		return x.LeaderEpoch
+	}
+	return 0
+}
+
+func (x *LeaderElection) GetUnclean() bool {
+	if x != nil {
+		return x.Unclean
+	}
+	return false
+}
+
+func (x *LeaderElection) GetFailure() *v1.Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 var File_runnel_metadata_v1_topic_proto protoreflect.FileDescriptor
 
 const file_runnel_metadata_v1_topic_proto_rawDesc = "" +
 	"\n" +
-	"\x1erunnel/metadata/v1/topic.proto\x12\x12runnel.metadata.v1\x1a runnel/metadata/v1/cluster.proto\"\xa3\x02\n" +
+	"\x1erunnel/metadata/v1/topic.proto\x12\x12runnel.metadata.v1\x1a\x1drunnel/errors/v1/errors.proto\x1a runnel/metadata/v1/cluster.proto\"\xa3\x02\n" +
 	"\x12CreateTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -702,7 +1038,31 @@ const file_runnel_metadata_v1_topic_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
 	"\n" +
 	"is_default\x18\x03 \x01(\bR\tisDefault\x12$\n" +
-	"\rdocumentation\x18\x04 \x01(\tR\rdocumentation2\xee\x03\n" +
+	"\rdocumentation\x18\x04 \x01(\tR\rdocumentation\"\xad\x01\n" +
+	"\x13ElectLeadersRequest\x124\n" +
+	"\x04type\x18\x01 \x01(\x0e2 .runnel.metadata.v1.ElectionTypeR\x04type\x12;\n" +
+	"\x06topics\x18\x02 \x03(\v2#.runnel.metadata.v1.TopicPartitionsR\x06topics\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"G\n" +
+	"\x0fTopicPartitions\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\x05R\n" +
+	"partitions\"r\n" +
+	"\x14ElectLeadersResponse\x12@\n" +
+	"\telections\x18\x01 \x03(\v2\".runnel.metadata.v1.LeaderElectionR\telections\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x81\x02\n" +
+	"\x0eLeaderElection\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12,\n" +
+	"\x12previous_leader_id\x18\x03 \x01(\x05R\x10previousLeaderId\x12\x1b\n" +
+	"\tleader_id\x18\x04 \x01(\x05R\bleaderId\x12!\n" +
+	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\x12\x18\n" +
+	"\aunclean\x18\x06 \x01(\bR\aunclean\x123\n" +
+	"\afailure\x18\a \x01(\v2\x19.runnel.errors.v1.FailureR\afailure*e\n" +
+	"\fElectionType\x12\x1d\n" +
+	"\x19ELECTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ELECTION_TYPE_PREFERRED\x10\x01\x12\x19\n" +
+	"\x15ELECTION_TYPE_UNCLEAN\x10\x022\xd1\x04\n" +
 	"\fTopicService\x12^\n" +
 	"\vCreateTopic\x12&.runnel.metadata.v1.CreateTopicRequest\x1a'.runnel.metadata.v1.CreateTopicResponse\x12[\n" +
 	"\n" +
@@ -710,7 +1070,8 @@ const file_runnel_metadata_v1_topic_proto_rawDesc = "" +
 	"\vDeleteTopic\x12&.runnel.metadata.v1.DeleteTopicRequest\x1a'.runnel.metadata.v1.DeleteTopicResponse\x12[\n" +
 	"\n" +
 	"ListTopics\x12%.runnel.metadata.v1.ListTopicsRequest\x1a&.runnel.metadata.v1.ListTopicsResponse\x12d\n" +
-	"\rDescribeTopic\x12(.runnel.metadata.v1.DescribeTopicRequest\x1a).runnel.metadata.v1.DescribeTopicResponseB\xcf\x01\n" +
+	"\rDescribeTopic\x12(.runnel.metadata.v1.DescribeTopicRequest\x1a).runnel.metadata.v1.DescribeTopicResponse\x12a\n" +
+	"\fElectLeaders\x12'.runnel.metadata.v1.ElectLeadersRequest\x1a(.runnel.metadata.v1.ElectLeadersResponseB\xcf\x01\n" +
 	"\x16com.runnel.metadata.v1B\n" +
 	"TopicProtoP\x01Z?github.com/runnel-mesh/runnel/gen/runnel/metadata/v1;metadatav1\xa2\x02\x03RMX\xaa\x02\x12Runnel.Metadata.V1\xca\x02\x12Runnel\\Metadata\\V1\xe2\x02\x1eRunnel\\Metadata\\V1\\GPBMetadata\xea\x02\x14Runnel::Metadata::V1b\x06proto3"
 
@@ -726,46 +1087,59 @@ func file_runnel_metadata_v1_topic_proto_rawDescGZIP() []byte {
 	return file_runnel_metadata_v1_topic_proto_rawDescData
 }
 
-var file_runnel_metadata_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_runnel_metadata_v1_topic_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_runnel_metadata_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_runnel_metadata_v1_topic_proto_goTypes = []any{
-	(*CreateTopicRequest)(nil),    // 0: runnel.metadata.v1.CreateTopicRequest
-	(*CreateTopicResponse)(nil),   // 1: runnel.metadata.v1.CreateTopicResponse
-	(*AlterTopicRequest)(nil),     // 2: runnel.metadata.v1.AlterTopicRequest
-	(*AlterTopicResponse)(nil),    // 3: runnel.metadata.v1.AlterTopicResponse
-	(*DeleteTopicRequest)(nil),    // 4: runnel.metadata.v1.DeleteTopicRequest
-	(*DeleteTopicResponse)(nil),   // 5: runnel.metadata.v1.DeleteTopicResponse
-	(*ListTopicsRequest)(nil),     // 6: runnel.metadata.v1.ListTopicsRequest
-	(*ListTopicsResponse)(nil),    // 7: runnel.metadata.v1.ListTopicsResponse
-	(*DescribeTopicRequest)(nil),  // 8: runnel.metadata.v1.DescribeTopicRequest
-	(*DescribeTopicResponse)(nil), // 9: runnel.metadata.v1.DescribeTopicResponse
-	(*ConfigEntry)(nil),           // 10: runnel.metadata.v1.ConfigEntry
-	nil,                           // 11: runnel.metadata.v1.CreateTopicRequest.ConfigEntry
-	nil,                           // 12: runnel.metadata.v1.AlterTopicRequest.ConfigEntry
-	(*Topic)(nil),                 // 13: runnel.metadata.v1.Topic
+	(ElectionType)(0),             // 0: runnel.metadata.v1.ElectionType
+	(*CreateTopicRequest)(nil),    // 1: runnel.metadata.v1.CreateTopicRequest
+	(*CreateTopicResponse)(nil),   // 2: runnel.metadata.v1.CreateTopicResponse
+	(*AlterTopicRequest)(nil),     // 3: runnel.metadata.v1.AlterTopicRequest
+	(*AlterTopicResponse)(nil),    // 4: runnel.metadata.v1.AlterTopicResponse
+	(*DeleteTopicRequest)(nil),    // 5: runnel.metadata.v1.DeleteTopicRequest
+	(*DeleteTopicResponse)(nil),   // 6: runnel.metadata.v1.DeleteTopicResponse
+	(*ListTopicsRequest)(nil),     // 7: runnel.metadata.v1.ListTopicsRequest
+	(*ListTopicsResponse)(nil),    // 8: runnel.metadata.v1.ListTopicsResponse
+	(*DescribeTopicRequest)(nil),  // 9: runnel.metadata.v1.DescribeTopicRequest
+	(*DescribeTopicResponse)(nil), // 10: runnel.metadata.v1.DescribeTopicResponse
+	(*ConfigEntry)(nil),           // 11: runnel.metadata.v1.ConfigEntry
+	(*ElectLeadersRequest)(nil),   // 12: runnel.metadata.v1.ElectLeadersRequest
+	(*TopicPartitions)(nil),       // 13: runnel.metadata.v1.TopicPartitions
+	(*ElectLeadersResponse)(nil),  // 14: runnel.metadata.v1.ElectLeadersResponse
+	(*LeaderElection)(nil),        // 15: runnel.metadata.v1.LeaderElection
+	nil,                           // 16: runnel.metadata.v1.CreateTopicRequest.ConfigEntry
+	nil,                           // 17: runnel.metadata.v1.AlterTopicRequest.ConfigEntry
+	(*Topic)(nil),                 // 18: runnel.metadata.v1.Topic
+	(*v1.Failure)(nil),            // 19: runnel.errors.v1.Failure
 }
 var file_runnel_metadata_v1_topic_proto_depIdxs = []int32{
-	11, // 0: runnel.metadata.v1.CreateTopicRequest.config:type_name -> runnel.metadata.v1.CreateTopicRequest.ConfigEntry
-	13, // 1: runnel.metadata.v1.CreateTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
-	12, // 2: runnel.metadata.v1.AlterTopicRequest.config:type_name -> runnel.metadata.v1.AlterTopicRequest.ConfigEntry
-	13, // 3: runnel.metadata.v1.AlterTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
-	13, // 4: runnel.metadata.v1.ListTopicsResponse.topics:type_name -> runnel.metadata.v1.Topic
-	13, // 5: runnel.metadata.v1.DescribeTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
-	10, // 6: runnel.metadata.v1.DescribeTopicResponse.config:type_name -> runnel.metadata.v1.ConfigEntry
-	0,  // 7: runnel.metadata.v1.TopicService.CreateTopic:input_type -> runnel.metadata.v1.CreateTopicRequest
-	2,  // 8: runnel.metadata.v1.TopicService.AlterTopic:input_type -> runnel.metadata.v1.AlterTopicRequest
-	4,  // 9: runnel.metadata.v1.TopicService.DeleteTopic:input_type -> runnel.metadata.v1.DeleteTopicRequest
-	6,  // 10: runnel.metadata.v1.TopicService.ListTopics:input_type -> runnel.metadata.v1.ListTopicsRequest
-	8,  // 11: runnel.metadata.v1.TopicService.DescribeTopic:input_type -> runnel.metadata.v1.DescribeTopicRequest
-	1,  // 12: runnel.metadata.v1.TopicService.CreateTopic:output_type -> runnel.metadata.v1.CreateTopicResponse
-	3,  // 13: runnel.metadata.v1.TopicService.AlterTopic:output_type -> runnel.metadata.v1.AlterTopicResponse
-	5,  // 14: runnel.metadata.v1.TopicService.DeleteTopic:output_type -> runnel.metadata.v1.DeleteTopicResponse
-	7,  // 15: runnel.metadata.v1.TopicService.ListTopics:output_type -> runnel.metadata.v1.ListTopicsResponse
-	9,  // 16: runnel.metadata.v1.TopicService.DescribeTopic:output_type -> runnel.metadata.v1.DescribeTopicResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	16, // 0: runnel.metadata.v1.CreateTopicRequest.config:type_name -> runnel.metadata.v1.CreateTopicRequest.ConfigEntry
+	18, // 1: runnel.metadata.v1.CreateTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	17, // 2: runnel.metadata.v1.AlterTopicRequest.config:type_name -> runnel.metadata.v1.AlterTopicRequest.ConfigEntry
+	18, // 3: runnel.metadata.v1.AlterTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	18, // 4: runnel.metadata.v1.ListTopicsResponse.topics:type_name -> runnel.metadata.v1.Topic
+	18, // 5: runnel.metadata.v1.DescribeTopicResponse.topic:type_name -> runnel.metadata.v1.Topic
+	11, // 6: runnel.metadata.v1.DescribeTopicResponse.config:type_name -> runnel.metadata.v1.ConfigEntry
+	0,  // 7: runnel.metadata.v1.ElectLeadersRequest.type:type_name -> runnel.metadata.v1.ElectionType
+	13, // 8: runnel.metadata.v1.ElectLeadersRequest.topics:type_name -> runnel.metadata.v1.TopicPartitions
+	15, // 9: runnel.metadata.v1.ElectLeadersResponse.elections:type_name -> runnel.metadata.v1.LeaderElection
+	19, // 10: runnel.metadata.v1.LeaderElection.failure:type_name -> runnel.errors.v1.Failure
+	1,  // 11: runnel.metadata.v1.TopicService.CreateTopic:input_type -> runnel.metadata.v1.CreateTopicRequest
+	3,  // 12: runnel.metadata.v1.TopicService.AlterTopic:input_type -> runnel.metadata.v1.AlterTopicRequest
+	5,  // 13: runnel.metadata.v1.TopicService.DeleteTopic:input_type -> runnel.metadata.v1.DeleteTopicRequest
+	7,  // 14: runnel.metadata.v1.TopicService.ListTopics:input_type -> runnel.metadata.v1.ListTopicsRequest
+	9,  // 15: runnel.metadata.v1.TopicService.DescribeTopic:input_type -> runnel.metadata.v1.DescribeTopicRequest
+	12, // 16: runnel.metadata.v1.TopicService.ElectLeaders:input_type -> runnel.metadata.v1.ElectLeadersRequest
+	2,  // 17: runnel.metadata.v1.TopicService.CreateTopic:output_type -> runnel.metadata.v1.CreateTopicResponse
+	4,  // 18: runnel.metadata.v1.TopicService.AlterTopic:output_type -> runnel.metadata.v1.AlterTopicResponse
+	6,  // 19: runnel.metadata.v1.TopicService.DeleteTopic:output_type -> runnel.metadata.v1.DeleteTopicResponse
+	8,  // 20: runnel.metadata.v1.TopicService.ListTopics:output_type -> runnel.metadata.v1.ListTopicsResponse
+	10, // 21: runnel.metadata.v1.TopicService.DescribeTopic:output_type -> runnel.metadata.v1.DescribeTopicResponse
+	14, // 22: runnel.metadata.v1.TopicService.ElectLeaders:output_type -> runnel.metadata.v1.ElectLeadersResponse
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_runnel_metadata_v1_topic_proto_init() }
@@ -779,13 +1153,14 @@ func file_runnel_metadata_v1_topic_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_metadata_v1_topic_proto_rawDesc), len(file_runnel_metadata_v1_topic_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      1,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_runnel_metadata_v1_topic_proto_goTypes,
 		DependencyIndexes: file_runnel_metadata_v1_topic_proto_depIdxs,
+		EnumInfos:         file_runnel_metadata_v1_topic_proto_enumTypes,
 		MessageInfos:      file_runnel_metadata_v1_topic_proto_msgTypes,
 	}.Build()
 	File_runnel_metadata_v1_topic_proto = out.File

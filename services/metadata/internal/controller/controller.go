@@ -54,6 +54,8 @@ type Limits struct {
 	PartitionsPerTopic int
 	// Nodes is how many nodes of all roles are registered.
 	Nodes int
+	// ReplicationFactor is how many replicas a partition of a new topic has.
+	ReplicationFactor int
 }
 
 // Options is what a [Controller] works with.
@@ -70,6 +72,10 @@ type Options struct {
 	// Settle is how long a lost lease must stay lost before its node is fenced, and
 	// Grace how long if many fell at once.
 	Settle, Grace time.Duration
+	// BalanceInterval is how often leaderships go back to preferred replicas, 0 for
+	// never, and BalanceMoves how many do so at a time.
+	BalanceInterval time.Duration
+	BalanceMoves    int
 	// RequestTimeout bounds each request to etcd.
 	RequestTimeout time.Duration
 	// ProducerIDs is how many ids one block has.
@@ -109,12 +115,19 @@ type Controller struct {
 	untidy bool
 	// pruned is when deleted topics were last looked through.
 	pruned time.Time
+	// balanced is when leaderships were last compared with preferences, and unbalanced
+	// what was found then: partitions whose preferred replica could lead and does
+	// not, each at its revision.
+	balanced   time.Time
+	unbalanced map[partitionKey]int64
 }
 
 type metrics struct {
 	leading    prometheus.GaugeFunc
 	waiting    prometheus.GaugeFunc
 	elections  prometheus.Counter
+	unclean    prometheus.Counter
+	balanced   prometheus.Counter
 	fences     prometheus.Counter
 	massLosses prometheus.Counter
 	abandoned  prometheus.Counter
@@ -140,6 +153,8 @@ func New(o Options) *Controller {
 			return float64(c.waiting.Load())
 		}),
 		elections:  counter("partition_changes_total", "Changes of leader, ISR or ELR that the controller made."),
+		unclean:    counter("unclean_elections_total", "Leaders elected by an operator although they may lack acknowledged records."),
+		balanced:   counter("leaderships_balanced_total", "Leaderships that the controller gave back to preferred replicas by itself."),
 		fences:     counter("nodes_fenced_total", "Nodes fenced because they lost their lease."),
 		massLosses: counter("mass_lease_losses_total", "Times when fencing paused because many leases fell at once."),
 		abandoned:  counter("topics_abandoned_total", "Topics removed because their creation was interrupted."),
@@ -150,7 +165,7 @@ func New(o Options) *Controller {
 // Collectors returns the controller's metrics.
 func (c *Controller) Collectors() []prometheus.Collector {
 	m := c.metrics
-	return []prometheus.Collector{m.leading, m.waiting, m.elections, m.fences, m.massLosses, m.abandoned}
+	return []prometheus.Collector{m.leading, m.waiting, m.elections, m.unclean, m.balanced, m.fences, m.massLosses, m.abandoned}
 }
 
 // Leading reports whether this node is controller, as far as it knows.
@@ -178,6 +193,7 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 	c.term, c.over, c.written = term, over, response.Header.GetRevision()
 	c.judged, c.lost, c.fenced, c.pause = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
 	c.untidy, c.pruned = true, time.Time{}
+	c.balanced, c.unbalanced = time.Now(), nil
 	<-c.turn
 
 	delay := minRetryDelay
@@ -247,7 +263,12 @@ func (c *Controller) supervise(ctx context.Context) (time.Duration, error) {
 	if err := c.sweep(ctx); err != nil {
 		return 0, err
 	}
-	return c.judge(ctx)
+	wait, err := c.judge(ctx)
+	if err != nil {
+		return 0, err
+	}
+	next, err := c.balance(ctx, time.Now())
+	return min(wait, next), err
 }
 
 // begin waits for the caller's turn. The caller ends it with end.

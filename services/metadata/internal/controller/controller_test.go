@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -12,7 +11,6 @@ import (
 
 	catalogv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/catalog/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
-	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/catalog"
 )
 
@@ -94,21 +92,25 @@ func TestDueCountsWhoWasJustFenced(t *testing.T) {
 func TestReplicationFactor(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		asked, live, want int
-		says              string
+		asked, live, most, want int
+		says                    string
 	}{
-		{0, 0, 0, "there are 0"},
-		{1, 0, 0, "there are 0"},
-		{0, 1, 1, ""},
-		{0, 5, min(3, rules.MaxReplicationFactor), ""},
-		{1, 5, 1, ""},
-		{-1, 5, 0, "out of range"},
-		{6, 5, 0, "above the number of live storage nodes, which is 5"},
-		{rules.MaxReplicationFactor + 1, 1000, 0, fmt.Sprintf("replication factor %d is not supported yet: followers do not replicate in this version; use %d", rules.MaxReplicationFactor+1, rules.MaxReplicationFactor)},
+		{0, 0, 5, 0, "there are 0"},
+		{1, 0, 5, 0, "there are 0"},
+		{0, 1, 5, 1, ""},
+		{0, 2, 5, 2, ""},
+		{0, 5, 5, 3, ""},
+		{0, 5, 1, 1, ""},
+		{1, 5, 1, 1, ""},
+		{5, 5, 5, 5, ""},
+		{-1, 5, 2, 0, "out of range: use 1 to 2"},
+		{6, 5, 9, 0, "above the number of live storage nodes, which is 5: start more of them, or use at most 5"},
+		{6, 5, 3, 0, "above the number of live storage nodes, which is 5, and above what the metadata service allows: use at most 3"},
+		{4, 5, 3, 0, "above what the metadata service allows: use at most 3"},
 	} {
-		got, err := replicationFactor(test.asked, test.live)
+		got, err := replicationFactor(test.asked, test.live, test.most)
 		if got != test.want || (err == nil) != (test.says == "") || err != nil && !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%d of %d live nodes: %d, %v", test.asked, test.live, got, err)
+			t.Errorf("%d of %d live nodes, at most %d: %d, %v", test.asked, test.live, test.most, got, err)
 		}
 	}
 }

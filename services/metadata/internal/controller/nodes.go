@@ -375,7 +375,7 @@ func (c *Controller) fence(ctx context.Context, nodes []catalog.Node) error {
 		var ops []clientv3.Op
 		for _, n := range batch {
 			comparisons = append(comparisons, catalog.Absent(c.o.Layout.Live(n.ID)), catalog.Unchanged(c.o.Layout.Node(n.ID), int64(n.Epoch)))
-			ops = append(ops, catalog.Put(c.o.Layout.Status(n.ID), &catalogv1.NodeStatusRecord{Fenced: true, Since: timestamppb.Now()}))
+			ops = append(ops, catalog.Put(c.o.Layout.Status(n.ID), &catalogv1.NodeStatusRecord{Fenced: true, Since: timestamppb.Now(), Leaving: n.Status.GetLeaving()}))
 		}
 		var changes []partitionChange
 		c.o.Catalog.Read(func(s *catalog.State) { changes = elections(s, without(ruleNodes(s), batch...)) })
@@ -407,7 +407,7 @@ func (c *Controller) unfence(ctx context.Context, nodes []catalog.Node) error {
 		var ops []clientv3.Op
 		for _, n := range batch {
 			comparisons = append(comparisons, catalog.Present(c.o.Layout.Live(n.ID)), catalog.Unchanged(c.o.Layout.Node(n.ID), int64(n.Epoch)))
-			ops = append(ops, catalog.Put(c.o.Layout.Status(n.ID), &catalogv1.NodeStatusRecord{Since: timestamppb.Now()}))
+			ops = append(ops, catalog.Put(c.o.Layout.Status(n.ID), &catalogv1.NodeStatusRecord{Since: timestamppb.Now(), Leaving: n.Status.GetLeaving()}))
 		}
 		if _, err := c.commit(ctx, comparisons, ops...); err != nil {
 			return err

@@ -26,25 +26,37 @@ type partitionChange struct {
 func elections(s *catalog.State, nodes rules.Nodes) []partitionChange {
 	var changes []partitionChange
 	for id, topic := range s.Topics {
-		partitions, ready := s.Ready(id)
-		if !ready {
-			continue
-		}
-		traits := traitsOf(topic)
-		for i := range partitions {
-			if next, changed := rules.Elect(partitions[i].PartitionState, nodes, traits); changed {
-				changes = append(changes, partitionChange{id, catalog.Partition{PartitionState: next, Revision: partitions[i].Revision}})
-			}
+		changes = append(changes, topicElections(s, id, traitsOf(topic), nodes)...)
+	}
+	sortChanges(changes)
+	return changes
+}
+
+// topicElections returns what has to change in the partitions of a topic with
+// these traits.
+func topicElections(s *catalog.State, id cluster.TopicID, traits rules.TopicTraits, nodes rules.Nodes) []partitionChange {
+	partitions, ready := s.Ready(id)
+	if !ready {
+		return nil
+	}
+	var changes []partitionChange
+	for i := range partitions {
+		if next, changed := rules.Elect(partitions[i].PartitionState, nodes, traits); changed {
+			changes = append(changes, partitionChange{id, catalog.Partition{PartitionState: next, Revision: partitions[i].Revision}})
 		}
 	}
-	// Transactions of one topic and in order are easier on those who watch.
+	return changes
+}
+
+// sortChanges puts changes in the order of topics and partitions: transactions of
+// one topic and in order are easier on those who watch.
+func sortChanges(changes []partitionChange) {
 	slices.SortFunc(changes, func(a, b partitionChange) int {
 		if by := slices.Compare(a.topic[:], b.topic[:]); by != 0 {
 			return by
 		}
 		return int(a.Index) - int(b.Index)
 	})
-	return changes
 }
 
 // traitsOf returns what elections depend on. Settings that a newer release may
@@ -63,6 +75,18 @@ func ruleNodes(s *catalog.State) rules.Nodes {
 	for id, n := range s.Nodes {
 		if n.Registered() {
 			nodes[id] = n.State()
+		}
+	}
+	return nodes
+}
+
+// leasedNodes is ruleNodes with those dead that have just lost their leases, fenced
+// or not: none of them is to be given anything.
+func leasedNodes(s *catalog.State) rules.Nodes {
+	nodes := ruleNodes(s)
+	for _, n := range s.Nodes {
+		if n.Registered() && !n.Leased() {
+			nodes = without(nodes, n)
 		}
 	}
 	return nodes
@@ -170,13 +194,7 @@ func (c *Controller) alter(ctx context.Context, node cluster.NodeID, epoch clust
 		if stale = current(s, node, epoch); stale != nil {
 			return
 		}
-		nodes := ruleNodes(s)
-		for _, n := range s.Nodes {
-			// Who has just lost its lease is added to no ISR, fenced or not.
-			if !n.Leased() {
-				nodes = without(nodes, n)
-			}
-		}
+		nodes := leasedNodes(s)
 		// One partition is never proposed twice in a transaction.
 		proposed := make(map[string]bool)
 		for i, p := range proposals {

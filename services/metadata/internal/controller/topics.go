@@ -103,7 +103,7 @@ func plan(s *catalog.State, spec TopicSpec, limits Limits) ([]catalog.Partition,
 		return nil, rpcerr.New(errorsv1.Reason_REASON_INVALID_PARTITIONS, "a topic cannot have %d partitions: use 1 to %d", count, limits.PartitionsPerTopic)
 	}
 	loads := loadsOf(s)
-	factor, err := replicationFactor(int(spec.ReplicationFactor), len(loads))
+	factor, err := replicationFactor(int(spec.ReplicationFactor), len(loads), limits.ReplicationFactor)
 	if err != nil {
 		return nil, err
 	}
@@ -123,35 +123,36 @@ func plan(s *catalog.State, spec TopicSpec, limits Limits) ([]catalog.Partition,
 	return partitions, nil
 }
 
-// replicationFactor returns the one in effect; 0 asks for the default.
-func replicationFactor(asked, live int) (int, error) {
+// replicationFactor returns the one in effect; 0 asks for the default. The cluster
+// allows most.
+func replicationFactor(asked, live, most int) (int, error) {
 	factor := asked
 	if asked == 0 {
-		factor = rules.DefaultReplicationFactor(live)
+		factor = min(rules.DefaultReplicationFactor(live), most)
 	}
 	refuse := func(format string, args ...any) (int, error) {
 		return 0, rpcerr.New(errorsv1.Reason_REASON_INVALID_REPLICATION_FACTOR, format, args...)
 	}
-	switch unsupported := factor > rules.MaxReplicationFactor; {
+	switch {
 	case live == 0:
 		return refuse("replication factor %d needs as many live storage nodes, and there are 0: start a storage node and try again", factor)
 	case factor < 1:
-		return refuse("replication factor %d is out of range: use 1 to %d", factor, min(live, rules.MaxReplicationFactor))
-	case unsupported && factor > live:
-		return refuse("replication factor %d is above the number of live storage nodes, which is %d; and it is not supported yet: followers do not replicate in this version; use %d", factor, live, rules.MaxReplicationFactor)
-	case unsupported:
-		return refuse("replication factor %d is not supported yet: followers do not replicate in this version; use %d", factor, rules.MaxReplicationFactor)
+		return refuse("replication factor %d is out of range: use 1 to %d", factor, min(live, most))
+	case factor > live && factor > most:
+		return refuse("replication factor %d is above the number of live storage nodes, which is %d, and above what the metadata service allows: use at most %d", factor, live, min(live, most))
+	case factor > most:
+		return refuse("replication factor %d is above what the metadata service allows: use at most %d", factor, most)
 	case factor > live:
 		return refuse("replication factor %d is above the number of live storage nodes, which is %d: start more of them, or use at most %d", factor, live, live)
 	}
 	return factor, nil
 }
 
-// loadsOf returns the live storage nodes and what they hold.
+// loadsOf returns the live storage nodes that stay, and what they hold.
 func loadsOf(s *catalog.State) []rules.NodeLoad {
 	var loads []rules.NodeLoad
 	for id, n := range s.Nodes {
-		if n.Leased() && n.Record.GetRole() == metadatav1.NodeRole_NODE_ROLE_STORAGE {
+		if n.Leased() && !n.Status.GetLeaving() && n.Record.GetRole() == metadatav1.NodeRole_NODE_ROLE_STORAGE {
 			loads = append(loads, rules.NodeLoad{ID: id, Leaders: s.Loads[id].Leaders, Replicas: s.Loads[id].Replicas})
 		}
 	}
@@ -219,31 +220,41 @@ func (c *Controller) AlterTopic(ctx context.Context, change TopicChange) (*metad
 	layout := c.o.Layout
 	err := c.retry(ctx, func() error {
 		var topic catalog.Topic
+		var after map[string]string
+		var elected []partitionChange
+		var err error
 		ready := false
 		c.o.Catalog.Read(func(s *catalog.State) {
 			topic = s.Topics[s.Names[change.Name]]
 			var partitions []catalog.Partition
-			if partitions, ready = s.Ready(topic.ID); ready {
-				altered = catalog.TopicProto(topic, partitions)
+			if partitions, ready = s.Ready(topic.ID); !ready {
+				return
+			}
+			altered = catalog.TopicProto(topic, partitions)
+			if after, err = rules.AlterTopicConfig(topic.Record.GetConfig(), change.Config, change.Unset); err == nil {
+				elected = topicElections(s, topic.ID, traitsOf(catalog.Topic{Record: &catalogv1.TopicRecord{Config: after}}), ruleNodes(s))
 			}
 		})
 		if !ready {
 			return TopicNotFound(change.Name)
 		}
-		before := topic.Record.GetConfig()
-		after, err := rules.AlterTopicConfig(before, change.Config, change.Unset)
 		if err != nil {
 			return rpcerr.New(errorsv1.Reason_REASON_INVALID_CONFIG, "%s", err)
 		}
 		altered.Config = after
-		if change.ValidateOnly || maps.Equal(before, after) {
+		if change.ValidateOnly || maps.Equal(topic.Record.GetConfig(), after) {
 			return nil
 		}
 		record := proto.CloneOf(topic.Record)
 		record.Config = after
-		// Unless somebody else has changed or deleted it: then from the beginning.
-		_, err = c.commit(ctx, []clientv3.Cmp{catalog.Unchanged(layout.Topic(topic.ID), topic.Revision)}, catalog.Put(layout.Topic(topic.ID), record))
+		// A lower min.insync.replicas lets leaders acknowledge without the ELR: it is
+		// empty wherever that is so before any leader can hear of the setting. And unless
+		// somebody else has changed or deleted the topic: then from the beginning.
+		err = c.write(ctx, elected, []clientv3.Cmp{catalog.Unchanged(layout.Topic(topic.ID), topic.Revision)}, []clientv3.Op{catalog.Put(layout.Topic(topic.ID), record)})
 		if err == nil {
+			for i := range elected {
+				altered.Partitions[elected[i].Index] = elected[i].Proto()
+			}
 			c.o.Logger.Info("topic altered", "topic", change.Name, "id", topic.ID, "config", after)
 		}
 		return err

@@ -12,11 +12,11 @@ import (
 	"github.com/runnel-mesh/runnel/services/metadata/internal/controller"
 )
 
-const (
-	maxChanges = 1000
-	// maxMembers keeps each change within one transaction.
-	maxMembers = 50
-)
+const maxChanges = 1000
+
+// MaxISR is how many members an ISR may have, so that a change of it fits into one
+// transaction.
+const MaxISR = 50
 
 // AlterPartition implements peerv1connect.PartitionServiceHandler.
 func (s *Server) AlterPartition(ctx context.Context, req *peerv1.AlterPartitionRequest) (*peerv1.AlterPartitionResponse, error) {
@@ -51,8 +51,8 @@ func proposalsOf(req *peerv1.AlterPartitionRequest) ([]controller.PartitionPropo
 		if err != nil {
 			return nil, err
 		}
-		if len(change.GetIsr()) > maxMembers {
-			return nil, invalid("an ISR of %d members is too large: it may have %d", len(change.GetIsr()), maxMembers)
+		if len(change.GetIsr()) > MaxISR {
+			return nil, invalid("an ISR of %d members is too large: it may have %d", len(change.GetIsr()), MaxISR)
 		}
 		proposals[i] = controller.PartitionProposal{Topic: topic, Partition: change.GetPartition(), ISRProposal: rules.ISRProposal{
 			Leader:         cluster.NodeID(req.GetNodeId()),

@@ -13,7 +13,8 @@ import (
 const clusterDescribeHelp = `Describe the nodes of the cluster.
 
 A live node renews its lease; a fenced one has not been heard for a while, and
-leads no partition until it is. EPOCH grows with each start of a node. The
+leads no partition until it is; one that is leaving is about to stop, and others
+lead what it led, where they can. EPOCH grows with each start of a node. The
 controller is the metadata node that elects leaders.
 
 With -o json the cluster is an object with the fields id, version, controller
@@ -90,8 +91,11 @@ func clusterTables(d runnel.ClusterDescription) (header, nodes *table) {
 }
 
 func nodeState(n runnel.Node) string {
-	if n.Fenced {
+	switch {
+	case n.Fenced:
 		return "fenced"
+	case n.Leaving:
+		return "leaving"
 	}
 	return "live"
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +40,10 @@ func (p *program) metadataCommand() *cobra.Command {
 	defaults := metadata.DefaultConfig()
 	endpoints := newFlag(flags, "etcd-endpoints", "", "ADDR[,ADDR]", "", "where etcd listens for clients, host:port or URLs; required", parseEndpoints)
 	o := p.newNodeOptions(command, "metadata", defaults.Listen, defaults.PeerListen)
+	balance := newFlag(flags, "balance-interval", "", "DURATION", defaults.BalanceInterval.String(),
+		"how often leadership goes back to preferred replicas that have been in sync for as long; 0s for never", durationBetween(0, 24*time.Hour))
+	factor := newFlag(flags, "max-replication-factor", "", "R", strconv.Itoa(defaults.MaxReplicationFactor),
+		"highest replication factor of new topics; the same on all metadata nodes", integerBetween(1, 50))
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if endpoints.text == "" {
 			return usagef("--etcd-endpoints is needed, such as --etcd-endpoints 127.0.0.1:2379")
@@ -45,7 +51,9 @@ func (p *program) metadataCommand() *cobra.Command {
 		if err := o.check(); err != nil {
 			return err
 		}
-		return p.metadata(c.Context(), o, endpoints.value)
+		return p.metadata(c.Context(), o, endpoints.value, func(config *metadata.Config) {
+			config.BalanceInterval, config.MaxReplicationFactor = balance.value, int(factor.value)
+		})
 	}
 	return command
 }
@@ -70,12 +78,13 @@ func parseEndpoints(text string) ([]string, error) {
 	return endpoints, nil
 }
 
-func (p *program) metadata(ctx context.Context, o *nodeOptions, endpoints []string) (err error) {
+func (p *program) metadata(ctx context.Context, o *nodeOptions, endpoints []string, settings func(*metadata.Config)) (err error) {
 	config := metadata.DefaultConfig()
 	config.DataDir = absolute(*o.dataDir)
 	config.Listen, config.Advertise = o.listen.value, o.advertise.value
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)
+	settings(&config)
 	if err := config.Validate(); err != nil {
 		return err
 	}

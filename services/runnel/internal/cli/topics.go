@@ -47,16 +47,26 @@ const topicsDescribeHelp = `Describe a topic: its partitions with their leaders 
 
 EARLIEST is the first offset that the partition holds, LATEST the one after the
 last that can be read. LEADER is a node; "none" means that the partition cannot be
-read or written at the moment. STATUS is "ok", "no leader", "no answer", or
-"failed" where records on the disk of the leader are damaged: such a partition
-takes no records, and the reason says from where on it can be read. The reasons
-stand below the partitions. The exit code is 0 all the same.
+read or written at the moment. ISR are the replicas that are in sync, ELR those
+outside of it that still hold all that was acknowledged. Epochs only grow: one with
+each leader, the other with each change of the partition.
+
+STATUS is "ok" or the worst of these: "no leader"; "no answer"; "failed" where
+records on the disk of the leader are damaged: such a partition takes no records,
+and the reason says from where on it can be read; "below min ISR" where acks=all is
+refused because fewer than min.insync.replicas are in sync; "under-replicated" where
+a replica is not. The reasons stand below the partitions. The exit code is 0 all the
+same.
+
+With --unhealthy only partitions that are not ok are shown, without a NAME those of
+all topics, and the exit code is 1 if there is any. With -o json that is an array of
+objects as in partitions below, each with a field topic.
 
 With -o json the topic is an object with the fields name, id, partition_count,
 config (the settings that differ from their defaults), replication_factor,
-partitions (partition, leader, leader_epoch, replicas, isr, earliest, latest, status,
-error; null where there is no leader, no answer or no error) and settings (all of
-them: name, value, default, documentation).`
+partitions (partition, leader, leader_epoch, partition_epoch, replicas, isr, elr,
+earliest, latest, status, error; null where there is no leader, no answer or no
+error) and settings (all of them: name, value, default, documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {
 	return commandGroup("topics", "Create, change, list, describe and delete topics", topicsHelp,
@@ -74,6 +84,7 @@ func (p *program) topicsCreateCommand() *cobra.Command {
 		Long:  topicsCreateHelp,
 		Example: `  runnel topics create orders
   runnel topics create orders --partitions 6 --config retention.ms=86400000
+  runnel topics create payments --replication-factor 3 --config min.insync.replicas=2
   runnel topics create metrics --config durability=replicated --config max.message.bytes=4194304`,
 		Args:              arguments("NAME"),
 		ValidArgsFunction: cobra.NoFileCompletions,

@@ -13,30 +13,43 @@ import (
 )
 
 func (p *program) topicsDescribeCommand() *cobra.Command {
-	return &cobra.Command{
+	command := &cobra.Command{
 		Use:   "describe NAME",
 		Short: "Describe a topic with its partitions and settings",
 		Long:  topicsDescribeHelp,
 		Example: `  runnel topics describe orders
-  runnel topics describe orders -o json | jq '.partitions[].latest'`,
-		Args:              arguments("NAME"),
+  runnel topics describe orders -o json | jq '.partitions[].latest'
+  runnel topics describe --unhealthy`,
 		ValidArgsFunction: p.completeTopic,
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := p.connect(c)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			topic, err := p.describeTopic(c.Context(), client, args[0])
-			if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
-				return noTopic(args[0], seeTopics)
-			}
-			if err != nil {
-				return err
-			}
-			return p.print(topic.object(), topic.tables()...)
-		},
 	}
+	flags := command.Flags()
+	flags.SortFlags = false
+	unhealthy := flags.Bool("unhealthy", false, "show only partitions that are not well, of all topics where no NAME is given")
+	command.Args = func(c *cobra.Command, args []string) error {
+		if *unhealthy && len(args) == 0 {
+			return nil
+		}
+		return arguments("NAME")(c, args)
+	}
+	command.RunE = func(c *cobra.Command, args []string) error {
+		client, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		if *unhealthy {
+			return p.topicsUnhealthy(c.Context(), client, strings.Join(args, ""))
+		}
+		topic, err := p.describeTopic(c.Context(), client, args[0])
+		if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+			return noTopic(args[0], seeTopics)
+		}
+		if err != nil {
+			return err
+		}
+		return p.print(topic.object(), topic.tables()...)
+	}
+	return command
 }
 
 // topicDetails is a described topic as -o json prints it.
@@ -48,15 +61,17 @@ type topicDetails struct {
 }
 
 type partitionDetails struct {
-	Partition   int32   `json:"partition"`
-	Leader      *int32  `json:"leader"`
-	LeaderEpoch int32   `json:"leader_epoch"`
-	Replicas    []int32 `json:"replicas"`
-	ISR         []int32 `json:"isr"`
-	Earliest    *int64  `json:"earliest"`
-	Latest      *int64  `json:"latest"`
-	Status      string  `json:"status"`
-	Error       *string `json:"error"`
+	Partition      int32   `json:"partition"`
+	Leader         *int32  `json:"leader"`
+	LeaderEpoch    int32   `json:"leader_epoch"`
+	PartitionEpoch int32   `json:"partition_epoch"`
+	Replicas       []int32 `json:"replicas"`
+	ISR            []int32 `json:"isr"`
+	ELR            []int32 `json:"elr"`
+	Earliest       *int64  `json:"earliest"`
+	Latest         *int64  `json:"latest"`
+	Status         string  `json:"status"`
+	Error          *string `json:"error"`
 }
 
 type settingDetails struct {
@@ -75,15 +90,17 @@ func (t *topicFacts) object() topicDetails {
 	}
 	for i, r := range t.Replicas {
 		d.Partitions[i] = partitionDetails{
-			Partition:   r.Partition,
-			Leader:      known(r.Leader),
-			LeaderEpoch: r.LeaderEpoch,
-			Replicas:    append([]int32{}, r.Replicas...),
-			ISR:         append([]int32{}, r.InSync...),
-			Earliest:    known(r.Earliest),
-			Latest:      known(r.Latest),
+			Partition:      r.Partition,
+			Leader:         known(r.Leader),
+			LeaderEpoch:    r.LeaderEpoch,
+			PartitionEpoch: r.PartitionEpoch,
+			Replicas:       append([]int32{}, r.Replicas...),
+			ISR:            append([]int32{}, r.InSync...),
+			ELR:            append([]int32{}, r.Eligible...),
+			Earliest:       known(r.Earliest),
+			Latest:         known(r.Latest),
 		}
-		status, why := partitionStatus(r)
+		status, why := t.partitionStatus(r)
 		d.Partitions[i].Status, d.Partitions[i].Error = status, optional(why)
 	}
 	for i, s := range t.Settings {
@@ -100,25 +117,35 @@ func (t *topicFacts) replicationFactor() int {
 	return factor
 }
 
-// The states of a partition, as far as its leader tells.
+// The states of a partition, as far as its leader and the cluster tell.
 const (
-	statusOK       = "ok"
-	statusFailed   = "failed"
-	statusNoLeader = "no leader"
-	statusNoAnswer = "no answer"
+	statusOK              = "ok"
+	statusFailed          = "failed"
+	statusNoLeader        = "no leader"
+	statusNoAnswer        = "no answer"
+	statusBelowMinISR     = "below min ISR"
+	statusUnderReplicated = "under-replicated"
 )
 
-// partitionStatus returns the state of a partition, and why if it is not ok.
-func partitionStatus(r runnel.PartitionDescription) (status, why string) {
+// partitionStatus returns the state of a partition, the worst if it has several,
+// and why if that is not plain from it.
+func (t *topicFacts) partitionStatus(r runnel.PartitionDescription) (status, why string) {
 	switch {
-	case r.Err == nil:
-		return statusOK, ""
-	case runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG:
+	case r.Err != nil && runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG:
 		return statusFailed, sentence(r.Err)
-	case r.Leader < 0:
+	case r.Err != nil && r.Leader < 0:
 		return statusNoLeader, sentence(r.Err)
+	case r.Err != nil:
+		return statusNoAnswer, sentence(r.Err)
 	}
-	return statusNoAnswer, sentence(r.Err)
+	minISR, err := strconv.Atoi(t.setting(rules.MinInsyncReplicas))
+	switch {
+	case err == nil && len(r.InSync) < rules.EffectiveMinInsync(minISR, len(r.Replicas)):
+		return statusBelowMinISR, ""
+	case len(r.InSync) < len(r.Replicas):
+		return statusUnderReplicated, ""
+	}
+	return statusOK, ""
 }
 
 // known returns nil for a number below 0, which stands for none.
@@ -143,12 +170,15 @@ func (t *topicFacts) tables() []*table {
 	header.row("Id:", t.ID)
 	header.row("Partitions:", t.Partitions)
 	header.row("Replication factor:", t.replicationFactor())
+	if health := t.health(); health != "" {
+		header.row("Health:", health)
+	}
 
-	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST", "STATUS")
+	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "PARTITION EPOCH", "REPLICAS", "ISR", "ELR", "EARLIEST", "LATEST", "STATUS")
 	faults := newTable("PARTITION", "REASON")
 	for _, r := range t.Replicas {
-		status, why := partitionStatus(r)
-		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, nodeList(r.Replicas), nodeList(r.InSync),
+		status, why := t.partitionStatus(r)
+		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, r.PartitionEpoch, nodeList(r.Replicas), nodeList(r.InSync), nodeList(r.Eligible),
 			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), status)
 		if why != "" {
 			faults.row(r.Partition, strings.ReplaceAll(why, "\n", " "))

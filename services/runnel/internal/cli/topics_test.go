@@ -35,8 +35,8 @@ func TestTopics(t *testing.T) {
 	described := succeed(t, "", "topics", "describe", topic).stdout
 	for _, line := range []string{
 		`Name: +` + topic, `Id: +` + created.ID, `Partitions: +2`, `Replication factor: +1`, ``,
-		`PARTITION +LEADER +LEADER EPOCH +REPLICAS +ISR +EARLIEST +LATEST +STATUS`,
-		`0 +\d+ +\d+ +\d+ +\d+ +0 +0 +ok`, `1 +\d+ +\d+ +\d+ +\d+ +0 +2 +ok`,
+		`PARTITION +LEADER +LEADER EPOCH +PARTITION EPOCH +REPLICAS +ISR +ELR +EARLIEST +LATEST +STATUS`,
+		`0 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +0 +ok`, `1 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +2 +ok`,
 		`CONFIG +VALUE +SET BY`, `cleanup.policy +delete +default`, `retention.ms +1000 +topic`,
 		`min.insync.replicas +2 \(1 in effect: replication factor 1\) +default`,
 	} {

@@ -77,6 +77,20 @@ func TestWrongUsage(t *testing.T) {
 		{"topics delete-records t --before 0:-1", `bad value "0:-1" for --before: must look like P:OFFSET, two numbers from 0, or like P:end, such as 0:1500 or 0:end; see "runnel topics delete-records --help"`},
 		{"topics delete-records t --before 0:1 --before 0:end", `--before gives two offsets for partition 0; see "runnel topics delete-records --help"`},
 
+		{"topics describe", `"runnel topics describe" needs a NAME; see "runnel topics describe --help"`},
+		{"topics describe --unhealthy a b", `"runnel topics describe" takes only a NAME, but also got "b" (put quotes around a value with spaces); see "runnel topics describe --help"`},
+
+		{"partitions", `"runnel partitions" needs a command: elect-leader; see "runnel partitions --help"`},
+		{"partitions elect-leader", `give either --preferred or --unclean; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --unclean", `give either --preferred or --unclean; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --yes", `--yes is for --unclean only: --preferred loses nothing; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred t", `"runnel partitions elect-leader" takes no argument, but got "t"; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --topic t:a", `bad value "t:a" for --topic: must look like TOPIC or TOPIC:P,P with numbers from 0, such as orders or orders:0,3; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --topic :1", `bad value ":1" for --topic: must look like TOPIC or TOPIC:P,P with numbers from 0, such as orders or orders:0,3; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --topic t:1,1", `bad value "t:1,1" for --topic: names partition 1 twice; see "runnel partitions elect-leader --help"`},
+		{"partitions elect-leader --preferred --topic t:1 --topic t:2", `--topic names t twice: name it once, as in --topic t:0,3; see "runnel partitions elect-leader --help"`},
+		{"metadata --etcd-endpoints a:1 --balance-interval 30", `bad value "30" for --balance-interval: must be a number with a unit, such as 500ms, 10s or 1m30s; see "runnel metadata --help"`},
+
 		{"produce t --acks some", `bad value "some" for --acks: must be none, leader or all; see "runnel produce --help"`},
 		{"produce t --compression rar", `bad value "rar" for --compression: must be none, gzip, snappy, lz4 or zstd; see "runnel produce --help"`},
 		{"produce t --partition -1", `bad value "-1" for --partition: must be a whole number from 0 up; see "runnel produce --help"`},
@@ -163,6 +177,7 @@ func TestBootstrapVariableIsTheDefault(t *testing.T) {
 func TestHelp(t *testing.T) {
 	commands := [][]string{
 		nil,
+		{"partitions"}, {"partitions", "elect-leader"},
 		{"topics"}, {"topics", "create"}, {"topics", "list"}, {"topics", "describe"}, {"topics", "delete"}, {"topics", "delete-records"}, {"topics", "alter"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},

@@ -312,7 +312,7 @@ func TestUnknownPartitionsFailAfterALoss(t *testing.T) {
 	topic := newTopic("orders", 1, 1)
 	n.snapshot.Topics = []*metadatav1.Topic{topic}
 	n.act(1)
-	write(t, n.mustHave("orders", 0, partition.Leader))
+	write(t, n.mustHave("orders", 0, rules.Leading))
 	n.stop()
 	volumes, err := filepath.Glob(filepath.Join(dir, "volumes", "*-000001"))
 	if err != nil || len(volumes) != 1 {
@@ -330,7 +330,7 @@ func TestUnknownPartitionsFailAfterALoss(t *testing.T) {
 		n.snapshot.Topics = []*metadatav1.Topic{topic}
 		n.act(version)
 		for index := range int32(2) {
-			err := n.mustHave("orders", index, partition.Leader).Append(partition.Append{
+			err := n.mustHave("orders", index, rules.Leading).Append(partition.Append{
 				Batch: batch(t), Acks: logv1.Acks_ACKS_ALL, Deadline: time.Now().Add(time.Minute), LeaderEpoch: rules.NoEpoch,
 			}, make(outcome, 1))
 			wantReason(t, err, errorsv1.Reason_REASON_CORRUPT_LOG)
@@ -338,7 +338,7 @@ func TestUnknownPartitionsFailAfterALoss(t *testing.T) {
 		fresh := newTopic(fmt.Sprint("fresh-", version), 1)
 		n.snapshot.Topics = append(n.snapshot.Topics, fresh)
 		n.act(version + 10)
-		write(t, n.mustHave(fresh.GetName(), 0, partition.Leader))
+		write(t, n.mustHave(fresh.GetName(), 0, rules.Leading))
 		n.stop()
 	}
 }

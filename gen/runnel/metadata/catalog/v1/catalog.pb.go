@@ -359,7 +359,10 @@ type NodeStatusRecord struct {
 	// When it became live or fenced, by the controller's clock.
 	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	// The process has deregistered: only another process of the node ends the fence.
-	Deregistered  bool `protobuf:"varint,3,opt,name=deregistered,proto3" json:"deregistered,omitempty"`
+	Deregistered bool `protobuf:"varint,3,opt,name=deregistered,proto3" json:"deregistered,omitempty"`
+	// The process is about to stop and leads nothing that another node could lead.
+	// The registration of the node's next process clears it.
+	Leaving       bool `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -411,6 +414,13 @@ func (x *NodeStatusRecord) GetSince() *timestamppb.Timestamp {
 func (x *NodeStatusRecord) GetDeregistered() bool {
 	if x != nil {
 		return x.Deregistered
+	}
+	return false
+}
+
+func (x *NodeStatusRecord) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
 	}
 	return false
 }
@@ -779,11 +789,12 @@ const file_runnel_metadata_catalog_v1_catalog_proto_rawDesc = "" +
 	"\vclean_since\x18\x06 \x01(\x03R\n" +
 	"cleanSince\x12!\n" +
 	"\fcached_since\x18\a \x01(\x03R\vcachedSince\x12'\n" +
-	"\x0fdirectory_since\x18\b \x01(\x03R\x0edirectorySince\"\x80\x01\n" +
+	"\x0fdirectory_since\x18\b \x01(\x03R\x0edirectorySince\"\x9a\x01\n" +
 	"\x10NodeStatusRecord\x12\x16\n" +
 	"\x06fenced\x18\x01 \x01(\bR\x06fenced\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\"\n" +
-	"\fderegistered\x18\x03 \x01(\bR\fderegistered\"\xc6\x02\n" +
+	"\fderegistered\x18\x03 \x01(\bR\fderegistered\x12\x18\n" +
+	"\aleaving\x18\x04 \x01(\bR\aleaving\"\xc6\x02\n" +
 	"\vTopicRecord\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fpartition_count\x18\x02 \x01(\x05R\x0epartitionCount\x12K\n" +

@@ -332,6 +332,118 @@ func (x *HeartbeatResponse) GetVersion() int64 {
 	return 0
 }
 
+// LeaveRequest announces the end of a process.
+type LeaveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the node.
+	NodeId int32 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Epoch of the process. A stale one is refused.
+	NodeEpoch     int64 `protobuf:"varint,2,opt,name=node_epoch,json=nodeEpoch,proto3" json:"node_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LeaveRequest) GetNodeId() int32 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *LeaveRequest) GetNodeEpoch() int64 {
+	if x != nil {
+		return x.NodeEpoch
+	}
+	return 0
+}
+
+// LeaveResponse says what could be moved.
+type LeaveResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many partitions the process still leads, from 0: no other node has a live
+	// replica of them that is in sync.
+	Remaining int32 `protobuf:"varint,1,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Cluster version that shows the moves. The node goes on serving until it sees
+	// it.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveResponse) Reset() {
+	*x = LeaveResponse{}
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveResponse) ProtoMessage() {}
+
+func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
+func (*LeaveResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LeaveResponse) GetRemaining() int32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *LeaveResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 // DeregisterRequest ends a lease.
 type DeregisterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -345,7 +457,7 @@ type DeregisterRequest struct {
 
 func (x *DeregisterRequest) Reset() {
 	*x = DeregisterRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +469,7 @@ func (x *DeregisterRequest) String() string {
 func (*DeregisterRequest) ProtoMessage() {}
 
 func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +482,7 @@ func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeregisterRequest) GetNodeId() int32 {
@@ -396,7 +508,7 @@ type DeregisterResponse struct {
 
 func (x *DeregisterResponse) Reset() {
 	*x = DeregisterResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +520,7 @@ func (x *DeregisterResponse) String() string {
 func (*DeregisterResponse) ProtoMessage() {}
 
 func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +533,7 @@ func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 // AllocateProducerIdsRequest asks for a block.
@@ -437,7 +549,7 @@ type AllocateProducerIdsRequest struct {
 
 func (x *AllocateProducerIdsRequest) Reset() {
 	*x = AllocateProducerIdsRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +561,7 @@ func (x *AllocateProducerIdsRequest) String() string {
 func (*AllocateProducerIdsRequest) ProtoMessage() {}
 
 func (x *AllocateProducerIdsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +574,7 @@ func (x *AllocateProducerIdsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateProducerIdsRequest.ProtoReflect.Descriptor instead.
 func (*AllocateProducerIdsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AllocateProducerIdsRequest) GetNodeId() int32 {
@@ -492,7 +604,7 @@ type AllocateProducerIdsResponse struct {
 
 func (x *AllocateProducerIdsResponse) Reset() {
 	*x = AllocateProducerIdsResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +616,7 @@ func (x *AllocateProducerIdsResponse) String() string {
 func (*AllocateProducerIdsResponse) ProtoMessage() {}
 
 func (x *AllocateProducerIdsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +629,7 @@ func (x *AllocateProducerIdsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateProducerIdsResponse.ProtoReflect.Descriptor instead.
 func (*AllocateProducerIdsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AllocateProducerIdsResponse) GetFirstProducerId() int64 {
@@ -549,7 +661,7 @@ type AlterPartitionRequest struct {
 
 func (x *AlterPartitionRequest) Reset() {
 	*x = AlterPartitionRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +673,7 @@ func (x *AlterPartitionRequest) String() string {
 func (*AlterPartitionRequest) ProtoMessage() {}
 
 func (x *AlterPartitionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +686,7 @@ func (x *AlterPartitionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlterPartitionRequest.ProtoReflect.Descriptor instead.
 func (*AlterPartitionRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AlterPartitionRequest) GetNodeId() int32 {
@@ -618,7 +730,7 @@ type PartitionChange struct {
 
 func (x *PartitionChange) Reset() {
 	*x = PartitionChange{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +742,7 @@ func (x *PartitionChange) String() string {
 func (*PartitionChange) ProtoMessage() {}
 
 func (x *PartitionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +755,7 @@ func (x *PartitionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionChange.ProtoReflect.Descriptor instead.
 func (*PartitionChange) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PartitionChange) GetTopicId() []byte {
@@ -694,7 +806,7 @@ type IsrMember struct {
 
 func (x *IsrMember) Reset() {
 	*x = IsrMember{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +818,7 @@ func (x *IsrMember) String() string {
 func (*IsrMember) ProtoMessage() {}
 
 func (x *IsrMember) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +831,7 @@ func (x *IsrMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsrMember.ProtoReflect.Descriptor instead.
 func (*IsrMember) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IsrMember) GetNodeId() int32 {
@@ -750,7 +862,7 @@ type AlterPartitionResponse struct {
 
 func (x *AlterPartitionResponse) Reset() {
 	*x = AlterPartitionResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +874,7 @@ func (x *AlterPartitionResponse) String() string {
 func (*AlterPartitionResponse) ProtoMessage() {}
 
 func (x *AlterPartitionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +887,7 @@ func (x *AlterPartitionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlterPartitionResponse.ProtoReflect.Descriptor instead.
 func (*AlterPartitionResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AlterPartitionResponse) GetResults() []*PartitionChangeResult {
@@ -805,7 +917,7 @@ type PartitionChangeResult struct {
 
 func (x *PartitionChangeResult) Reset() {
 	*x = PartitionChangeResult{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +929,7 @@ func (x *PartitionChangeResult) String() string {
 func (*PartitionChangeResult) ProtoMessage() {}
 
 func (x *PartitionChangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +942,7 @@ func (x *PartitionChangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionChangeResult.ProtoReflect.Descriptor instead.
 func (*PartitionChangeResult) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PartitionChangeResult) GetAccepted() bool {
@@ -876,6 +988,13 @@ const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\"H\n" +
 	"\x11HeartbeatResponse\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"F\n" +
+	"\fLeaveRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\"G\n" +
+	"\rLeaveResponse\x12\x1c\n" +
+	"\tremaining\x18\x01 \x01(\x05R\tremaining\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\"K\n" +
 	"\x11DeregisterRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
@@ -909,10 +1028,11 @@ const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\"p\n" +
 	"\x15PartitionChangeResult\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12;\n" +
-	"\tpartition\x18\x02 \x01(\v2\x1d.runnel.metadata.v1.PartitionR\tpartition2\xbc\x03\n" +
+	"\tpartition\x18\x02 \x01(\v2\x1d.runnel.metadata.v1.PartitionR\tpartition2\x94\x04\n" +
 	"\vNodeService\x12_\n" +
 	"\bRegister\x12(.runnel.metadata.peer.v1.RegisterRequest\x1a).runnel.metadata.peer.v1.RegisterResponse\x12b\n" +
-	"\tHeartbeat\x12).runnel.metadata.peer.v1.HeartbeatRequest\x1a*.runnel.metadata.peer.v1.HeartbeatResponse\x12e\n" +
+	"\tHeartbeat\x12).runnel.metadata.peer.v1.HeartbeatRequest\x1a*.runnel.metadata.peer.v1.HeartbeatResponse\x12V\n" +
+	"\x05Leave\x12%.runnel.metadata.peer.v1.LeaveRequest\x1a&.runnel.metadata.peer.v1.LeaveResponse\x12e\n" +
 	"\n" +
 	"Deregister\x12*.runnel.metadata.peer.v1.DeregisterRequest\x1a+.runnel.metadata.peer.v1.DeregisterResponse\x12\x80\x01\n" +
 	"\x13AllocateProducerIds\x123.runnel.metadata.peer.v1.AllocateProducerIdsRequest\x1a4.runnel.metadata.peer.v1.AllocateProducerIdsResponse2\x85\x01\n" +
@@ -932,42 +1052,46 @@ func file_runnel_metadata_peer_v1_node_proto_rawDescGZIP() []byte {
 	return file_runnel_metadata_peer_v1_node_proto_rawDescData
 }
 
-var file_runnel_metadata_peer_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_runnel_metadata_peer_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_runnel_metadata_peer_v1_node_proto_goTypes = []any{
 	(*RegisterRequest)(nil),             // 0: runnel.metadata.peer.v1.RegisterRequest
 	(*RegisterResponse)(nil),            // 1: runnel.metadata.peer.v1.RegisterResponse
 	(*HeartbeatRequest)(nil),            // 2: runnel.metadata.peer.v1.HeartbeatRequest
 	(*HeartbeatResponse)(nil),           // 3: runnel.metadata.peer.v1.HeartbeatResponse
-	(*DeregisterRequest)(nil),           // 4: runnel.metadata.peer.v1.DeregisterRequest
-	(*DeregisterResponse)(nil),          // 5: runnel.metadata.peer.v1.DeregisterResponse
-	(*AllocateProducerIdsRequest)(nil),  // 6: runnel.metadata.peer.v1.AllocateProducerIdsRequest
-	(*AllocateProducerIdsResponse)(nil), // 7: runnel.metadata.peer.v1.AllocateProducerIdsResponse
-	(*AlterPartitionRequest)(nil),       // 8: runnel.metadata.peer.v1.AlterPartitionRequest
-	(*PartitionChange)(nil),             // 9: runnel.metadata.peer.v1.PartitionChange
-	(*IsrMember)(nil),                   // 10: runnel.metadata.peer.v1.IsrMember
-	(*AlterPartitionResponse)(nil),      // 11: runnel.metadata.peer.v1.AlterPartitionResponse
-	(*PartitionChangeResult)(nil),       // 12: runnel.metadata.peer.v1.PartitionChangeResult
-	(v1.NodeRole)(0),                    // 13: runnel.metadata.v1.NodeRole
-	(*v1.Partition)(nil),                // 14: runnel.metadata.v1.Partition
+	(*LeaveRequest)(nil),                // 4: runnel.metadata.peer.v1.LeaveRequest
+	(*LeaveResponse)(nil),               // 5: runnel.metadata.peer.v1.LeaveResponse
+	(*DeregisterRequest)(nil),           // 6: runnel.metadata.peer.v1.DeregisterRequest
+	(*DeregisterResponse)(nil),          // 7: runnel.metadata.peer.v1.DeregisterResponse
+	(*AllocateProducerIdsRequest)(nil),  // 8: runnel.metadata.peer.v1.AllocateProducerIdsRequest
+	(*AllocateProducerIdsResponse)(nil), // 9: runnel.metadata.peer.v1.AllocateProducerIdsResponse
+	(*AlterPartitionRequest)(nil),       // 10: runnel.metadata.peer.v1.AlterPartitionRequest
+	(*PartitionChange)(nil),             // 11: runnel.metadata.peer.v1.PartitionChange
+	(*IsrMember)(nil),                   // 12: runnel.metadata.peer.v1.IsrMember
+	(*AlterPartitionResponse)(nil),      // 13: runnel.metadata.peer.v1.AlterPartitionResponse
+	(*PartitionChangeResult)(nil),       // 14: runnel.metadata.peer.v1.PartitionChangeResult
+	(v1.NodeRole)(0),                    // 15: runnel.metadata.v1.NodeRole
+	(*v1.Partition)(nil),                // 16: runnel.metadata.v1.Partition
 }
 var file_runnel_metadata_peer_v1_node_proto_depIdxs = []int32{
-	13, // 0: runnel.metadata.peer.v1.RegisterRequest.role:type_name -> runnel.metadata.v1.NodeRole
-	9,  // 1: runnel.metadata.peer.v1.AlterPartitionRequest.changes:type_name -> runnel.metadata.peer.v1.PartitionChange
-	10, // 2: runnel.metadata.peer.v1.PartitionChange.isr:type_name -> runnel.metadata.peer.v1.IsrMember
-	12, // 3: runnel.metadata.peer.v1.AlterPartitionResponse.results:type_name -> runnel.metadata.peer.v1.PartitionChangeResult
-	14, // 4: runnel.metadata.peer.v1.PartitionChangeResult.partition:type_name -> runnel.metadata.v1.Partition
+	15, // 0: runnel.metadata.peer.v1.RegisterRequest.role:type_name -> runnel.metadata.v1.NodeRole
+	11, // 1: runnel.metadata.peer.v1.AlterPartitionRequest.changes:type_name -> runnel.metadata.peer.v1.PartitionChange
+	12, // 2: runnel.metadata.peer.v1.PartitionChange.isr:type_name -> runnel.metadata.peer.v1.IsrMember
+	14, // 3: runnel.metadata.peer.v1.AlterPartitionResponse.results:type_name -> runnel.metadata.peer.v1.PartitionChangeResult
+	16, // 4: runnel.metadata.peer.v1.PartitionChangeResult.partition:type_name -> runnel.metadata.v1.Partition
 	0,  // 5: runnel.metadata.peer.v1.NodeService.Register:input_type -> runnel.metadata.peer.v1.RegisterRequest
 	2,  // 6: runnel.metadata.peer.v1.NodeService.Heartbeat:input_type -> runnel.metadata.peer.v1.HeartbeatRequest
-	4,  // 7: runnel.metadata.peer.v1.NodeService.Deregister:input_type -> runnel.metadata.peer.v1.DeregisterRequest
-	6,  // 8: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:input_type -> runnel.metadata.peer.v1.AllocateProducerIdsRequest
-	8,  // 9: runnel.metadata.peer.v1.PartitionService.AlterPartition:input_type -> runnel.metadata.peer.v1.AlterPartitionRequest
-	1,  // 10: runnel.metadata.peer.v1.NodeService.Register:output_type -> runnel.metadata.peer.v1.RegisterResponse
-	3,  // 11: runnel.metadata.peer.v1.NodeService.Heartbeat:output_type -> runnel.metadata.peer.v1.HeartbeatResponse
-	5,  // 12: runnel.metadata.peer.v1.NodeService.Deregister:output_type -> runnel.metadata.peer.v1.DeregisterResponse
-	7,  // 13: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:output_type -> runnel.metadata.peer.v1.AllocateProducerIdsResponse
-	11, // 14: runnel.metadata.peer.v1.PartitionService.AlterPartition:output_type -> runnel.metadata.peer.v1.AlterPartitionResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
+	4,  // 7: runnel.metadata.peer.v1.NodeService.Leave:input_type -> runnel.metadata.peer.v1.LeaveRequest
+	6,  // 8: runnel.metadata.peer.v1.NodeService.Deregister:input_type -> runnel.metadata.peer.v1.DeregisterRequest
+	8,  // 9: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:input_type -> runnel.metadata.peer.v1.AllocateProducerIdsRequest
+	10, // 10: runnel.metadata.peer.v1.PartitionService.AlterPartition:input_type -> runnel.metadata.peer.v1.AlterPartitionRequest
+	1,  // 11: runnel.metadata.peer.v1.NodeService.Register:output_type -> runnel.metadata.peer.v1.RegisterResponse
+	3,  // 12: runnel.metadata.peer.v1.NodeService.Heartbeat:output_type -> runnel.metadata.peer.v1.HeartbeatResponse
+	5,  // 13: runnel.metadata.peer.v1.NodeService.Leave:output_type -> runnel.metadata.peer.v1.LeaveResponse
+	7,  // 14: runnel.metadata.peer.v1.NodeService.Deregister:output_type -> runnel.metadata.peer.v1.DeregisterResponse
+	9,  // 15: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:output_type -> runnel.metadata.peer.v1.AllocateProducerIdsResponse
+	13, // 16: runnel.metadata.peer.v1.PartitionService.AlterPartition:output_type -> runnel.metadata.peer.v1.AlterPartitionResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -984,7 +1108,7 @@ func file_runnel_metadata_peer_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_metadata_peer_v1_node_proto_rawDesc), len(file_runnel_metadata_peer_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

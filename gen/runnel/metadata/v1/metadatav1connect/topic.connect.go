@@ -36,6 +36,8 @@ const (
 	TopicServiceListTopicsProcedure = "/runnel.metadata.v1.TopicService/ListTopics"
 	// TopicServiceDescribeTopicProcedure is the procedure name of the TopicService's DescribeTopic RPC.
 	TopicServiceDescribeTopicProcedure = "/runnel.metadata.v1.TopicService/DescribeTopic"
+	// TopicServiceElectLeadersProcedure is the procedure name of the TopicService's ElectLeaders RPC.
+	TopicServiceElectLeadersProcedure = "/runnel.metadata.v1.TopicService/ElectLeaders"
 )
 
 var (
@@ -74,6 +76,13 @@ var (
 			Procedure:  TopicServiceDescribeTopicProcedure,
 		}
 	})
+	topicServiceElectLeadersSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_runnel_metadata_v1_topic_proto.Services().ByName("TopicService").Methods().ByName("ElectLeaders"),
+			Procedure:  TopicServiceElectLeadersProcedure,
+		}
+	})
 )
 
 // TopicServiceClient is a client for the runnel.metadata.v1.TopicService service.
@@ -91,6 +100,11 @@ type TopicServiceClient interface {
 	ListTopics(context.Context, *v1.ListTopicsRequest) (*v1.ListTopicsResponse, error)
 	// DescribeTopic returns one topic with its settings and partitions.
 	DescribeTopic(context.Context, *v1.DescribeTopicRequest) (*v1.DescribeTopicResponse, error)
+	// ElectLeaders chooses leaders of partitions anew, each for itself: either the
+	// preferred ones, which loses nothing, or for partitions that are offline any
+	// live replica, which may lose acknowledged records. It returns once this node
+	// shows the outcome.
+	ElectLeaders(context.Context, *v1.ElectLeadersRequest) (*v1.ElectLeadersResponse, error)
 }
 
 // NewTopicServiceClient constructs a client for the runnel.metadata.v1.TopicService service.
@@ -114,6 +128,11 @@ type TopicServiceHandler interface {
 	ListTopics(context.Context, *v1.ListTopicsRequest) (*v1.ListTopicsResponse, error)
 	// DescribeTopic returns one topic with its settings and partitions.
 	DescribeTopic(context.Context, *v1.DescribeTopicRequest) (*v1.DescribeTopicResponse, error)
+	// ElectLeaders chooses leaders of partitions anew, each for itself: either the
+	// preferred ones, which loses nothing, or for partitions that are offline any
+	// live replica, which may lose acknowledged records. It returns once this node
+	// shows the outcome.
+	ElectLeaders(context.Context, *v1.ElectLeadersRequest) (*v1.ElectLeadersResponse, error)
 }
 
 // RegisterTopicServiceHandler registers svc as the runnel.metadata.v1.TopicService implementation
@@ -126,6 +145,7 @@ func RegisterTopicServiceHandler(server *connect.Server, svc TopicServiceHandler
 		connect.Method{Spec: topicServiceDeleteTopicSpec(), Handler: adapter.deleteTopic},
 		connect.Method{Spec: topicServiceListTopicsSpec(), Handler: adapter.listTopics},
 		connect.Method{Spec: topicServiceDescribeTopicSpec(), Handler: adapter.describeTopic},
+		connect.Method{Spec: topicServiceElectLeadersSpec(), Handler: adapter.electLeaders},
 	)
 }
 
@@ -150,6 +170,10 @@ func (UnimplementedTopicServiceHandler) ListTopics(context.Context, *v1.ListTopi
 
 func (UnimplementedTopicServiceHandler) DescribeTopic(context.Context, *v1.DescribeTopicRequest) (*v1.DescribeTopicResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.v1.TopicService.DescribeTopic is not implemented")
+}
+
+func (UnimplementedTopicServiceHandler) ElectLeaders(context.Context, *v1.ElectLeadersRequest) (*v1.ElectLeadersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.v1.TopicService.ElectLeaders is not implemented")
 }
 
 type topicServiceClient struct {
@@ -191,6 +215,14 @@ func (c *topicServiceClient) ListTopics(ctx context.Context, req *v1.ListTopicsR
 func (c *topicServiceClient) DescribeTopic(ctx context.Context, req *v1.DescribeTopicRequest) (*v1.DescribeTopicResponse, error) {
 	var res v1.DescribeTopicResponse
 	if err := c.client.CallUnary(ctx, topicServiceDescribeTopicSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *topicServiceClient) ElectLeaders(ctx context.Context, req *v1.ElectLeadersRequest) (*v1.ElectLeadersResponse, error) {
+	var res v1.ElectLeadersResponse
+	if err := c.client.CallUnary(ctx, topicServiceElectLeadersSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -252,6 +284,18 @@ func (h topicServiceHandler) describeTopic(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.DescribeTopic(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h topicServiceHandler) electLeaders(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ElectLeadersRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ElectLeaders(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,8 @@ const (
 	NodeServiceRegisterProcedure = "/runnel.metadata.peer.v1.NodeService/Register"
 	// NodeServiceHeartbeatProcedure is the procedure name of the NodeService's Heartbeat RPC.
 	NodeServiceHeartbeatProcedure = "/runnel.metadata.peer.v1.NodeService/Heartbeat"
+	// NodeServiceLeaveProcedure is the procedure name of the NodeService's Leave RPC.
+	NodeServiceLeaveProcedure = "/runnel.metadata.peer.v1.NodeService/Leave"
 	// NodeServiceDeregisterProcedure is the procedure name of the NodeService's Deregister RPC.
 	NodeServiceDeregisterProcedure = "/runnel.metadata.peer.v1.NodeService/Deregister"
 	// NodeServiceAllocateProducerIdsProcedure is the procedure name of the NodeService's
@@ -55,6 +57,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_runnel_metadata_peer_v1_node_proto.Services().ByName("NodeService").Methods().ByName("Heartbeat"),
 			Procedure:  NodeServiceHeartbeatProcedure,
+		}
+	})
+	nodeServiceLeaveSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_runnel_metadata_peer_v1_node_proto.Services().ByName("NodeService").Methods().ByName("Leave"),
+			Procedure:  NodeServiceLeaveProcedure,
 		}
 	})
 	nodeServiceDeregisterSpec = sync.OnceValue(func() connect.Spec {
@@ -81,6 +90,13 @@ type NodeServiceClient interface {
 	// Heartbeat renews the node's lease. It is answered only after etcd has
 	// confirmed; the node counts its lease from when it sent the request.
 	Heartbeat(context.Context, *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error)
+	// Leave says that the process is about to stop in good order, and moves its
+	// leaderships to in-sync replicas on other nodes, as far as there are any. From
+	// then on the process is given no leadership that another replica could have;
+	// what it still leads, and its place in ISRs, it keeps until Deregister. Only the
+	// registration of a next process takes the word back. It may be called again, and
+	// moves what has become movable meanwhile.
+	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
 	// Deregister fences the node at once, so that nobody waits for its lease to
 	// run out. The last thing that a node does when it stops in good order.
 	Deregister(context.Context, *v1.DeregisterRequest) (*v1.DeregisterResponse, error)
@@ -103,6 +119,13 @@ type NodeServiceHandler interface {
 	// Heartbeat renews the node's lease. It is answered only after etcd has
 	// confirmed; the node counts its lease from when it sent the request.
 	Heartbeat(context.Context, *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error)
+	// Leave says that the process is about to stop in good order, and moves its
+	// leaderships to in-sync replicas on other nodes, as far as there are any. From
+	// then on the process is given no leadership that another replica could have;
+	// what it still leads, and its place in ISRs, it keeps until Deregister. Only the
+	// registration of a next process takes the word back. It may be called again, and
+	// moves what has become movable meanwhile.
+	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
 	// Deregister fences the node at once, so that nobody waits for its lease to
 	// run out. The last thing that a node does when it stops in good order.
 	Deregister(context.Context, *v1.DeregisterRequest) (*v1.DeregisterResponse, error)
@@ -118,6 +141,7 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 	server.Register(
 		connect.Method{Spec: nodeServiceRegisterSpec(), Handler: adapter.register},
 		connect.Method{Spec: nodeServiceHeartbeatSpec(), Handler: adapter.heartbeat},
+		connect.Method{Spec: nodeServiceLeaveSpec(), Handler: adapter.leave},
 		connect.Method{Spec: nodeServiceDeregisterSpec(), Handler: adapter.deregister},
 		connect.Method{Spec: nodeServiceAllocateProducerIdsSpec(), Handler: adapter.allocateProducerIds},
 	)
@@ -132,6 +156,10 @@ func (UnimplementedNodeServiceHandler) Register(context.Context, *v1.RegisterReq
 
 func (UnimplementedNodeServiceHandler) Heartbeat(context.Context, *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.peer.v1.NodeService.Heartbeat is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.peer.v1.NodeService.Leave is not implemented")
 }
 
 func (UnimplementedNodeServiceHandler) Deregister(context.Context, *v1.DeregisterRequest) (*v1.DeregisterResponse, error) {
@@ -157,6 +185,14 @@ func (c *nodeServiceClient) Register(ctx context.Context, req *v1.RegisterReques
 func (c *nodeServiceClient) Heartbeat(ctx context.Context, req *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error) {
 	var res v1.HeartbeatResponse
 	if err := c.client.CallUnary(ctx, nodeServiceHeartbeatSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *nodeServiceClient) Leave(ctx context.Context, req *v1.LeaveRequest) (*v1.LeaveResponse, error) {
+	var res v1.LeaveResponse
+	if err := c.client.CallUnary(ctx, nodeServiceLeaveSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -198,6 +234,18 @@ func (h nodeServiceHandler) heartbeat(ctx context.Context, _ connect.Spec, strea
 		return err
 	}
 	res, err := h.svc.Heartbeat(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) leave(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.LeaveRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Leave(ctx, &req)
 	if err != nil {
 		return err
 	}
