@@ -102,7 +102,7 @@ func TestPrintElections(t *testing.T) {
 	}
 }
 
-func TestTopicsUnhealthy(t *testing.T) {
+func TestDescribeUnhealthy(t *testing.T) {
 	topic := topicName(t)
 	succeed(t, "", "topics", "create", topic, "--partitions", "2")
 	if got := succeed(t, "", "topics", "describe", topic, "--unhealthy"); got.stdout != "all is well: 2 partitions of 1 topic\n" || got.stderr != "" {
