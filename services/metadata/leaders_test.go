@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1"
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
@@ -166,6 +168,49 @@ func TestLeaveMovesLeaderships(t *testing.T) {
 	a.epoch--
 	_, err = a.leave()
 	wantReason(t, err, errorsv1.Reason_REASON_STALE_NODE_EPOCH)
+}
+
+// TestLeaveAvoidsLostLeases: what a node gives away does not go to one that has just
+// lost its lease; and where there is no other it stays, until that one is back.
+func TestLeaveAvoidsLostLeases(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, etcd)
+	n := m.start(configured(unbalanced)).ready()
+	a, b, c := n.storage().register(false), n.storage().register(false), n.storage().register(false)
+	m.plant("three", 3, a, b, c)
+	m.plant("two", 3, a, b)
+	n.shows("three")
+	n.shows("two")
+	// So many at once that nobody is fenced for now.
+	var lost []clientv3.Op
+	for _, s := range []*storage{b, n.storage().register(false), n.storage().register(false), n.storage().register(false)} {
+		lost = append(lost, clientv3.OpDelete(m.layout.Live(s.id)))
+	}
+	if _, err := m.raw.Txn(t.Context()).Then(lost...).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := a.leave()
+	if err != nil || left.GetRemaining() != 3 {
+		t.Fatalf("%v, %v", left, err)
+	}
+	image := n.at(left.GetVersion())
+	if node, _ := image.Node(b.id); node.Fenced {
+		t.Fatal("it is fenced, which is not what the test is about")
+	}
+	for i := range 3 {
+		if p := partition(t, image, "three", i); p.Leader != c.id || len(p.ISR) != 3 {
+			t.Errorf("partition %d of three replicas is %+v", i, p)
+		}
+		if p := partition(t, image, "two", i); p.Leader != a.id || len(p.ISR) != 2 {
+			t.Errorf("partition %d of two replicas is %+v", i, p)
+		}
+	}
+	if err := b.heartbeat(); err != nil {
+		t.Fatal(err)
+	}
+	n.image("the one that is back leads", func(image *cluster.Image) bool {
+		return partition(t, image, "two", 0).Leader == b.id && partition(t, image, "two", 2).Leader == b.id
+	})
 }
 
 // TestLeaveIsRemembered: the word stands until the next registration, whatever

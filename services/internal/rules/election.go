@@ -71,6 +71,9 @@ type NodeState struct {
 	Epoch cluster.NodeEpoch
 	// Live says that the process holds its lease.
 	Live bool
+	// Suspect says that the process has lost its lease, though it counts as live for
+	// now. What it leads it keeps.
+	Suspect bool
 	// Leaving says that the process is about to stop in good order and gives away
 	// what it leads.
 	Leaving bool
@@ -129,14 +132,15 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 //     the ISR is below min ISR: it still holds every acknowledged record, since
 //     the high watermark stands still meanwhile (KIP-966).
 //   - The leader stays while its very process is in the ISR, unless that process is
-//     leaving and another member of the ISR is not. A new process of the same node
-//     is a new leadership, with a leader epoch of its own (KIP-101).
+//     leaving and another member of the ISR is neither that nor suspect. A new
+//     process of the same node is a new leadership, with a leader epoch of its own
+//     (KIP-101).
 //   - Otherwise the first replica that is in the ISR, or else in the ELR, and live
-//     leads; one that is leaving only if there is no other. If both are empty the
-//     last leader does, given that it is live on the directory that it led with and
-//     that no acknowledged record can be lost with its page cache: the topic is
-//     synced, or the page cache survived all restarts since. Its store verifies the
-//     log before it registers.
+//     leads; one that is leaving only if there is no other, and one that is suspect
+//     only if all are: it may be dead. If both are empty the last leader does, given
+//     that it is live on the directory that it led with and that no acknowledged
+//     record can be lost with its page cache: the topic is synced, or the page cache
+//     survived all restarts since. Its store verifies the log before it registers.
 //   - Otherwise the partition is offline and remembers its last leader.
 //
 // A change of ISR alone leaves the leader epoch as it is (KAFKA-15021).
@@ -164,8 +168,8 @@ func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bo
 	current := slices.Index(p.Replicas, p.Leader)
 	stays := current >= 0 && slices.Contains(next.ISR, p.Leader) && p.Epochs[current] == nodes[p.Leader].Epoch
 	if stays && nodes[p.Leader].Leaving {
-		// All of these are live.
-		stays = !slices.ContainsFunc(next.ISR, func(id cluster.NodeID) bool { return !nodes[id].Leaving })
+		// All of these count as live.
+		stays = !slices.ContainsFunc(next.ISR, func(id cluster.NodeID) bool { return !nodes[id].Leaving && !nodes[id].Suspect })
 	}
 	if !stays {
 		if p.Leader != cluster.NoNode {
@@ -194,9 +198,10 @@ func Elect(p PartitionState, nodes Nodes, topic TopicTraits) (PartitionState, bo
 
 // electable returns who may lead a partition without a leader, or NoNode.
 func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID {
-	for _, leaving := range [...]bool{false, true} {
-		for _, id := range slices.Concat(p.ISR, p.ELR) {
-			if nodes[id].Live && nodes[id].Leaving == leaving {
+	members := slices.Concat(p.ISR, p.ELR)
+	for _, want := range [...]struct{ suspect, leaving bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+		for _, id := range members {
+			if n := nodes[id]; n.Live && n.Suspect == want.suspect && n.Leaving == want.leaving {
 				return id
 			}
 		}

@@ -32,6 +32,12 @@ func leaving(epoch cluster.NodeEpoch) NodeState {
 	return n
 }
 
+// suspect is a process that counts as live and has just lost its lease.
+func suspect(n NodeState) NodeState {
+	n.Suspect = true
+	return n
+}
+
 // restarted is a live process that followed the process of epoch before.
 func restarted(before, epoch cluster.NodeEpoch, r Restart) NodeState {
 	return NodeState{Epoch: epoch, Live: true, History: History{}.After(before, r).Resolve(epoch)}
@@ -122,6 +128,14 @@ func TestElect(t *testing.T) {
 		{"leaving: elected when nobody else can be", led(1, ids{1, 2}, nil), with(Nodes{1: dead(10), 2: leaving(20)}), minTwo, want{2, 6, ids{2}, ids{1}, none}},
 		{"leaving: who is eligible is elected first and joins the ISR", offline(1, ids{3}, ids{2}), with(Nodes{1: dead(10), 3: leaving(30)}), minTwo, want{2, 6, ids{2, 3}, nil, none}},
 		{"leaving: the last leader, whom nobody can replace", led(1, ids{1}, nil), Nodes{1: func() NodeState { n := restarted(10, 11, killed); n.Leaving = true; return n }(), 2: live(20)}, minTwo, want{1, 6, ids{1}, nil, none}},
+
+		{"suspect: the leader stays until it is fenced", led(1, ids{1, 2, 3}, nil), with(Nodes{1: suspect(live(10))}), minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
+		{"suspect: a follower stays in the ISR until it is fenced", led(1, ids{1, 2, 3}, nil), with(Nodes{2: suspect(live(20))}), minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
+		{"suspect: others are elected first", led(1, ids{1, 2, 3}, nil), with(Nodes{1: dead(10), 2: suspect(live(20))}), minTwo, want{3, 6, ids{2, 3}, nil, none}},
+		{"suspect: one that is leaving is elected first", led(1, ids{1, 2, 3}, nil), with(Nodes{1: dead(10), 2: suspect(live(20)), 3: leaving(30)}), minTwo, want{3, 6, ids{2, 3}, nil, none}},
+		{"suspect: elected when nobody else can be", led(1, ids{1, 2}, nil), with(Nodes{1: dead(10), 2: suspect(live(20))}), minTwo, want{2, 6, ids{2}, ids{1}, none}},
+		{"suspect: who leaves gives nothing to it", led(1, ids{1, 2, 3}, nil), with(Nodes{1: leaving(10), 2: suspect(live(20))}), minTwo, want{3, 6, ids{1, 2, 3}, nil, none}},
+		{"suspect: who leaves stays where the others are", led(1, ids{1, 2, 3}, nil), Nodes{1: leaving(10), 2: suspect(live(20)), 3: suspect(live(30))}, minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
 
 		{"last leader: killed, the page cache survived", led(1, ids{1}, nil), Nodes{1: restarted(10, 11, killed), 2: live(20)}, minTwo, want{1, 6, ids{1}, nil, none}},
 		{"last leader: power loss, synced", led(1, ids{1}, nil), Nodes{1: restarted(10, 11, power), 2: live(20)}, synced, want{1, 6, ids{1}, nil, none}},
@@ -383,12 +397,16 @@ func TestElectionProperties(t *testing.T) {
 				m.records = 0
 			},
 			"lose lease": func(t *rapid.T) {
-				pick(t, "loses lease", func(m *machine) bool { return m.state.Live }).state.Live = false
+				pick(t, "loses lease", func(m *machine) bool { return m.state.Live }).state.Suspect = true
 				judged = false
 			},
+			"fence": func(t *rapid.T) {
+				m := pick(t, "is fenced", func(m *machine) bool { return m.state.Live })
+				m.state.Live, m.state.Suspect, judged = false, false, false
+			},
 			"regain lease": func(t *rapid.T) {
-				pick(t, "regains lease", func(m *machine) bool { return m.up && !m.state.Live }).state.Live = true
-				judged = false
+				m := pick(t, "regains lease", func(m *machine) bool { return m.up && (!m.state.Live || m.state.Suspect) })
+				m.state.Live, m.state.Suspect, judged = true, false, false
 			},
 			"leave": func(t *rapid.T) {
 				pick(t, "leaves", func(m *machine) bool { return m.up && !m.state.Leaving }).state.Leaving = true
@@ -439,9 +457,16 @@ func TestElectionProperties(t *testing.T) {
 					if !machines[id].state.Live {
 						t.Fatalf("fenced node %d is in the ISR %v", id, p.ISR)
 					}
-					if p.Leader != cluster.NoNode && machines[p.Leader].state.Leaving && !machines[id].state.Leaving {
+					if other := machines[id].state; p.Leader != cluster.NoNode && machines[p.Leader].state.Leaving && !other.Leaving && !other.Suspect {
 						t.Fatalf("leader %d is leaving although node %d could lead", p.Leader, id)
 					}
+				}
+				if p.Leader != cluster.NoNode && p.LeaderEpoch != before.LeaderEpoch && machines[p.Leader].state.Suspect &&
+					slices.ContainsFunc(slices.Concat(p.ISR, p.ELR), func(id cluster.NodeID) bool { return machines[id].state.Live && !machines[id].state.Suspect }) {
+					t.Fatalf("leader %d, which has lost its lease, was elected: %+v", p.Leader, p)
+				}
+				if again, changed := Elect(p, nodes(), topic); changed {
+					t.Fatalf("a second election changes %+v to %+v", p, again)
 				}
 			},
 			"acknowledge": func(t *rapid.T) {

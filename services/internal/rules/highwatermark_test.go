@@ -73,7 +73,7 @@ func TestHighWatermark(t *testing.T) {
 			want: 3,
 		},
 		{
-			name: "KIP-966: who is eligible counts, although min ISR is reached after it was lowered",
+			name: "KIP-966: who is eligible counts, although min ISR is reached: it was lowered, or raised and the leader does not know yet",
 			in: HighWatermark{
 				Leader: 1, Current: 3, LogEnd: 9, ISR: nodes(1), ELR: nodes(2), Replicas: 3, MinInsyncReplicas: 1,
 				Followers: []FollowerProgress{fetched(2, 5)},
@@ -120,7 +120,7 @@ func TestHighWatermark(t *testing.T) {
 }
 
 // Whatever the leader knows: the watermark never falls, and when it moves every
-// member of both ISRs has fetched all below it in this epoch.
+// member of both ISRs and of the ELR has fetched all below it in this epoch.
 func TestHighWatermarkProperties(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -145,6 +145,9 @@ func TestHighWatermarkProperties(t *testing.T) {
 		if rapid.Bool().Draw(t, "proposed") {
 			h.ProposedISR = isr("proposed isr")
 		}
+		if rapid.Bool().Draw(t, "eligible") {
+			h.ELR = isr("elr")[1:]
+		}
 		for _, id := range rapid.SliceOfNDistinct(rapid.Int32Range(2, 6), 0, 5, rapid.ID[int32]).Draw(t, "followers") {
 			h.Followers = append(h.Followers, FollowerProgress{
 				Node: cluster.NodeID(id), LogEnd: rapid.Int64Range(0, 20).Draw(t, "end"), Fetched: rapid.Bool().Draw(t, "fetched"),
@@ -163,7 +166,7 @@ func TestHighWatermarkProperties(t *testing.T) {
 		if next > h.LogEnd {
 			t.Fatalf("moved to %d beyond the log end %d", next, h.LogEnd)
 		}
-		for _, id := range slices.Concat(h.ISR, h.ProposedISR) {
+		for _, id := range slices.Concat(h.ISR, h.ProposedISR, h.ELR) {
 			if id == h.Leader {
 				continue
 			}

@@ -81,7 +81,7 @@ func (n Node) Leased() bool { return n.Live() && n.Lease != 0 }
 
 // State returns what elections depend on.
 func (n Node) State() rules.NodeState {
-	return rules.NodeState{Epoch: n.Epoch, Live: n.Live(), Leaving: n.Status.GetLeaving(), History: n.History().Resolve(n.Epoch)}
+	return rules.NodeState{Epoch: n.Epoch, Live: n.Live(), Suspect: n.Live() && !n.Leased(), Leaving: n.Status.GetLeaving(), History: n.History().Resolve(n.Epoch)}
 }
 
 // History returns the node's history as it is stored, not resolved.
