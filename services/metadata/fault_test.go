@@ -492,8 +492,8 @@ func TestConfigValidate(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Errorf("without a peer address: %v", err)
 	}
-	err := Config{Listen: ":7070", PeerListen: "x", NodeID: -1, Prefix: "runnel", LeaseTTL: 2500 * time.Millisecond}.Validate()
-	for _, key := range []string{"DataDir", "Advertise", "AdvertisePeer", "NodeID", "Prefix", "LeaseTTL", "RequestTimeout", "RelistInterval", "MaxPartitionsPerTopic", "MaxPartitions", "MaxNodes", "DeletedTopicRetention"} {
+	err := Config{Listen: ":7070", PeerListen: "x", NodeID: -1, Prefix: "runnel", LeaseTTL: 2500 * time.Millisecond, BalanceInterval: time.Millisecond}.Validate()
+	for _, key := range []string{"DataDir", "Advertise", "AdvertisePeer", "NodeID", "Prefix", "LeaseTTL", "RequestTimeout", "RelistInterval", "MaxPartitionsPerTopic", "MaxPartitions", "MaxReplicationFactor", "BalanceInterval", "BalanceMoves", "MaxNodes", "DeletedTopicRetention"} {
 		if err == nil || !strings.Contains(err.Error(), key+" ") && !strings.Contains(err.Error(), "set "+key) {
 			t.Errorf("%v does not name %s", err, key)
 		}

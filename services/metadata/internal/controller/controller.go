@@ -114,12 +114,8 @@ type Controller struct {
 	// something behind.
 	untidy bool
 	// pruned is when deleted topics were last looked through.
-	pruned time.Time
-	// balanced is when leaderships were last compared with preferences, and unbalanced
-	// what was found then: partitions whose preferred replica could lead and does
-	// not, each at its revision.
-	balanced   time.Time
-	unbalanced map[partitionKey]int64
+	pruned   time.Time
+	balancer balancer
 }
 
 type metrics struct {
@@ -135,7 +131,7 @@ type metrics struct {
 
 // New returns a controller without a term.
 func New(o Options) *Controller {
-	c := &Controller{o: o, turn: make(chan struct{}, 1)}
+	c := &Controller{o: o, turn: make(chan struct{}, 1), balancer: balancer{interval: o.BalanceInterval, moves: o.BalanceMoves}}
 	opts := func(name, help string) prometheus.Opts {
 		return prometheus.Opts{Namespace: "runnel", Subsystem: "metadata", Name: name, Help: help}
 	}
@@ -193,7 +189,7 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 	c.term, c.over, c.written = term, over, response.Header.GetRevision()
 	c.judged, c.lost, c.fenced, c.pause = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
 	c.untidy, c.pruned = true, time.Time{}
-	c.balanced, c.unbalanced = time.Now(), nil
+	c.balancer.reset(time.Now())
 	<-c.turn
 
 	delay := minRetryDelay

@@ -2,12 +2,10 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -19,12 +17,6 @@ import (
 	"github.com/runnel-mesh/runnel/services/metadata/internal/catalog"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/election"
 )
-
-// partitionKey names a partition.
-type partitionKey struct {
-	topic cluster.TopicID
-	index int32
-}
 
 // Leave takes note that the process of a node is about to stop, and moves its
 // leaderships as far as they can go. It returns how many stay, and the version of
@@ -328,75 +320,4 @@ func (p *promotion) add(s *catalog.State, change partitionChange) {
 	}
 	p.leaders[leader] = struct{}{}
 	p.comparisons = append(p.comparisons, catalog.Present(p.layout.Live(leader)), catalog.Unchanged(p.layout.Node(leader), int64(s.Nodes[leader].Epoch)))
-}
-
-// balance gives leaderships back to preferred replicas, at most BalanceMoves of
-// them, of partitions that looked the same a BalanceInterval ago: a replica that
-// comes and goes is left alone until it stays. It returns after how long to look
-// again.
-func (c *Controller) balance(ctx context.Context, now time.Time) (time.Duration, error) {
-	const never = time.Hour
-	if c.o.BalanceInterval == 0 {
-		return never, nil
-	}
-	if left := c.balanced.Add(c.o.BalanceInterval).Sub(now); left > 0 {
-		return left, nil
-	}
-	c.balanced = now
-	if now.Before(c.pause) {
-		// Who is live is not known for sure.
-		c.unbalanced = nil
-		return c.o.BalanceInterval, nil
-	}
-	found := make(map[partitionKey]int64)
-	var due []partitionChange
-	var promotions []*promotion
-	c.o.Catalog.Read(func(s *catalog.State) {
-		nodes := leasedNodes(s)
-		for id := range s.Topics {
-			partitions, _ := s.Ready(id)
-			for i := range partitions {
-				p := &partitions[i]
-				next, changed := rules.Prefer(p.PartitionState, nodes)
-				if !changed {
-					continue
-				}
-				key := partitionKey{id, p.Index}
-				found[key] = p.Revision
-				if c.unbalanced[key] == p.Revision {
-					due = append(due, partitionChange{id, catalog.Partition{PartitionState: next, Revision: p.Revision}})
-				}
-			}
-		}
-		sortChanges(due)
-		due = due[:min(len(due), c.o.BalanceMoves)]
-		for _, change := range due {
-			if len(promotions) == 0 || promotions[len(promotions)-1].full() {
-				promotions = append(promotions, newPromotion(c.o.Layout))
-			}
-			promotions[len(promotions)-1].add(s, change)
-		}
-	})
-	c.unbalanced = found
-	if len(due) == 0 {
-		return c.o.BalanceInterval, nil
-	}
-	err := c.commitAll(ctx, func(yield func(transaction) bool) {
-		for _, p := range promotions {
-			if !yield(p.transaction) {
-				return
-			}
-		}
-	})
-	switch {
-	case errors.Is(err, election.ErrConflict):
-		// A lease was lost meanwhile. The next round sees what is left to do.
-	case err != nil:
-		return 0, err
-	default:
-		c.metrics.elections.Add(float64(len(due)))
-		c.metrics.balanced.Add(float64(len(due)))
-		c.o.Logger.Info("leaderships went back to preferred replicas", "partitions", len(due), "unbalanced", len(found))
-	}
-	return c.o.BalanceInterval, nil
 }
