@@ -20,6 +20,12 @@ type Component struct {
 	// does not come to be before ctx ends. The next component starts after it. May
 	// be nil.
 	Ready func(ctx context.Context) error
+	// Leave is called when the process is told to stop, before anything else, the last
+	// one first: the component gives to other processes what it can, and serves on. It
+	// returns soon, and at once if ctx ends, which says that a component has failed
+	// meanwhile. It is not called for a process that stops because of a failure. May
+	// be nil.
+	Leave func(ctx context.Context)
 	// Drain is called before any component is stopped, the last one first. It
 	// returns at once. May be nil.
 	Drain func()
@@ -48,7 +54,8 @@ func New(logger *slog.Logger, components ...Component) *Group {
 }
 
 // Run starts the components one after another and blocks until ctx ends or one
-// of them fails. It then drains all of them and stops them one by one, the last
+// of them fails. It then lets those that are told to stop leave, drains all of them
+// and stops them one by one, the last
 // one first, and returns the failures, each with the name of its component: nil
 // if there were none. It is called once.
 func (g *Group) Run(ctx context.Context) error {
@@ -90,10 +97,17 @@ type running struct {
 
 func (g *Group) run(ctx context.Context) error {
 	// The first failure ends it; its cause is the failure.
-	alive, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
+	alive, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	// Nothing that runs sees the end of ctx by itself: the order is ours.
 	base := context.WithoutCancel(ctx)
+	// Unlike alive it outlives ctx.
+	whole, broken := context.WithCancel(base)
+	defer broken()
+	fail := func(err error) {
+		end(err)
+		broken()
+	}
 
 	var started []*running
 	var failures []error
@@ -122,6 +136,11 @@ func (g *Group) run(ctx context.Context) error {
 		g.logger.Error("stopping because of a failure", "error", cause)
 	}
 
+	for i := len(started) - 1; i >= 0 && whole.Err() == nil; i-- {
+		if started[i].Leave != nil {
+			started[i].Leave(whole)
+		}
+	}
 	for i := len(started) - 1; i >= 0; i-- {
 		if started[i].Drain != nil {
 			started[i].Drain()
@@ -139,7 +158,7 @@ func (g *Group) run(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-func start(base context.Context, c Component, fail context.CancelCauseFunc) *running {
+func start(base context.Context, c Component, fail func(error)) *running {
 	ctx, stop := context.WithCancel(base)
 	r := &running{Component: c, stop: stop, done: make(chan struct{})}
 	go func() {

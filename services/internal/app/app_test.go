@@ -57,6 +57,10 @@ func (j *journal) component(name string) Component {
 				return ctx.Err()
 			}
 		},
+		Leave: func(context.Context) {
+			time.Sleep(time.Second)
+			j.add("leave " + name)
+		},
 		Drain: func() { j.add("drain " + name) },
 	}
 }
@@ -78,6 +82,7 @@ func TestOrder(t *testing.T) {
 		}
 		want := []string{
 			"run a", "ready a", "run b", "ready b", "run c", "ready c",
+			"leave c", "leave b", "leave a",
 			"drain c", "drain b", "drain a", "stopped c", "stopped b", "stopped a",
 		}
 		if got := j.all(); !slices.Equal(got, want) {
@@ -99,7 +104,7 @@ func TestStopWhileStarting(t *testing.T) {
 		if err := g.Run(ctx); err != nil {
 			t.Errorf("%v", err)
 		}
-		want := []string{"run a", "ready a", "run b", "drain b", "drain a", "stopped b", "stopped a"}
+		want := []string{"run a", "ready a", "run b", "leave b", "leave a", "drain b", "drain a", "stopped b", "stopped a"}
 		if got := j.all(); !slices.Equal(got, want) {
 			t.Errorf("%q", got)
 		}
@@ -122,7 +127,7 @@ func TestFirstFailureStopsAllAndIsNamed(t *testing.T) {
 		if !errors.Is(err, errBroken) || err.Error() != "b: disk is broken" {
 			t.Errorf("%v", err)
 		}
-		if got := j.all(); !slices.Contains(got, "stopped a") || !slices.Contains(got, "stopped c") {
+		if got := j.all(); !slices.Contains(got, "stopped a") || !slices.Contains(got, "stopped c") || slices.Contains(got, "leave a") {
 			t.Errorf("%q", got)
 		}
 		if strings.Count(logs.String(), "disk is broken") != 1 {
@@ -130,6 +135,35 @@ func TestFirstFailureStopsAllAndIsNamed(t *testing.T) {
 		}
 		if err := g.Ready(t.Context()); !errors.Is(err, errBroken) {
 			t.Errorf("Ready: %v", err)
+		}
+	})
+}
+
+func TestFailureEndsLeaving(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		failing := Component{Name: "b", Run: func(ctx context.Context) error {
+			time.Sleep(time.Minute)
+			return errBroken
+		}}
+		slow := Component{
+			Name:  "c",
+			Run:   func(ctx context.Context) error { <-ctx.Done(); return nil },
+			Leave: func(ctx context.Context) { <-ctx.Done() },
+		}
+		g := New(nil, j.component("a"), failing, slow)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		begin := time.Now()
+		if err := g.Run(ctx); !errors.Is(err, errBroken) {
+			t.Errorf("%v", err)
+		}
+		if took := time.Since(begin); took > 2*time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		if got := j.all(); !slices.Equal(got, []string{"run a", "ready a", "drain a", "stopped a"}) {
+			t.Errorf("%q", got)
 		}
 	})
 }

@@ -81,6 +81,11 @@ type service interface {
 	Drain()
 }
 
+// leaver is a service that gives what it leads to other nodes before it stops.
+type leaver interface {
+	Leave(ctx context.Context)
+}
+
 // serveNode runs one service until ctx ends: its public face on one port, that
 // for other nodes on another. build gets the means of the process, and
 // the health that the service may add to.
@@ -122,10 +127,14 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 	for _, name := range serviceNames(publicServer) {
 		health.SetServing(name, false)
 	}
+	component := app.Component{Name: name, Run: s.Run, Drain: s.Drain, Ready: func(ctx context.Context) error {
+		return awaitReady(ctx, logger, name, s.Ready)
+	}}
+	if l, ok := s.(leaver); ok {
+		component.Leave = l.Leave
+	}
 	return app.New(logger,
-		app.Component{Name: name, Run: s.Run, Drain: s.Drain, Ready: func(ctx context.Context) error {
-			return awaitReady(ctx, logger, name, s.Ready)
-		}},
+		component,
 		app.Component{Name: "server for other nodes", Run: func(ctx context.Context) error {
 			return rpc.Serve(ctx, rpc.ServeOptions{Listener: peer, Server: peerServer, Logger: logger, Telemetry: tel})
 		}},
