@@ -164,7 +164,7 @@ up() {
 
 		  export RUNNEL_BOOTSTRAP=$bootstrap
 		  $dir/bin/runnel cluster describe
-		  $dir/bin/runnel topics create orders --partitions 6
+		  $dir/bin/runnel topics create orders --partitions 6 --replication-factor 3
 		  $dir/bin/runnel topics describe orders
 	END
 }

@@ -36,8 +36,8 @@ type Config struct {
 	// NodeID is the number of the node, from 1; 0 takes the one recorded in the data
 	// directory, or asks for one. Default 0.
 	NodeID cluster.NodeID
-	// Grace is how long streams may take to end when the node stops; at least 0.
-	// Default 10 s.
+	// Grace is how long the node may take to give away what it leads when it stops, and
+	// how long streams may take to end then; at least 0. Default 10 s.
 	Grace time.Duration
 
 	// VolumeBytes is how many bytes of batches the store puts into one volume; at

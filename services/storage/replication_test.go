@@ -37,6 +37,9 @@ type controller struct {
 	snapshot  *metadatav1.ClusterSnapshot
 	nodes     rules.Nodes
 	partition rules.PartitionState
+	// leave is called before a node's wish to leave is granted, which it may refuse;
+	// nil grants.
+	leave func(context.Context, cluster.NodeID) error
 }
 
 var twoInSync = rules.TopicTraits{Synced: true, MinInsyncReplicas: 2}
@@ -95,7 +98,7 @@ func (c *controller) set(id int32, state rules.NodeState, req *peerv1.RegisterRe
 		c.snapshot.Nodes = append(c.snapshot.Nodes, &metadatav1.Node{NodeId: id})
 	}
 	n := c.snapshot.Nodes[i]
-	n.NodeEpoch, n.Fenced = int64(state.Epoch), !state.Live
+	n.NodeEpoch, n.Fenced, n.Leaving = int64(state.Epoch), !state.Live, state.Leaving
 	if req != nil {
 		n.Address, n.PeerAddress = req.GetAddress(), req.GetPeerAddress()
 	}
@@ -105,6 +108,33 @@ func (c *controller) set(id int32, state rules.NodeState, req *peerv1.RegisterRe
 
 func (c *controller) Heartbeat(context.Context, *peerv1.HeartbeatRequest) (*peerv1.HeartbeatResponse, error) {
 	return &peerv1.HeartbeatResponse{LeaseMs: 60_000}, nil
+}
+
+func (c *controller) setLeave(leave func(context.Context, cluster.NodeID) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leave = leave
+}
+
+func (c *controller) Leave(ctx context.Context, req *peerv1.LeaveRequest) (*peerv1.LeaveResponse, error) {
+	c.mu.Lock()
+	leave := c.leave
+	c.mu.Unlock()
+	if leave != nil {
+		if err := leave(ctx, cluster.NodeID(req.GetNodeId())); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	state := c.nodes[cluster.NodeID(req.GetNodeId())]
+	state.Leaving = true
+	c.set(req.GetNodeId(), state, nil)
+	res := &peerv1.LeaveResponse{Version: c.snapshot.Version}
+	if c.partition.Leader == cluster.NodeID(req.GetNodeId()) {
+		res.Remaining = 1
+	}
+	return res, nil
 }
 
 func (c *controller) Deregister(_ context.Context, req *peerv1.DeregisterRequest) (*peerv1.DeregisterResponse, error) {
@@ -166,12 +196,26 @@ type replicaSet struct {
 
 func peerAddress(id int32) string { return fmt.Sprintf("127.0.0.1:%d", 7100+id) }
 
-func (r *replicaSet) start(id int32) {
+func newReplicaSet(t *testing.T, ids ...int32) *replicaSet {
+	t.Helper()
+	r := &replicaSet{
+		t: t, controller: newController(t, ids...), peers: map[string]connect.Transport{}, nodes: map[int32]*running{}, dirs: map[int32]string{},
+	}
+	for _, id := range ids {
+		r.dirs[id] = t.TempDir()
+	}
+	return r
+}
+
+func (r *replicaSet) start(id int32, change ...func(*Config)) {
 	r.t.Helper()
 	config := DefaultConfig()
 	config.DataDir, config.NodeID = r.dirs[id], cluster.NodeID(id)
 	config.AdvertisePeer = peerAddress(id)
 	config.ReplicaLag = 2 * time.Second
+	for _, f := range change {
+		f(&config)
+	}
 	if err := config.Validate(); err != nil {
 		r.t.Fatal(err)
 	}
@@ -259,10 +303,7 @@ func (r *replicaSet) read() []string {
 // each of them may lead next, and one that comes back catches up and rejoins.
 func TestReplicates(t *testing.T) {
 	t.Parallel()
-	r := &replicaSet{
-		t: t, controller: newController(t, 1, 2, 3), peers: map[string]connect.Transport{}, nodes: map[int32]*running{},
-		dirs: map[int32]string{1: t.TempDir(), 2: t.TempDir(), 3: t.TempDir()},
-	}
+	r := newReplicaSet(t, 1, 2, 3)
 	for id := range int32(3) {
 		r.start(id + 1)
 	}

@@ -4,8 +4,8 @@
 // A [Service] lives through [New], [Service.Register], [Service.Run]. It starts
 // in this order: open the store, register the node, record who the node is,
 // follow the cluster until the registration is in it, lead. It stops in the
-// reverse order: end the streams, those of followers last, deregister, close the store, which leaves the
-// clean marker last.
+// reverse order: give away what it leads, end the streams, those of followers last,
+// deregister, close the store, which leaves the clean marker last.
 package storage
 
 import (
@@ -84,8 +84,11 @@ type Service struct {
 	clusters         metadatav1connect.ClusterServiceClient
 	health           *rpc.Health
 	onStall          func(bool)
-	// status is ready once the node leads what it is given.
+	// status is ready once the node leads what it is given, and node is set then.
 	status *app.Status
+	node   atomic.Pointer[node]
+	// leaving is done once the node has given away what it can.
+	leaving sync.Once
 }
 
 // New returns a service. It does no I/O and starts nothing; the configuration
@@ -236,6 +239,7 @@ func (s *Service) run(ctx context.Context) error {
 		err = s.replicas.WaitApplied(running, n.version)
 	}
 	if err == nil {
+		s.node.Store(n)
 		s.status.SetReady()
 		s.logger.Info("storage node leads", "node_id", n.id, "node_epoch", n.epoch, "address", s.config.address(), "directory", config.Dir)
 		<-running.Done()
@@ -249,6 +253,9 @@ func (s *Service) run(ctx context.Context) error {
 	}
 
 	s.status.SetPhase("it is stopping")
+	if err == nil {
+		s.Leave(context.WithoutCancel(ctx))
+	}
 	s.drain.Begin()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Grace)
 	if s.log.Wait(grace) != nil {

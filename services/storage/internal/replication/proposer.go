@@ -76,15 +76,15 @@ func (p *Proposer) Consider(part *partition.Partition, now time.Time) {
 	}
 }
 
-// live returns the epoch of a node's process that has its lease, as far as is known
-// here.
+// live returns the epoch of a node's process that has its lease and is not about to
+// stop, as far as is known here.
 func (p *Proposer) live(id cluster.NodeID) (cluster.NodeEpoch, bool) {
 	image := p.view.Image()
 	if image == nil {
 		return 0, false
 	}
 	node, ok := image.Node(id)
-	if !ok || node.Fenced {
+	if !ok || node.Fenced || node.Leaving {
 		return 0, false
 	}
 	return node.Epoch, true
