@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -44,9 +45,15 @@ type history struct {
 	reached []rules.EpochStart
 	// leaders holds who was given each leader epoch.
 	leaders map[cluster.LeaderEpoch]cluster.NodeID
-	// excused says that records may be lost: an operator has elected a leader that may
-	// lack them. From then on nothing counts as committed.
+	// unclean is the newest leader epoch that an operator has given to a replica that
+	// may lack records, or [rules.NoEpoch]. What leaders of earlier epochs do from then
+	// on counts no more.
+	unclean cluster.LeaderEpoch
+	// excused says that the log of that leader is not known yet, which decides what
+	// was lost. Until then nothing is held against anybody.
 	excused bool
+	// lostFrom is the lowest offset at which an unclean election has lost something.
+	lostFrom int64
 }
 
 type ackedBatch struct{ value, base int64 }
@@ -56,6 +63,7 @@ func newChecker(topics []topic) *checker {
 	for range topics {
 		k.partitions = append(k.partitions, &history{
 			values: make(map[int64]int64), failed: make(map[int64]bool), sequences: make(map[int64]int32), leaders: make(map[cluster.LeaderEpoch]cluster.NodeID),
+			unclean: rules.NoEpoch, lostFrom: math.MaxInt64,
 		})
 	}
 	return k
@@ -64,6 +72,49 @@ func newChecker(topics []topic) *checker {
 func (k *checker) newValue() int64 { k.nextValue++; return k.nextValue }
 
 func (k *checker) producerID() int64 { k.nextID++; return k.nextID }
+
+// binds says whether what leaders of an epoch do is held to what is committed.
+func (h *history) binds(epoch cluster.LeaderEpoch) bool { return !h.excused && epoch >= h.unclean }
+
+// electedUncleanly is an operator's act, which begins an epoch.
+func (k *checker) electedUncleanly(p int, epoch cluster.LeaderEpoch) {
+	h := k.partitions[p]
+	h.excused, h.unclean = true, epoch
+}
+
+// resumes is what a leader has when it begins after an unclean election: what was
+// committed and is not there, as it was, is lost with leave. start is where its log
+// begins.
+func (k *checker) resumes(p int, epoch cluster.LeaderEpoch, start int64, log []batch) {
+	h := k.partitions[p]
+	kept := min(start, h.end())
+	if len(log) > 0 {
+		kept = min(log[0].base, h.end())
+	}
+	for _, b := range log {
+		if b.last >= h.end() || h.batchAt(b.base) != b {
+			break
+		}
+		kept = b.last + 1
+	}
+	if kept < h.end() {
+		h.lostFrom = min(h.lostFrom, kept)
+	}
+	n := len(h.committed)
+	for n > 0 && h.committed[n-1].last >= kept {
+		n--
+	}
+	h.committed, h.at = slices.Clip(h.committed[:n]), slices.Clip(h.at[:kept])
+	clear(h.values)
+	clear(h.sequences)
+	for _, b := range h.committed {
+		h.values[b.value] = b.base
+		h.sequences[b.producer.ID] = b.producer.LastSequence + 1
+	}
+	h.acked = slices.DeleteFunc(h.acked, func(a ackedBatch) bool { return a.base >= kept || h.batchAt(a.base).value != a.value })
+	h.reached = []rules.EpochStart{{Epoch: epoch - 1, StartOffset: kept}}
+	h.excused = false
+}
 
 // fail takes note of the first violation.
 func (k *checker) fail(invariant, partition int, format string, args ...any) {
@@ -168,12 +219,13 @@ func (k *checker) member(p int, node cluster.NodeID, end int64) {
 func (h *history) batchAt(offset int64) batch { return h.committed[h.at[offset]] }
 
 // acknowledged is what a client learns of a batch that it sent with acks=all. floor
-// is the end of what had been acknowledged when it was sent.
-func (k *checker) acknowledged(p int, b batch, base, floor int64) {
+// is the end of what had been acknowledged when it was sent, epoch that of the leader
+// that answered.
+func (k *checker) acknowledged(p int, b batch, base, floor int64, epoch cluster.LeaderEpoch) {
 	h := k.partitions[p]
 	count := b.last - b.base + 1
 	switch {
-	case h.excused:
+	case !h.binds(epoch):
 		return
 	case h.failed[b.value]:
 		k.fail(4, p, "value %d is acknowledged at %d after it had failed", b.value, base)
@@ -199,19 +251,19 @@ func (k *checker) failed(p int, value int64) {
 // lostSequence is what a producer with acks=all learns that did nothing wrong.
 func (k *checker) lostSequence(p int, id int64, sequence int32, outcome producedOutcome) {
 	h := k.partitions[p]
-	if !h.excused && h.start == 0 {
+	if h.unclean == rules.NoEpoch && h.start == 0 {
 		k.fail(3, p, "producer %d is refused sequence %d, which is its next: outcome %d", id, sequence, outcome)
 	}
 }
 
 // consumed is a batch that a consumer read, which is at an offset and has read
-// value right before.
-func (k *checker) consumed(p int, offset, value int64, b batch) {
+// value right before. epoch is that of the leader that served it.
+func (k *checker) consumed(p int, offset, value int64, b batch, epoch cluster.LeaderEpoch) {
 	h := k.partitions[p]
 	switch {
 	case offset < b.base || offset > b.last:
 		k.fail(17, p, "batch %+v is read at %d", b, offset)
-	case h.excused:
+	case !h.binds(epoch):
 	case b.last >= h.end():
 		k.fail(16, p, "batch %+v is read, and committed is what lies below %d", b, h.end())
 	case h.batchAt(b.base) != b:
@@ -225,16 +277,17 @@ func (k *checker) consumed(p int, offset, value int64, b batch) {
 
 // truncated is what a consumer is told of its position.
 func (k *checker) truncated(p int, offset, end int64) {
-	if !k.partitions[p].excused {
+	if offset <= k.partitions[p].lostFrom {
 		k.fail(16, p, "a consumer at %d is told that the log was truncated at %d", offset, end)
 	}
 }
 
-// latest is what a client is told of the end of a partition. acked and seen are the
-// ends that it had been told of before it asked.
-func (k *checker) latest(p int, latest, acked, seen int64) {
+// latest is what a client is told of the end of a partition by a leader of an epoch.
+// acked and seen are the ends that it had been told of before it asked, since the
+// last unclean election.
+func (k *checker) latest(p int, latest, acked, seen int64, epoch cluster.LeaderEpoch) {
 	switch h := k.partitions[p]; {
-	case h.excused:
+	case !h.binds(epoch):
 	case latest < acked:
 		k.fail(18, p, "the latest offset is %d, and all below %d was acknowledged", latest, acked)
 	case latest < seen:

@@ -35,13 +35,13 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 	}{
 		{"nothing", 0, func(*checker) {}},
 		{"an ISR change", 0, agreed(func(p *rules.PartitionState) { p.ISR = []cluster.NodeID{1, 2, 3} })},
-		{"a good read", 0, func(k *checker) { k.consumed(0, 1, 10, aBatch(1, 3, 11, 1)) }},
-		{"an acknowledgement of what is not committed", 1, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 12, 2), 2, 0) }},
+		{"a good read", 0, func(k *checker) { k.consumed(0, 1, 10, aBatch(1, 3, 11, 1), 4) }},
+		{"an acknowledgement of what is not committed", 1, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 12, 2), 2, 0, 4) }},
 		{"an acknowledged batch is missing in the end", 1, func(k *checker) { k.finally(0, 0, []batch{aBatch(0, 3, 10, 0)}) }},
 		{"an acknowledged batch is elsewhere in the end", 1, func(k *checker) {
 			k.finally(0, 0, []batch{aBatch(0, 3, 10, 0), aBatch(1, 3, 12, 2), aBatch(2, 3, 11, 1)})
 		}},
-		{"two values at one offset", 2, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 99, 5), 1, 0) }},
+		{"two values at one offset", 2, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 99, 5), 1, 0, 4) }},
 		{"one value at two offsets", 3, func(k *checker) { k.commit(0, aBatch(2, 3, 11, 1)) }},
 		{"one value twice in the end", 3, func(k *checker) {
 			k.finally(0, 0, []batch{aBatch(0, 3, 10, 0), aBatch(1, 3, 11, 1), aBatch(2, 3, 11, 1)})
@@ -49,7 +49,7 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 		{"a forgotten producer", 3, func(k *checker) { k.lostSequence(0, 7, 2, producedForgotten) }},
 		{"a failed batch is committed", 4, func(k *checker) { k.failed(0, 12); k.commit(0, aBatch(2, 3, 12, 2)) }},
 		{"a committed batch has failed", 4, func(k *checker) { k.failed(0, 11) }},
-		{"a later batch before an earlier one", 5, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 10, 0), 0, 2) }},
+		{"a later batch before an earlier one", 5, func(k *checker) { k.acknowledged(0, aBatch(0, 0, 10, 0), 0, 2, 4) }},
 		{"a gap in the sequence", 6, func(k *checker) { k.commit(0, aBatch(2, 3, 12, 3)) }},
 		{"a gap in the offsets", 7, func(k *checker) { k.commit(0, aBatch(3, 3, 12, 2)) }},
 		{"a gap in a log", 7, func(k *checker) { k.appended(0, 1, 2, 3, aBatch(3, 4, 12, 2), true) }},
@@ -70,13 +70,37 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 			k.highWatermark(0, highWatermarkMoved{node: 1, epoch: 4, isr: good.ISR[:1], need: 2, maximal: good.ISR, agreed: good})
 		}},
 		{"a member lacks what is committed", 14, func(k *checker) { k.memberEnd(0, 1, 2, 5, 4) }},
-		{"the latest offset goes back", 15, func(k *checker) { k.latest(0, 1, 0, 2) }},
-		{"another value is read", 16, func(k *checker) { k.consumed(0, 1, 10, aBatch(1, 3, 99, 1)) }},
-		{"what is not committed is read", 16, func(k *checker) { k.consumed(0, 2, 11, aBatch(2, 3, 12, 2)) }},
+		{"the latest offset goes back", 15, func(k *checker) { k.latest(0, 1, 0, 2, 4) }},
+		{"another value is read", 16, func(k *checker) { k.consumed(0, 1, 10, aBatch(1, 3, 99, 1), 4) }},
+		{"what is not committed is read", 16, func(k *checker) { k.consumed(0, 2, 11, aBatch(2, 3, 12, 2), 4) }},
 		{"a truncation of what was read", 16, func(k *checker) { k.truncated(0, 2, 1) }},
-		{"a read skips", 17, func(k *checker) { k.consumed(0, 0, 0, aBatch(1, 3, 11, 1)) }},
-		{"the own record is not seen", 18, func(k *checker) { k.latest(0, 1, 2, 0) }},
-		{"a consumer is not told of a truncation", 19, func(k *checker) { k.consumed(0, 1, 98, aBatch(1, 3, 11, 1)) }},
+		{"an unclean election may cut what was read", 0, func(k *checker) {
+			k.electedUncleanly(0, 5)
+			k.resumes(0, 5, 0, []batch{aBatch(0, 3, 10, 0)})
+			k.truncated(0, 2, 1)
+			k.commit(0, aBatch(1, 5, 12, 1))
+			k.finally(0, 0, []batch{aBatch(0, 3, 10, 0), aBatch(1, 5, 12, 1)})
+		}},
+		{"an unclean election cuts more than the leader lacks", 16, func(k *checker) {
+			k.electedUncleanly(0, 5)
+			k.resumes(0, 5, 0, []batch{aBatch(0, 3, 10, 0)})
+			k.truncated(0, 1, 0)
+		}},
+		{"what an unclean election kept is lost", 1, func(k *checker) {
+			k.electedUncleanly(0, 5)
+			k.resumes(0, 5, 0, []batch{aBatch(0, 3, 10, 0)})
+			k.finally(0, 0, nil)
+		}},
+		{"what an unclean election cut is read on", 19, func(k *checker) {
+			k.electedUncleanly(0, 5)
+			k.resumes(0, 5, 0, []batch{aBatch(0, 3, 10, 0)})
+			k.commit(0, aBatch(1, 5, 12, 1))
+			k.commit(0, aBatch(2, 5, 13, 2))
+			k.consumed(0, 2, 11, aBatch(2, 5, 13, 2), 5)
+		}},
+		{"a read skips", 17, func(k *checker) { k.consumed(0, 0, 0, aBatch(1, 3, 11, 1), 4) }},
+		{"the own record is not seen", 18, func(k *checker) { k.latest(0, 1, 2, 0, 4) }},
+		{"a consumer is not told of a truncation", 19, func(k *checker) { k.consumed(0, 1, 98, aBatch(1, 3, 11, 1), 4) }},
 		{"the log start goes back", 20, func(k *checker) { k.logStart(0, 1, 5, 4) }},
 		{"the leader is not in the ISR", 22, agreed(func(p *rules.PartitionState) { p.ISR = []cluster.NodeID{2, 3} })},
 		{"the leader changes in its epoch", 22, agreed(func(p *rules.PartitionState) { p.Leader = 2 })},
@@ -99,8 +123,8 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 			k.agreed(0, three, rules.PartitionState{}, false, good)
 			k.commit(0, aBatch(0, 3, 10, 0))
 			k.commit(0, aBatch(1, 3, 11, 1))
-			k.acknowledged(0, aBatch(0, 0, 10, 0), 0, 0)
-			k.acknowledged(0, aBatch(0, 0, 11, 1), 1, 1)
+			k.acknowledged(0, aBatch(0, 0, 10, 0), 0, 0, 4)
+			k.acknowledged(0, aBatch(0, 0, 11, 1), 1, 1, 4)
 			test.plant(k)
 			got := 0
 			if k.violation != nil {

@@ -150,8 +150,9 @@ type client struct {
 	// seen is the newest leadership that any answer has named.
 	seen cluster.LeaderEpoch
 	// acked is the end of what was acknowledged to it by all, and latest the largest
-	// end that it was told of.
+	// end that it was told of; both since the unclean election that began this epoch.
 	acked, latest int64
+	unclean       cluster.LeaderEpoch
 }
 
 // pending is a batch on its way.
@@ -162,8 +163,10 @@ type pending struct {
 	// definite says that each attempt so far was refused, and none was repeated by the
 	// network or left without an answer.
 	definite bool
-	// floor is the end of what had been acknowledged when it was sent first.
-	floor int64
+	// floor is the end of what had been acknowledged when it was sent first, since
+	// the unclean election that began this epoch.
+	floor   int64
+	unclean cluster.LeaderEpoch
 }
 
 // producer is an idempotent producer with up to five batches in flight.
@@ -188,7 +191,7 @@ func newClient(w *world, index int) *client {
 	c := &client{w: w, index: index}
 	w.register(&c.process, fmt.Sprintf("cli%d", index))
 	c.consumer.last = rules.NoEpoch
-	c.seen = rules.NoEpoch
+	c.seen, c.unclean = rules.NoEpoch, rules.NoEpoch
 	return c
 }
 
@@ -244,7 +247,8 @@ func (p *producer) next() {
 	}
 	count := int64(1 + w.rng.IntN(3))
 	first := p.sequence
-	x := &pending{definite: true, floor: p.c.acked}
+	p.c.reset()
+	x := &pending{definite: true, floor: p.c.acked, unclean: p.c.unclean}
 	x.batch = batch{base: 0, last: count - 1, value: w.check.newValue(), producer: rules.ProducerAppend{
 		ID: p.id, BaseSequence: first, LastSequence: first + int32(count) - 1,
 	}}
@@ -332,8 +336,14 @@ func (p *producer) answered(x *pending, a produced, head bool) {
 		if p.acks == acksAll {
 			end := a.base + x.batch.last + 1
 			w.note(c.index, c.name, "acknowledged", a.base, int64(a.epoch), x.batch.value)
-			w.check.acknowledged(c.index, x.batch, a.base, x.floor)
-			c.acked = max(c.acked, end)
+			c.reset()
+			if x.unclean != c.unclean {
+				x.floor = 0
+			}
+			w.check.acknowledged(c.index, x.batch, a.base, x.floor, a.epoch)
+			if a.epoch >= c.unclean {
+				c.acked = max(c.acked, end)
+			}
 		}
 		p.settle()
 	case producedRefused:
@@ -369,6 +379,13 @@ func (p *producer) settle() {
 	}
 }
 
+// reset forgets what it was told before an unclean election.
+func (c *client) reset() {
+	if h := c.w.check.partitions[c.index]; c.unclean != h.unclean {
+		c.unclean, c.acked, c.latest = h.unclean, 0, 0
+	}
+}
+
 // poll reads on.
 func (c *client) poll() {
 	leader, ok := c.leader()
@@ -376,14 +393,20 @@ func (c *client) poll() {
 		return
 	}
 	w := c.w
+	c.reset()
 	at := c.consumer
-	seen, acked, latest := c.seen, c.acked, c.latest
+	seen, unclean, acked, latest := c.seen, c.unclean, c.acked, c.latest
 	w.sendOnce(&c.process, &leader.process, func() {
 		if leader.epoch == 0 {
 			return
 		}
 		r := leader.replicas[c.index].consume(at, seen)
-		w.sendOnce(&leader.process, &c.process, func() { c.polled(at, r, acked, latest) })
+		w.sendOnce(&leader.process, &c.process, func() {
+			if c.reset(); c.unclean != unclean {
+				acked, latest = 0, 0
+			}
+			c.polled(at, r, acked, latest)
+		})
 	})
 }
 
@@ -395,22 +418,23 @@ func (c *client) polled(at consumer, r read, acked, latest int64) {
 	}
 	w := c.w
 	c.seen = max(c.seen, r.epoch)
-	w.check.latest(c.index, r.latest, acked, latest)
-	c.latest = max(c.latest, r.latest)
+	w.check.latest(c.index, r.latest, acked, latest, r.epoch)
+	if r.epoch >= c.unclean {
+		c.latest = max(c.latest, r.latest)
+	}
 	switch {
 	case r.truncated:
 		w.counts.Truncated++
 		w.note(c.index, c.name, "is told of a truncation", at.offset, r.end)
 		w.check.truncated(c.index, at.offset, r.end)
 		c.consumer.offset, c.consumer.last, c.consumer.value = r.end, rules.NoEpoch, 0
-		c.latest, c.acked = 0, 0
 		return
 	case at.offset < r.start:
 		c.consumer.offset, c.consumer.last, c.consumer.value = r.start, rules.NoEpoch, 0
 		return
 	}
 	for _, b := range r.batches {
-		w.check.consumed(c.index, c.consumer.offset, c.consumer.value, b)
+		w.check.consumed(c.index, c.consumer.offset, c.consumer.value, b, r.epoch)
 		w.counts.Consumed++
 		c.consumer.offset, c.consumer.last, c.consumer.value = b.last+1, b.epoch, b.value
 	}

@@ -63,7 +63,7 @@ func (w *world) verify(r *replica, end int64, invariant int) {
 func (w *world) checkReplica(r *replica) {
 	h := w.check.partitions[r.index]
 	high := r.rules.HighWatermark()
-	if h.excused {
+	if !w.bound(r) {
 		r.checkedHigh = high
 		return
 	}
@@ -80,7 +80,7 @@ func (w *world) checkReplica(r *replica) {
 func (w *world) checkHighWatermark(r *replica, h *history, high int64) {
 	p, _ := r.rules.Assignment()
 	_, need := r.rules.InSync()
-	maximal := slices.Concat(p.ISR, r.possible)
+	maximal := slices.Concat(p.ISR, p.ELR, r.possible)
 	agreed := w.etcd.partitions[r.index]
 	w.check.highWatermark(r.index, highWatermarkMoved{
 		node: r.n.id, epoch: p.LeaderEpoch, to: high, isr: p.ISR, need: need, maximal: maximal, agreed: agreed, isrReach: len(agreed.ISR) >= need,
@@ -96,6 +96,20 @@ func (w *world) checkHighWatermark(r *replica, h *history, high int64) {
 		}
 	}
 	h.reach(p.LeaderEpoch, high)
+	w.commit(r, high)
+	for _, n := range w.nodes {
+		if !n.up || n.epoch == 0 {
+			continue
+		}
+		if other := n.replicas[r.index]; other.rules.Role() == rules.Leading {
+			w.check.superseded(r.index, p.LeaderEpoch, high, other.rules.Epoch(), other.rules.Next())
+		}
+	}
+}
+
+// commit takes note of what a leader has committed.
+func (w *world) commit(r *replica, high int64) {
+	h := w.check.partitions[r.index]
 	for h.end() < high {
 		b, ok := r.at(h.end())
 		if !ok {
@@ -108,22 +122,35 @@ func (w *world) checkHighWatermark(r *replica, h *history, high int64) {
 			return
 		}
 	}
-	for _, n := range w.nodes {
-		if !n.up || n.epoch == 0 {
-			continue
-		}
-		if other := n.replicas[r.index]; other.rules.Role() == rules.Leading {
-			w.check.superseded(r.index, p.LeaderEpoch, high, other.rules.Epoch(), other.rules.Next())
-		}
-	}
+}
+
+// bound says whether a replica is held to what is committed. After an unclean
+// election one is not before its log agrees with that of the new leader, since its
+// high watermark falls by a truncation only.
+func (w *world) bound(r *replica) bool {
+	h := w.check.partitions[r.index]
+	return h.binds(r.rules.Epoch()) && (h.unclean == rules.NoEpoch || r.agrees)
 }
 
 // checkLeads looks at a leadership that begins.
 func (w *world) checkLeads(r *replica) {
 	h := w.check.partitions[r.index]
 	w.counts.Elections++
-	if h.excused {
+	if r.rules.Epoch() < h.unclean {
 		return
+	}
+	r.agrees = true
+	if h.excused {
+		before := h.end()
+		w.check.resumes(r.index, r.rules.Epoch(), r.rules.LogStart(), r.batches)
+		for _, n := range w.nodes {
+			if n.up {
+				other := n.replicas[r.index]
+				other.verified = min(other.verified, h.end())
+			}
+		}
+		w.commit(r, r.rules.HighWatermark())
+		r.note("resumes", before, h.end())
 	}
 	w.check.leads(r.index, r.n.id, r.rules.Epoch(), r.rules.LogEnd())
 	w.verify(r, min(h.before(r.rules.Epoch()), r.rules.LogEnd()), 10)
@@ -149,7 +176,7 @@ func (w *world) checkCuts(r *replica, offset int64) {
 
 // checkAcknowledges looks at an acknowledgement by all that a leader gives.
 func (w *world) checkAcknowledges(r *replica, end int64) {
-	if h := w.check.partitions[r.index]; !h.excused && end > h.end() {
+	if h := w.check.partitions[r.index]; w.bound(r) && end > h.end() {
 		w.check.fail(1, r.index, "node %d acknowledges all below %d, and committed is what lies below %d", r.n.id, end, h.end())
 	}
 }
@@ -193,7 +220,12 @@ func (w *world) agreed(i int, before rules.PartitionState, existed bool, now rul
 	}
 	if unclean {
 		w.counts.Unclean++
-		w.check.partitions[i].excused = true
+		w.check.electedUncleanly(i, now.LeaderEpoch)
+		for _, n := range w.nodes {
+			if n.up {
+				n.replicas[i].agrees = false
+			}
+		}
 	}
 	for at, id := range now.Replicas {
 		n := w.node(id)

@@ -28,6 +28,9 @@ type replica struct {
 	verified int64
 	// checkedHigh is the high watermark that was checked last.
 	checkedHigh int64
+	// agrees says that the log is known to be a part of that of a leader since the last
+	// unclean election.
+	agrees bool
 
 	// flushing says that a write is under way, cutting that it has a truncation in it:
 	// until that is durable nothing else happens to the log.
@@ -359,10 +362,13 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 		r.w.counts.Restarts++
 		r.batches, r.producers = nil, rules.NewProducers(producersPerPartition)
 		r.rules.Restart(d.Offset)
-		r.verified = d.Offset
+		r.verified, r.agrees = d.Offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean
 		r.cutting = true
 		r.write(op{kind: opRestart, offset: d.Offset})
 	case rules.ReceiveAppends:
+		if !r.agrees && r.rules.Epoch() >= r.w.check.partitions[r.index].unclean {
+			r.agrees = true
+		}
 		r.rules.QueueCopies(in)
 		for _, b := range batches {
 			r.w.checkAppends(r, b)
