@@ -681,9 +681,12 @@ func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster
 	return true
 }
 
-// lags says whether a member of the ISR keeps the high watermark back.
+// lags says whether a member of the ISR keeps the high watermark back. One that has
+// all there is takes nothing and shows no position, and lags only from the next
+// record on: that it has all is noted each time that somebody asks.
 func (r *Replica) lags(f *follower, now time.Time, maxLag time.Duration) bool {
 	if f.fetched && f.logEnd >= r.logEnd {
+		f.caughtUp = now
 		return false
 	}
 	since := r.ledSince

@@ -493,6 +493,32 @@ func TestReplicaLag(t *testing.T) {
 	}
 }
 
+// Whoever has all that there is shows no position while nothing is written. When
+// something is at last, it has the time to take it.
+func TestReplicaLagAfterIdleTime(t *testing.T) {
+	t.Parallel()
+	r, now := leader(ids{1, 2, 3}), start
+	r.Fetch(at(5, 30), now)
+	r.Fetch(node(3, at(5, 30)), now)
+	// The leader looks now and then.
+	for range 60 {
+		now = now.Add(time.Second)
+		if r.Propose(now, maxLag, everyone) {
+			t.Fatal("the ISR changes while nothing happens")
+		}
+	}
+	r.Queue(31)
+	r.Committed(31)
+	// The first of them is there, and its position has the leader look again.
+	r.Fetch(at(5, 31), now.Add(time.Second/2))
+	if r.Propose(now.Add(time.Second/2), maxLag, everyone) {
+		t.Fatal("the first record after a while takes a follower out of the ISR")
+	}
+	if !r.Propose(now.Add(maxLag+1), maxLag, everyone) {
+		t.Fatal("a follower that takes nothing stays in the ISR")
+	}
+}
+
 // KIP-497: the high watermark waits for everybody who may be in the ISR: those of
 // the ISR agreed on, and those of all that was proposed on its partition epoch,
 // also what was refused, since the network may still hold a copy.
