@@ -143,7 +143,7 @@ func (c *controller) tryAlter(id cluster.NodeID, epoch cluster.NodeEpoch, index 
 		return
 	}
 	before := c.catalog.partitions[index]
-	next, err := rules.ProposeISR(before.PartitionState, p, c.leased(), c.w.topics[index].traits())
+	next, err := rules.ProposeISR(before.PartitionState, p, c.leased(), c.traits(index))
 	if err != nil {
 		answer(altered{false, before.Partition})
 		done()

@@ -364,14 +364,14 @@ func (k *checker) termWrites(create int64) {
 	k.term = max(k.term, create)
 }
 
-// agreed is a state of a partition that follows another one. unclean says that an
-// operator asked for it.
-func (k *checker) agreed(p int, t topic, before rules.PartitionState, existed bool, now rules.PartitionState) {
+// agreed is a state of a partition that follows another one. minInsync is the highest
+// that its topic has had.
+func (k *checker) agreed(p, minInsync int, before rules.PartitionState, existed bool, now rules.PartitionState) {
 	h := k.partitions[p]
 	fail := func(format string, args ...any) {
 		k.fail(22, p, "%s: %+v after %+v", fmt.Sprintf(format, args...), now, before)
 	}
-	need := rules.EffectiveMinInsync(t.minInsync, len(now.Replicas))
+	need := rules.EffectiveMinInsync(minInsync, len(now.Replicas))
 	for _, id := range slices.Concat(now.ISR, now.ELR) {
 		if !slices.Contains(now.Replicas, id) {
 			fail("node %d has no replica", id)

@@ -26,7 +26,7 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 		return p
 	}
 	agreed := func(change func(*rules.PartitionState)) func(*checker) {
-		return func(k *checker) { k.agreed(0, three, good, true, with(change)) }
+		return func(k *checker) { k.agreed(0, three.minInsync, good, true, with(change)) }
 	}
 	for _, test := range []struct {
 		name      string
@@ -120,7 +120,7 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			k := newChecker([]topic{three})
-			k.agreed(0, three, rules.PartitionState{}, false, good)
+			k.agreed(0, three.minInsync, rules.PartitionState{}, false, good)
 			k.commit(0, aBatch(0, 3, 10, 0))
 			k.commit(0, aBatch(1, 3, 11, 1))
 			k.acknowledged(0, aBatch(0, 0, 10, 0), 0, 0, 4)

@@ -22,6 +22,7 @@ type catalog struct {
 	cursor     int // In etcd's history.
 	nodes      []catalogNode
 	partitions []catalogPartition
+	minInsync  []stored
 	elections  []stored
 }
 
@@ -47,8 +48,11 @@ func (n catalogNode) made() status {
 type image struct {
 	revision   int64
 	partitions []cluster.Partition
-	// epochs are those of live nodes; 0 for others. Node n is at n-1.
+	// epochs are those of nodes that are live and not about to stop; 0 for others.
+	// Node n is at n-1.
 	epochs []cluster.NodeEpoch
+	// minInsync are those of the partitions.
+	minInsync []int
 }
 
 // controller is one metadata node: it campaigns, watches, and decides while it
@@ -76,6 +80,10 @@ type controller struct {
 	lost     []time.Duration // Since when a node has no lease; -1 for never.
 	pause    time.Duration
 	fenced   []time.Duration
+	// balanced is when leaderships were last compared with preferences, and unbalanced
+	// at which revision each partition was found whose preferred replica could lead.
+	balanced   time.Duration
+	unbalanced []int64
 }
 
 type awaited struct {
@@ -94,6 +102,7 @@ func (c *controller) start() {
 	c.begin()
 	c.catalog = catalog{
 		nodes: make([]catalogNode, len(c.w.nodes)+1), partitions: make([]catalogPartition, len(c.w.topics)),
+		minInsync: make([]stored, len(c.w.topics)),
 		elections: make([]stored, len(c.w.controllers)),
 	}
 	c.image, c.leads, c.opening, c.lease, c.own = nil, false, false, 0, term{}
@@ -175,6 +184,7 @@ func (c *controller) open() {
 		c.w.counts.Terms++
 		c.w.note(-1, c.name, "controller", c.own.create)
 		c.judged, c.pause, c.fenced = 0, 0, nil
+		c.balanced, c.unbalanced = c.w.now, nil
 		c.lost = make([]time.Duration, len(c.w.nodes)+1)
 		for i := range c.lost {
 			c.lost[i] = -1
@@ -212,6 +222,7 @@ func (c *controller) commit(comparisons []comparison, operations []operation, fa
 		outcome, _ := answer.(committed)
 		switch {
 		case known && outcome.superseded:
+			c.w.counts.Superseded++
 			c.w.note(-1, c.name, "superseded", own.create)
 			c.resign()
 		case !known || outcome.conflict:
@@ -241,6 +252,8 @@ func (c *controller) watched(revision int64) {
 			s.nodes[h.key.id].live = h.stored
 		case partitionKey:
 			s.partitions[h.key.id] = catalogPartition{h.stored.value.(rules.PartitionState), h.stored.mod}
+		case topicKey:
+			s.minInsync[h.key.id] = h.stored
 		case electionKey:
 			s.elections[h.key.id] = h.stored
 		case termKey:
@@ -265,11 +278,12 @@ func (c *controller) watched(revision int64) {
 func (c *controller) publish() {
 	if c.image == nil || c.image.revision < c.catalog.revision {
 		c.image = &image{revision: c.catalog.revision, epochs: make([]cluster.NodeEpoch, len(c.w.nodes))}
-		for _, p := range c.catalog.partitions {
+		for i, p := range c.catalog.partitions {
+			c.image.minInsync = append(c.image.minInsync, c.traits(i).MinInsyncReplicas)
 			c.image.partitions = append(c.image.partitions, p.Partition)
 		}
 		for i := range c.w.nodes {
-			if n := c.catalog.nodes[i+1]; n.registered() && !n.made().fenced {
+			if n := c.catalog.nodes[i+1]; n.registered() && !n.made().fenced && !n.made().leaving {
 				c.image.epochs[i] = n.epoch()
 			}
 		}
@@ -328,7 +342,7 @@ func (c *controller) nodes() rules.Nodes {
 	for i, n := range c.catalog.nodes {
 		if n.registered() {
 			s := n.made()
-			state := rules.NodeState{Epoch: n.epoch(), Live: !s.fenced, History: n.registration.value.(registration).history.Resolve(n.epoch())}
+			state := rules.NodeState{Epoch: n.epoch(), Live: !s.fenced, Suspect: !s.fenced && n.live.mod == 0, Leaving: s.leaving, History: n.registration.value.(registration).history.Resolve(n.epoch())}
 			nodes[cluster.NodeID(i)] = state
 		}
 	}
@@ -347,6 +361,15 @@ func (c *controller) leased() rules.Nodes {
 	return nodes
 }
 
+// traits are those of a partition's topic, as far as is known here.
+func (c *controller) traits(index int) rules.TopicTraits {
+	t := c.w.topics[index].traits()
+	if n, changed := c.catalog.minInsync[index].value.(int); changed {
+		t.MinInsyncReplicas = n
+	}
+	return t
+}
+
 type partitionChange struct {
 	index int
 	state rules.PartitionState
@@ -360,7 +383,7 @@ func (c *controller) elections(nodes rules.Nodes) []partitionChange {
 		if p.mod == 0 {
 			continue
 		}
-		if next, changed := rules.Elect(p.PartitionState, nodes, c.w.topics[i].traits()); changed {
+		if next, changed := rules.Elect(p.PartitionState, nodes, c.traits(i)); changed {
 			changes = append(changes, partitionChange{i, next, p.mod})
 		}
 	}
@@ -407,8 +430,10 @@ func (c *controller) judge() {
 	c.judging = true
 	c.job(func(done func()) {
 		end := func() {
-			c.judging = false
-			done()
+			c.balance(func() {
+				c.judging = false
+				done()
+			})
 		}
 		var returned, lost []int
 		live := 0
@@ -488,7 +513,7 @@ func (c *controller) fence(due []int, failed func(committed, bool), then func())
 		state.Live = false
 		nodes[cluster.NodeID(i)] = state
 		comparisons = append(comparisons, sameProcess(i, c.catalog.nodes[i], false)...)
-		operations = append(operations, operation{key: key{statusKey, i}, value: status{fenced: true}})
+		operations = append(operations, operation{key: key{statusKey, i}, value: status{fenced: true, leaving: c.catalog.nodes[i].made().leaving}})
 	}
 	c.write(c.elections(nodes), comparisons, operations, failed, func() {
 		for _, i := range due {
@@ -510,7 +535,7 @@ func (c *controller) unfence(returned []int, failed func(committed, bool), then 
 	var operations []operation
 	for _, i := range returned {
 		comparisons = append(comparisons, sameProcess(i, c.catalog.nodes[i], true)...)
-		operations = append(operations, operation{key: key{statusKey, i}, value: status{}})
+		operations = append(operations, operation{key: key{statusKey, i}, value: status{leaving: c.catalog.nodes[i].made().leaving}})
 	}
 	c.commit(comparisons, operations, failed, func() { c.catchUp(then) })
 }

@@ -21,6 +21,8 @@ const (
 	partitionKey
 	// electionKey is leased; the candidate whose key is the oldest has won.
 	electionKey
+	// topicKey holds a topic's min.insync.replicas once that was changed.
+	topicKey
 	// termKey is written by the first transaction of a term, and by those that
 	// write nothing else.
 	termKey
@@ -39,7 +41,7 @@ type registration struct {
 
 // status is what stands in a statusKey.
 type status struct {
-	fenced, deregistered bool
+	fenced, deregistered, leaving bool
 }
 
 // stored is a key's value with the revisions that etcd keeps.

@@ -1,10 +1,8 @@
 package sim
 
 import (
-	"slices"
 	"time"
 
-	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
@@ -65,9 +63,11 @@ func (w *world) fault() {
 	case x < 92:
 		// A slow etcd: nobody reaches it.
 		w.isolate(&w.etcd.process, down)
-	case x < 94:
-		if w.settings.unclean {
-			w.electUnclean(w.rng.IntN(len(w.topics)), n.id)
+	case x < 95:
+		w.operator(w.rng.IntN(len(w.topics)), w.settings.unclean && w.chance(500))
+	case x < 97:
+		if w.settings.altered {
+			w.alterMinInsync(w.rng.IntN(len(w.topics)))
 		}
 	default:
 		w.cutLinks(&n.process, &w.nodes[w.rng.IntN(len(w.nodes))].process, down)
@@ -137,30 +137,19 @@ func (w *world) mayLose(n *node, directory bool) bool {
 				lossy++
 			}
 		}
-		if lossy >= rules.EffectiveMinInsync(t.minInsync, t.replicas) {
+		if lossy >= rules.EffectiveMinInsync(w.lowest[i], t.replicas) {
 			return false
 		}
 	}
 	return true
 }
 
-// electUnclean is an operator's act: a live replica leads, whatever it has.
-func (w *world) electUnclean(i int, id cluster.NodeID) {
-	p, ok := w.etcd.partition(i)
-	at := slices.Index(p.Replicas, id)
-	known := w.etcd.node(int(id))
-	if !ok || p.Leader != cluster.NoNode || at < 0 || known.fenced || known.epoch == 0 {
-		return
-	}
-	next := p
-	next.Epochs = slices.Clone(p.Epochs)
-	next.Epochs[at] = known.epoch
-	next.Leader, next.LastLeader, next.ISR, next.ELR = id, cluster.NoNode, []cluster.NodeID{id}, nil
-	if rules.EffectiveMinInsync(w.topics[i].minInsync, len(p.Replicas)) > 1 {
-		next.ELR = nil
-	}
-	next.LeaderEpoch++
-	next.PartitionEpoch++
-	w.note(i, "oper", "elects uncleanly", int64(id))
-	w.etcd.write([]operation{{key: key{partitionKey, i}, value: next, unclean: true}})
+// alterMinInsync gives a topic another min.insync.replicas, which nodes and
+// controllers hear of in their own time.
+func (w *world) alterMinInsync(i int) {
+	n := 1 + w.rng.IntN(3)
+	w.note(i, "oper", "alters min.insync.replicas", int64(n))
+	w.counts.Altered++
+	w.lowest[i], w.highest[i] = min(w.lowest[i], n), max(w.highest[i], n)
+	w.etcd.put(key{topicKey, i}, n, 0)
 }

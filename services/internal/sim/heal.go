@@ -43,11 +43,23 @@ func (w *world) operate() {
 	}
 	for i, p := range w.etcd.partitions {
 		if p.Leader == cluster.NoNode && len(p.ISR)+len(p.ELR) == 0 {
-			for _, id := range p.Replicas {
-				w.electUnclean(i, id)
+			if w.intact(i) {
+				w.check.fail(35, i, "nobody leads, and none of the replicas has ever lost anything: %+v", p)
+				return
 			}
+			w.operator(i, true)
 		}
 	}
+}
+
+// intact says that no replica of a partition can ever have lost what it had written.
+func (w *world) intact(i int) bool {
+	for _, n := range w.nodes {
+		if n.everLossy[i] && n.holds(i) {
+			return false
+		}
+	}
+	return true
 }
 
 // atRest says whether nothing is left to do.
@@ -61,7 +73,10 @@ func (w *world) unrest() string {
 		}
 	}
 	for i, p := range w.etcd.partitions {
-		if p.Leader == cluster.NoNode || len(p.ISR) != len(p.Replicas) || len(p.ELR) > 0 {
+		if p.Leader != p.Replicas[0] {
+			return fmt.Sprintf("partition %d is led by node %d and not by the first of %v", i, p.Leader, p.Replicas)
+		}
+		if len(p.ISR) != len(p.Replicas) || len(p.ELR) > 0 {
 			return fmt.Sprintf("partition %d has leader %d, ISR %v and ELR %v of %v", i, p.Leader, p.ISR, p.ELR, p.Replicas)
 		}
 		leader := w.node(p.Leader).replicas[i]

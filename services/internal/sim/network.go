@@ -77,10 +77,19 @@ func (w *world) resume(p *process) {
 // send sends a message that the network may drop, delay and duplicate.
 func (w *world) send(from, to *process, deliver func()) {
 	w.sendOnce(from, to, deliver)
-	if !w.calm && w.chance(w.settings.duplicate) {
-		w.sendOnce(from, to, deliver)
+	if w.calm || !w.chance(w.settings.duplicate) {
+		return
 	}
+	if w.chance(300) {
+		// The copy comes when everybody has gone on long ago.
+		w.queue.add(w.now+w.between(0, lateWithin), w.receiver(to, deliver))
+		return
+	}
+	w.sendOnce(from, to, deliver)
 }
+
+// lateWithin bounds how late a copy of a message may come.
+const lateWithin = 10 * time.Second
 
 // sendOnce sends a message that arrives once at most. A message that is sent while
 // a link is cut is lost; what is under way arrives.

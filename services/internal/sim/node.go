@@ -25,17 +25,22 @@ type node struct {
 	// until a process with an epoch above lostAt is in the ISR.
 	lossy  []bool
 	lostAt []cluster.NodeEpoch
+	// everLossy says, by partition, that the disk may once have lost what was written,
+	// as far as anybody can know.
+	everLossy []bool
 
 	// The process. epoch is 0 until it is registered.
 	epoch    cluster.NodeEpoch
 	version  int64
 	view     *image
 	replicas []*replica
-	stopping bool
+	// stopping says that it is to stop in good order, silent that it renews its lease
+	// no more.
+	stopping, silent bool
 }
 
 func newNode(w *world, id cluster.NodeID) *node {
-	n := &node{w: w, id: id, boot: 1, directory: 1, lossy: make([]bool, len(w.topics)), lostAt: make([]cluster.NodeEpoch, len(w.topics))}
+	n := &node{w: w, id: id, boot: 1, directory: 1, lossy: make([]bool, len(w.topics)), lostAt: make([]cluster.NodeEpoch, len(w.topics)), everLossy: make([]bool, len(w.topics))}
 	for range w.topics {
 		n.files = append(n.files, &file{})
 	}
@@ -49,7 +54,7 @@ func (n *node) start() {
 	n.begin()
 	clean := n.clean
 	n.clean = false
-	n.epoch, n.version, n.view, n.stopping = 0, 0, nil, false
+	n.epoch, n.version, n.view, n.stopping, n.silent = 0, 0, nil, false, false
 	n.replicas = make([]*replica, len(n.files))
 	for i, f := range n.files {
 		n.replicas[i] = newReplica(n, i, f)
@@ -102,7 +107,7 @@ func (n *node) serve() {
 func (n *node) heartbeat() {
 	w, c := n.w, n.w.anyController()
 	w.after(&n.process, w.settings.lease/3, n.heartbeat)
-	if n.stopping {
+	if n.silent {
 		return
 	}
 	id, epoch := n.id, n.epoch
@@ -128,13 +133,15 @@ func (n *node) show(i *image) {
 	}
 	n.view = i
 	for index, p := range i.partitions {
+		n.replicas[index].setMinInsync(i.minInsync[index])
 		if p.Replicas != nil && slices.Contains(p.Replicas, n.id) {
 			n.replicas[index].assign(p)
 		}
 	}
 }
 
-// live returns the epoch of a node's process that counts as live in the view.
+// live returns the epoch of a node's process that counts as live in the view and is
+// not about to stop.
 func (n *node) live(id cluster.NodeID) (cluster.NodeEpoch, bool) {
 	if n.view == nil {
 		return 0, false
@@ -165,6 +172,7 @@ func (n *node) crashMachine() {
 	for i, f := range n.files {
 		before := f.written
 		f.crashMachine(n.w)
+		n.everLossy[i] = n.everLossy[i] || !n.w.topics[i].synced
 		if len(f.ops) < before && !n.w.topics[i].synced {
 			n.lose(i)
 		}
@@ -187,6 +195,7 @@ func (n *node) loseDirectory() {
 
 // lose notes that a replica may have lost records.
 func (n *node) lose(i int) {
+	n.everLossy[i] = true
 	n.lossy[i], n.lostAt[i] = true, n.w.etcd.node(int(n.id)).epoch
 }
 
@@ -200,44 +209,6 @@ func (n *node) startAgain() {
 	if !n.up {
 		n.start()
 	}
-}
-
-// stop ends the process in good order: it deregisters, which moves its leaderships,
-// writes all that is queued, and leaves the clean marker last.
-func (n *node) stop() {
-	if n.stopping || n.epoch == 0 {
-		return
-	}
-	n.stopping = true
-	n.w.note(-1, n.name, "stopping")
-	n.leave(5)
-}
-
-func (n *node) leave(attempts int) {
-	if attempts == 0 {
-		n.shut()
-		return
-	}
-	c := n.w.anyController()
-	n.call(c, func(answer func(any)) { c.deregister(n.id, n.epoch, answer) }, func(answer any, known bool) {
-		if !known || answer == nil {
-			n.w.after(&n.process, 100*time.Millisecond, func() { n.leave(attempts - 1) })
-			return
-		}
-		n.shut()
-	})
-}
-
-func (n *node) shut() {
-	n.w.counts.CleanStops++
-	n.w.note(-1, n.name, "stopped")
-	n.end()
-	for i, f := range n.files {
-		f.ops = append(f.ops, op{kind: opState, state: n.replicas[i].state()})
-		f.written, f.synced = len(f.ops), len(f.ops)
-	}
-	n.clean = true
-	n.w.later(n.w.between(100*time.Millisecond, 4*time.Second), n.startAgain)
 }
 
 // current says whether this is the node's latest process and has handed on all that

@@ -214,7 +214,7 @@ func (w *world) agreed(i int, before rules.PartitionState, existed bool, now rul
 		isr = isr*10 + int64(id)
 	}
 	w.note(i, "etcd", "agreed", int64(now.Leader), int64(now.LeaderEpoch), int64(now.PartitionEpoch), isr)
-	w.check.agreed(i, w.topics[i], before, existed, now)
+	w.check.agreed(i, w.highest[i], before, existed, now)
 	for _, id := range now.ISR {
 		w.check.unfenced(i, id, w.etcd.node(int(id)).fenced, !slices.Contains(before.ISR, id), now.Leader == id && before.Leader != id)
 	}

@@ -145,6 +145,15 @@ func (r *replica) committed(n int) {
 	}
 }
 
+// setMinInsync takes over the topic's min.insync.replicas.
+func (r *replica) setMinInsync(n int) {
+	if n != r.topic.minInsync {
+		r.topic.minInsync = n
+		r.rules.SetMinInsync(n)
+		r.moved()
+	}
+}
+
 // assign takes over what the cluster agreed on.
 func (r *replica) assign(p cluster.Partition) {
 	if r.cutting {

@@ -44,7 +44,7 @@ type Result struct {
 // Counts says how often what happened.
 type Counts struct {
 	Acked, Consumed, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
-	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated int
+	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Superseded int
 }
 
 // Options says how a seed is run.
@@ -73,13 +73,15 @@ type world struct {
 	trace *trace
 	check *checker
 
-	settings    settings
-	topics      []topic // By partition: each has a topic of its own.
-	nodes       []*node // Node n has id n+1.
-	controllers []*controller
-	etcd        *etcd
-	clients     []*client
-	processes   []*process
+	settings settings
+	topics   []topic // By partition: each has a topic of its own.
+	// lowest and highest are the extremes that min.insync.replicas has had.
+	lowest, highest []int
+	nodes           []*node // Node n has id n+1.
+	controllers     []*controller
+	etcd            *etcd
+	clients         []*client
+	processes       []*process
 	// cut holds the directed links that are cut, by the indexes of the processes.
 	cut [][]bool
 	// calm is while there are no faults: before they begin and after they have ended.
@@ -99,8 +101,11 @@ type settings struct {
 	faultEvery time.Duration
 	// eager sends to followers what the leader has not written yet.
 	eager bool
-	// unclean lets an operator elect uncleanly while faults go on.
-	unclean bool
+	// balance is how often leaderships go back to preferred replicas.
+	balance time.Duration
+	// unclean lets an operator elect uncleanly while faults go on, altered change
+	// min.insync.replicas.
+	unclean, altered bool
 }
 
 // Run runs a seed.
@@ -126,13 +131,17 @@ func newWorld(seed uint64, o Options) *world {
 		drop:   []int{0, 10, 50}[w.rng.IntN(3)], duplicate: []int{0, 20, 100}[w.rng.IntN(3)],
 		slowest:    []time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond}[w.rng.IntN(3)],
 		faultEvery: w.between(300*time.Millisecond, 2*time.Second),
-		eager:      w.chance(500), unclean: w.chance(100),
+		eager:      w.chance(500), unclean: w.chance(250), altered: w.chance(250),
+		balance: w.between(500*time.Millisecond, 8*time.Second),
 	}
 	nodes := 3 + w.rng.IntN(3)
 	for range 1 + w.rng.IntN(3) {
 		t := topic{replicas: []int{3, 3, 3, 2, 4, 1}[w.rng.IntN(6)], minInsync: []int{2, 2, 2, 1, 3}[w.rng.IntN(5)], synced: w.chance(500)}
 		t.replicas = min(t.replicas, nodes)
 		w.topics = append(w.topics, t)
+	}
+	for _, t := range w.topics {
+		w.lowest, w.highest = append(w.lowest, t.minInsync), append(w.highest, t.minInsync)
 	}
 	w.check = newChecker(w.topics)
 	w.etcd = newEtcd(w)
@@ -252,6 +261,11 @@ func (w *world) report(seed uint64) string {
 			fmt.Fprintf(&b, "  %s\n", n.describe(i))
 		}
 	}
+	for _, n := range w.nodes {
+		registered, status, live := w.etcd.entries[key{nodeKey, int(n.id)}], w.etcd.entries[key{statusKey, int(n.id)}], w.etcd.entries[key{liveKey, int(n.id)}]
+		fmt.Fprintf(&b, "%s in etcd: epoch %d %+v, status %+v, live key of %d with lease %d; up %t paused %t epoch %d\n",
+			n.name, registered.mod, registered.value, status.value, live.mod, live.lease, n.up, n.paused, n.epoch)
+	}
 	for _, c := range w.controllers {
 		fmt.Fprintf(&b, "%s: up %t paused %t own %v leads %t opening %t busy %t judging %t, %d jobs, catalog at %d of %d, written %d, elections %v\n",
 			c.name, c.up, c.paused, c.own, c.leads, c.opening, c.busy, c.judging, len(c.jobs), c.catalog.revision, w.etcd.revision, c.written, c.catalog.elections)
@@ -278,4 +292,7 @@ func (c *Counts) add(o Counts) {
 	c.MassLosses += o.MassLosses
 	c.UnknownProducers += o.UnknownProducers
 	c.Truncated += o.Truncated
+	c.Preferred += o.Preferred
+	c.Altered += o.Altered
+	c.Superseded += o.Superseded
 }
