@@ -369,9 +369,9 @@ func TestReplicasAgreeOnVersions(t *testing.T) {
 		}
 	}
 	compare("registrations")
-	n.create(&metadatav1.CreateTopicRequest{Name: "small"})
+	n.create(&metadatav1.CreateTopicRequest{Name: "small", ReplicationFactor: 1})
 	compare("a small topic")
-	n.create(&metadatav1.CreateTopicRequest{Name: "large", Partitions: 300})
+	n.create(&metadatav1.CreateTopicRequest{Name: "large", Partitions: 300, ReplicationFactor: 1})
 	compare("a large topic")
 	if _, err := n.nodes.AllocateProducerIds(t.Context(), storage.producerIDs()); err != nil {
 		t.Fatal(err)

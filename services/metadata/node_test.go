@@ -133,7 +133,7 @@ func TestDeregister(t *testing.T) {
 	t.Parallel()
 	n := newMesh(t, etcd).start().ready()
 	node := n.storage().register(false)
-	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 300})
+	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 300, ReplicationFactor: 1})
 	if err := node.deregister(); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestLostLeaseFencesAndItsReturnUnfences(t *testing.T) {
 	t.Parallel()
 	n := newMesh(t, etcd).start().ready()
 	node, other := n.storage().register(false), n.storage().register(false)
-	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 2})
+	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 2, ReplicationFactor: 1})
 	n.mesh.plant("shared", 1, node, other)
 	led := partition(t, n.image("planted", func(image *cluster.Image) bool {
 		_, ok := image.Topic("shared")
@@ -258,7 +258,7 @@ func TestMassLossPausesElections(t *testing.T) {
 	t.Parallel()
 	n := newMesh(t, etcd).start().ready()
 	nodes := []*storage{n.storage().register(false), n.storage().register(false), n.storage().register(false)}
-	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 3})
+	n.create(&metadatav1.CreateTopicRequest{Name: "a", Partitions: 3, ReplicationFactor: 1})
 	before := n.view.Image()
 	// In one transaction, or else a busy machine could fence the first before the
 	// second falls.

@@ -9,9 +9,9 @@ import (
 )
 
 // MaxReplicationFactor is the highest replication factor that topics may be created
-// with unless the metadata service is told otherwise. It is 1 until followers
-// replicate.
-const MaxReplicationFactor = 1
+// with unless the metadata service is told otherwise: as many replicas as the
+// simulation has.
+const MaxReplicationFactor = 5
 
 // NodeLoad is a storage node that may be given replicas, and what it holds
 // already.
