@@ -34,8 +34,13 @@ func TestStopGivesAwayLeadershipFirst(t *testing.T) {
 	})
 	r.produce("before")
 	r.nodes[int32(leader)].cancel()
-	if id := <-asked; id != leader {
-		t.Fatalf("node %d leaves, node %d was told to", id, leader)
+	select {
+	case id := <-asked:
+		if id != leader {
+			t.Fatalf("node %d leaves, node %d was told to", id, leader)
+		}
+	case err := <-r.nodes[int32(leader)].done:
+		t.Fatalf("it has stopped, with %v, and has given nothing away", err)
 	}
 	// Nobody else leads yet, and streams and calls are served.
 	r.produce("meanwhile")
