@@ -13,8 +13,14 @@ import (
 )
 
 // ResetPolicy says what a consumer does when the partition does not hold the
-// offset at which it is to read on: retention has removed it, or an unclean
-// election has cut the log off below it.
+// offset at which it is to read on: retention has removed it, or it never was
+// there.
+//
+// That records which were read are no longer in the log, as after an unclean
+// election, Poll tells under every policy, with a [PartitionError] whose reason is
+// REASON_LOG_TRUNCATED. Under [ResetEarliest] and [ResetLatest] it tells so once,
+// and the consumer goes on where the log parts from what was read, or as the policy
+// says if that is not known.
 type ResetPolicy int8
 
 const (
@@ -113,7 +119,9 @@ type reading struct {
 	// fault is why nothing comes behind chunks; faultShown when Poll last said so.
 	fault      error
 	faultShown time.Time
-	paused     bool
+	// resume is where to go on once Poll has told of fault; nil for nowhere.
+	resume *Start
+	paused bool
 	// highWatermark is the latest heard of, -1 before.
 	highWatermark int64
 
@@ -260,7 +268,7 @@ func (c *Consumer) readings(ctx context.Context, assignments []Assignment) ([]*r
 
 // begin makes a reading without buffered chunks start there.
 func (r *reading) begin(start Start) {
-	r.fault, r.faultShown = nil, time.Time{}
+	r.fault, r.faultShown, r.resume = nil, time.Time{}, nil
 	r.pause.reset()
 	r.aim(start)
 }
@@ -370,7 +378,7 @@ func (c *Consumer) drop(r *reading) {
 //
 // A [PartitionError] says that one partition cannot be read on. It stops until
 // the program seeks or removes it, and Poll repeats the error every second while
-// the others go on. [ErrEnd] says that all partitions are at their bounds.
+// the others go on; but see [ResetPolicy] about truncated logs. [ErrEnd] says that all partitions are at their bounds.
 // Everything else that can go wrong heals by itself and is not returned.
 func (c *Consumer) Poll(ctx context.Context) (Records, error) {
 	for {
@@ -428,7 +436,13 @@ func (c *Consumer) ready(now time.Time) (Records, wait, error) {
 		}
 		if silence := faultInterval - now.Sub(r.faultShown); r.faultShown.IsZero() || silence <= 0 {
 			r.faultShown = now
-			return Records{}, w, r.fault
+			fault := r.fault
+			if r.resume != nil {
+				r.begin(*r.resume)
+				c.summon(r)
+				c.broadcast()
+			}
+			return Records{}, w, fault
 		} else if w.again == 0 || silence < w.again {
 			w.again = silence
 		}

@@ -68,6 +68,22 @@ func (e *Error) OffsetRange() (earliest, latest int64, ok bool) {
 	return d.GetEarliestOffset(), d.GetLatestOffset(), d != nil
 }
 
+// Truncation returns the position from which on the log differs from what was
+// read of it, if the error is about a truncated log; the offset is -1 when only the
+// leader epoch of the last record that is still the same is known, and the epoch
+// is -1 when there is none such.
+func (e *Error) Truncation() (from Position, ok bool) {
+	d := e.failure.GetLogTruncated()
+	if d == nil {
+		return Position{}, false
+	}
+	from = Position{Offset: d.GetEndOffset(), LeaderEpoch: d.GetEpoch()}
+	if from.Offset >= d.GetOffset() {
+		from.Offset = -1
+	}
+	return from, true
+}
+
 // ReasonOf returns the reason of the first [Error] in err's tree, or
 // REASON_UNSPECIFIED if there is none.
 func ReasonOf(err error) Reason {
@@ -108,6 +124,7 @@ func outcomeOf(r Reason) outcome {
 		errorsv1.Reason_REASON_INVALID_CONFIG,
 		errorsv1.Reason_REASON_PARTITION_NOT_FOUND,
 		errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
+		errorsv1.Reason_REASON_LOG_TRUNCATED,
 		errorsv1.Reason_REASON_RECORD_TOO_LARGE,
 		errorsv1.Reason_REASON_CORRUPT_BATCH,
 		errorsv1.Reason_REASON_UNSUPPORTED_BATCH,
@@ -251,7 +268,8 @@ type PartitionError struct {
 	Offset int64
 	// NextOffset is an offset at which reading can go on, behind what is
 	// unreadable; -1 where none is known. Seeking to it skips records: that is
-	// for the application to decide.
+	// for the application to decide. Where records that were read are no longer in
+	// the log it is the first whose record may be another, below Offset.
 	NextOffset int64
 	// Err says why.
 	Err error
@@ -260,8 +278,11 @@ type PartitionError struct {
 // Error names the partition, the offset and the way on.
 func (e *PartitionError) Error() string {
 	s := fmt.Sprintf("%s at offset %d cannot be read: %v", e.TopicPartition, e.Offset, e.Err)
-	if e.NextOffset >= 0 {
+	switch {
+	case e.NextOffset >= e.Offset:
 		s += fmt.Sprintf("; seek to offset %d to skip it", e.NextOffset)
+	case e.NextOffset >= 0:
+		s += fmt.Sprintf("; seek to offset %d to read what stands there now", e.NextOffset)
 	}
 	return s
 }

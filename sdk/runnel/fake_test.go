@@ -269,6 +269,43 @@ func (c *fakeCluster) fill(t testing.TB, topic string, partition int, codec reco
 	c.appendedLocked()
 }
 
+// epochBefore returns the epoch of the record before an offset, or -1.
+func (p *fakePartition) epochBefore(offset int64) int32 {
+	for _, b := range slices.Backward(p.batches) {
+		if h, _ := recordbatch.ParseHeader(b); h.BaseOffset < offset {
+			return h.LeaderEpoch
+		}
+	}
+	return -1
+}
+
+// truncate cuts the log off at an offset where a batch begins, under a new leader
+// epoch.
+func (c *fakeCluster) truncate(topic string, partition int, offset int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.topics[topic].partitions[partition]
+	p.epoch++
+	p.end = offset
+	p.batches = slices.DeleteFunc(p.batches, func(b []byte) bool {
+		h, _ := recordbatch.ParseHeader(b)
+		return h.BaseOffset >= offset
+	})
+	c.changedLocked()
+}
+
+// parts says whether the log lacks the record of an epoch before an offset, and
+// the largest epoch up to that one with its end (KIP-320).
+func (p *fakePartition) parts(offset int64, lastRead int32) (epoch int32, end int64, parts bool) {
+	epoch, end = -1, p.start
+	for _, b := range p.batches {
+		if h, _ := recordbatch.ParseHeader(b); h.LeaderEpoch <= lastRead {
+			epoch, end = h.LeaderEpoch, h.LastOffset()+1
+		}
+	}
+	return epoch, end, end < offset || epoch >= 0 && epoch < lastRead
+}
+
 func (p *fakePartition) append(batch []byte, records int64) int64 {
 	batch = slices.Clone(batch)
 	offset := p.end
@@ -789,6 +826,9 @@ func (s fakeLogService) ListOffsets(_ context.Context, request *storagev1.ListOf
 		default:
 			o.Offset = p.end
 		}
+		if before := p.epochBefore(o.Offset); before >= 0 {
+			o.PrecedingEpoch = &before
+		}
 	}
 	return response, nil
 }
@@ -824,16 +864,31 @@ func (p *fakePartition) deleteBefore(offset int64) {
 	})
 }
 
+// fakeReader is a partition of a stream.
+type fakeReader struct {
+	*storagev1.PartitionStart
+	next int64
+	// checked says that the position was compared with the log.
+	checked, done bool
+}
+
+// truncated says, of a position that is compared for the first time, whether the
+// log parts from what was read.
+func (r *fakeReader) truncated(p *fakePartition) bool {
+	first := !r.checked
+	r.checked = true
+	if !first || r.LastReadEpoch == nil {
+		return false
+	}
+	_, _, parts := p.parts(r.next, r.GetLastReadEpoch())
+	return parts
+}
+
 func (s fakeLogService) Consume(ctx context.Context, request *storagev1.ConsumeRequest, stream storagev1connect.LogServiceConsumeServerStream) error {
 	c := s.node.cluster
-	type reader struct {
-		*storagev1.PartitionStart
-		next int64
-		done bool
-	}
-	var readers []*reader
+	var readers []*fakeReader
 	for _, start := range request.GetPartitions() {
-		readers = append(readers, &reader{PartitionStart: start, next: start.GetStart().GetOffset()})
+		readers = append(readers, &fakeReader{PartitionStart: start, next: start.GetStart().GetOffset()})
 	}
 	c.mu.Lock()
 	c.opened++
@@ -854,6 +909,12 @@ func (s fakeLogService) Consume(ctx context.Context, request *storagev1.ConsumeR
 				failure = failureOf(errorsv1.Reason_REASON_FENCED_LEADER_EPOCH)
 			case r.LeaderEpoch != nil && r.GetLeaderEpoch() > p.epoch:
 				failure = failureOf(errorsv1.Reason_REASON_UNKNOWN_LEADER_EPOCH)
+			case r.truncated(p):
+				epoch, end, _ := p.parts(r.next, r.GetLastReadEpoch())
+				failure = failureOf(errorsv1.Reason_REASON_LOG_TRUNCATED)
+				failure.Detail = &errorsv1.Failure_LogTruncated{LogTruncated: &errorsv1.LogTruncated{
+					Offset: r.next, LastReadEpoch: r.GetLastReadEpoch(), Epoch: epoch, EndOffset: end,
+				}}
 			case r.next < p.start || r.next > p.end:
 				failure = failureOf(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE)
 				failure.Detail = &errorsv1.Failure_OffsetOutOfRange{OffsetOutOfRange: &errorsv1.OffsetOutOfRange{

@@ -70,10 +70,11 @@ func (c *Consumer) follow(r *reading, to route) {
 		return
 	}
 	c.leave(r)
+	// What the old leader still sends is void.
+	r.session++
 	if to.address == "" || c.closed {
 		return
 	}
-	r.session++
 	r.retryAt = time.Time{}
 	r.fetcher = c.fetcher(to.address)
 	r.fetcher.readings++
@@ -234,7 +235,11 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 			r.until = response.Partitions[i].GetOffset()
 			r.pause.reset()
 		default:
-			r.moveTo(Position{Offset: response.Partitions[i].GetOffset(), LeaderEpoch: -1})
+			found := Position{Offset: response.Partitions[i].GetOffset(), LeaderEpoch: -1}
+			if before := response.Partitions[i].PrecedingEpoch; before != nil {
+				found.LeaderEpoch = *before
+			}
+			r.moveTo(found)
 			r.startPending = false
 			r.pause.reset()
 		}
@@ -422,6 +427,9 @@ func (c *Consumer) setBack(r *reading, next int64, failure *errorsv1.Failure, no
 	case errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE:
 		c.reset(r, err)
 		return
+	case errorsv1.Reason_REASON_LOG_TRUNCATED:
+		c.truncated(r, err)
+		return
 	case errorsv1.Reason_REASON_CORRUPT_LOG:
 		if next <= r.ahead.Offset {
 			next = -1
@@ -435,6 +443,28 @@ func (c *Consumer) setBack(r *reading, next int64, failure *errorsv1.Failure, no
 	}
 	c.client.config.Logger.Debug("partition cannot be read for now", "partition", r.partition, "error", err)
 	c.retry(r, now)
+}
+
+// truncated stops a reading whose log has lost records that were read, so that
+// Poll tells of it; then, unless the policy leaves that to the program, it goes on.
+// Callers hold mu.
+func (c *Consumer) truncated(r *reading, err *Error) {
+	from, known := err.Truncation()
+	known = known && from.Offset >= 0
+	next := int64(-1)
+	if known {
+		next = from.Offset
+	}
+	c.fail(r, next, err)
+	switch {
+	case c.config.reset == ResetNone:
+	case known:
+		r.resume = new(From(from))
+	case c.config.reset == ResetEarliest:
+		r.resume = new(Earliest())
+	default:
+		r.resume = new(Latest())
+	}
 }
 
 // reset applies the policy to a reading whose offset is not there. Callers hold

@@ -13,9 +13,9 @@ import (
 type Position struct {
 	// Offset of the record to read next, from 0.
 	Offset int64
-	// LeaderEpoch is that of the record read before, -1 when not known. With it
-	// the cluster can tell that the log was cut off and written anew below the
-	// position (KIP-320); keep it with the offset.
+	// LeaderEpoch is that of the record before, -1 when not known. With it the
+	// cluster can tell that the log was cut off and written anew below the position
+	// (KIP-320); keep it with the offset.
 	LeaderEpoch int32
 }
 

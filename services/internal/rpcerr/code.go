@@ -43,7 +43,8 @@ func Code(reason errorsv1.Reason) connect.Code {
 		errorsv1.Reason_REASON_STALE_NODE_EPOCH,
 		errorsv1.Reason_REASON_STALE_PARTITION_EPOCH:
 		return connect.CodeAborted
-	case errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE:
+	case errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
+		errorsv1.Reason_REASON_LOG_TRUNCATED:
 		return connect.CodeOutOfRange
 	case errorsv1.Reason_REASON_NO_LEADER,
 		errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE,

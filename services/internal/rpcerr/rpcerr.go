@@ -107,6 +107,8 @@ func (e *Error) Failure() *errorsv1.Failure {
 		f.Detail = &errorsv1.Failure_OffsetOutOfRange{OffsetOutOfRange: d}
 	case *errorsv1.OutOfOrderSequence:
 		f.Detail = &errorsv1.Failure_OutOfOrderSequence{OutOfOrderSequence: d}
+	case *errorsv1.LogTruncated:
+		f.Detail = &errorsv1.Failure_LogTruncated{LogTruncated: d}
 	}
 	return f
 }
@@ -124,6 +126,8 @@ func FromFailure(f *errorsv1.Failure) *Error {
 		e.Detail = d.OffsetOutOfRange
 	case *errorsv1.Failure_OutOfOrderSequence:
 		e.Detail = d.OutOfOrderSequence
+	case *errorsv1.Failure_LogTruncated:
+		e.Detail = d.LogTruncated
 	}
 	return e
 }

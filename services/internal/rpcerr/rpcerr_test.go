@@ -58,6 +58,7 @@ var wantCodes = map[errorsv1.Reason]connect.Code{
 	errorsv1.Reason_REASON_INVALID_TIMESTAMP:                connect.CodeInvalidArgument,
 	errorsv1.Reason_REASON_LIMIT_REACHED:                    connect.CodeResourceExhausted,
 	errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE:   connect.CodeUnavailable,
+	errorsv1.Reason_REASON_LOG_TRUNCATED:                    connect.CodeOutOfRange,
 }
 
 func TestCodeCoversEveryReason(t *testing.T) {

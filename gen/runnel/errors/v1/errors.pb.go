@@ -132,6 +132,10 @@ const (
 	// The preferred replica of the partition cannot lead it: it is not live, not in
 	// sync, or about to stop. Retriable.
 	Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE Reason = 39
+	// Records that the reader has read are no longer in the log, as after an unclean
+	// election, and others may stand in their place. The detail says where the log
+	// parts from what was read. Fatal: the reader decides where to go on.
+	Reason_REASON_LOG_TRUNCATED Reason = 40
 )
 
 // Enum value maps for Reason.
@@ -177,6 +181,7 @@ var (
 		37: "REASON_INVALID_TIMESTAMP",
 		38: "REASON_LIMIT_REACHED",
 		39: "REASON_PREFERRED_LEADER_NOT_AVAILABLE",
+		40: "REASON_LOG_TRUNCATED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                      0,
@@ -219,6 +224,7 @@ var (
 		"REASON_INVALID_TIMESTAMP":                37,
 		"REASON_LIMIT_REACHED":                    38,
 		"REASON_PREFERRED_LEADER_NOT_AVAILABLE":   39,
+		"REASON_LOG_TRUNCATED":                    40,
 	}
 )
 
@@ -266,6 +272,7 @@ type Failure struct {
 	//	*Failure_NotLeader
 	//	*Failure_OffsetOutOfRange
 	//	*Failure_OutOfOrderSequence
+	//	*Failure_LogTruncated
 	Detail        isFailure_Detail `protobuf_oneof:"detail"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -349,6 +356,15 @@ func (x *Failure) GetOutOfOrderSequence() *OutOfOrderSequence {
 	return nil
 }
 
+func (x *Failure) GetLogTruncated() *LogTruncated {
+	if x != nil {
+		if x, ok := x.Detail.(*Failure_LogTruncated); ok {
+			return x.LogTruncated
+		}
+	}
+	return nil
+}
+
 type isFailure_Detail interface {
 	isFailure_Detail()
 }
@@ -368,11 +384,18 @@ type Failure_OutOfOrderSequence struct {
 	OutOfOrderSequence *OutOfOrderSequence `protobuf:"bytes,5,opt,name=out_of_order_sequence,json=outOfOrderSequence,proto3,oneof"`
 }
 
+type Failure_LogTruncated struct {
+	// With REASON_LOG_TRUNCATED.
+	LogTruncated *LogTruncated `protobuf:"bytes,6,opt,name=log_truncated,json=logTruncated,proto3,oneof"`
+}
+
 func (*Failure_NotLeader) isFailure_Detail() {}
 
 func (*Failure_OffsetOutOfRange) isFailure_Detail() {}
 
 func (*Failure_OutOfOrderSequence) isFailure_Detail() {}
+
+func (*Failure_LogTruncated) isFailure_Detail() {}
 
 // NotLeader names the node to ask instead.
 type NotLeader struct {
@@ -602,18 +625,113 @@ func (x *OutOfOrderSequence) GetReceivedSequence() int32 {
 	return 0
 }
 
+// LogTruncated tells where the log parts from what was read of it (KIP-320).
+type LogTruncated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Topic that was asked for.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Partition that was asked for, from 0.
+	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Offset at which the reader wanted to go on.
+	Offset int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Leader epoch of the record that the reader has read before it.
+	LastReadEpoch int32 `protobuf:"varint,4,opt,name=last_read_epoch,json=lastReadEpoch,proto3" json:"last_read_epoch,omitempty"`
+	// Largest leader epoch of the log that is not above last_read_epoch; -1 when
+	// the log has none.
+	Epoch int32 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Where that epoch ends in the log: what was read from there on is not in it.
+	// Not below offset when the log has nothing of last_read_epoch: then the records
+	// that are gone begin somewhere below offset.
+	EndOffset     int64 `protobuf:"varint,6,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogTruncated) Reset() {
+	*x = LogTruncated{}
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogTruncated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogTruncated) ProtoMessage() {}
+
+func (x *LogTruncated) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
+func (*LogTruncated) Descriptor() ([]byte, []int) {
+	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LogTruncated) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *LogTruncated) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *LogTruncated) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *LogTruncated) GetLastReadEpoch() int32 {
+	if x != nil {
+		return x.LastReadEpoch
+	}
+	return 0
+}
+
+func (x *LogTruncated) GetEpoch() int32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LogTruncated) GetEndOffset() int64 {
+	if x != nil {
+		return x.EndOffset
+	}
+	return 0
+}
+
 var File_runnel_errors_v1_errors_proto protoreflect.FileDescriptor
 
 const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x1drunnel/errors/v1/errors.proto\x12\x10runnel.errors.v1\"\xcd\x02\n" +
+	"\x1drunnel/errors/v1/errors.proto\x12\x10runnel.errors.v1\"\x94\x03\n" +
 	"\aFailure\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.runnel.errors.v1.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12<\n" +
 	"\n" +
 	"not_leader\x18\x03 \x01(\v2\x1b.runnel.errors.v1.NotLeaderH\x00R\tnotLeader\x12S\n" +
 	"\x13offset_out_of_range\x18\x04 \x01(\v2\".runnel.errors.v1.OffsetOutOfRangeH\x00R\x10offsetOutOfRange\x12Y\n" +
-	"\x15out_of_order_sequence\x18\x05 \x01(\v2$.runnel.errors.v1.OutOfOrderSequenceH\x00R\x12outOfOrderSequenceB\b\n" +
+	"\x15out_of_order_sequence\x18\x05 \x01(\v2$.runnel.errors.v1.OutOfOrderSequenceH\x00R\x12outOfOrderSequence\x12E\n" +
+	"\rlog_truncated\x18\x06 \x01(\v2\x1e.runnel.errors.v1.LogTruncatedH\x00R\flogTruncatedB\b\n" +
 	"\x06detail\"\xa6\x01\n" +
 	"\tNotLeader\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
@@ -631,7 +749,15 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\vproducer_id\x18\x01 \x01(\x03R\n" +
 	"producerId\x12+\n" +
 	"\x11expected_sequence\x18\x02 \x01(\x05R\x10expectedSequence\x12+\n" +
-	"\x11received_sequence\x18\x03 \x01(\x05R\x10receivedSequence*\x88\t\n" +
+	"\x11received_sequence\x18\x03 \x01(\x05R\x10receivedSequence\"\xb7\x01\n" +
+	"\fLogTruncated\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12&\n" +
+	"\x0flast_read_epoch\x18\x04 \x01(\x05R\rlastReadEpoch\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x05R\x05epoch\x12\x1d\n" +
+	"\n" +
+	"end_offset\x18\x06 \x01(\x03R\tendOffset*\xa2\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -673,7 +799,8 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x13REASON_KEY_REQUIRED\x10$\x12\x1c\n" +
 	"\x18REASON_INVALID_TIMESTAMP\x10%\x12\x18\n" +
 	"\x14REASON_LIMIT_REACHED\x10&\x12)\n" +
-	"%REASON_PREFERRED_LEADER_NOT_AVAILABLE\x10'B\xc2\x01\n" +
+	"%REASON_PREFERRED_LEADER_NOT_AVAILABLE\x10'\x12\x18\n" +
+	"\x14REASON_LOG_TRUNCATED\x10(B\xc2\x01\n" +
 	"\x14com.runnel.errors.v1B\vErrorsProtoP\x01Z;github.com/runnel-mesh/runnel/gen/runnel/errors/v1;errorsv1\xa2\x02\x03REX\xaa\x02\x10Runnel.Errors.V1\xca\x02\x10Runnel\\Errors\\V1\xe2\x02\x1cRunnel\\Errors\\V1\\GPBMetadata\xea\x02\x12Runnel::Errors::V1b\x06proto3"
 
 var (
@@ -689,24 +816,26 @@ func file_runnel_errors_v1_errors_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_errors_v1_errors_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runnel_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_runnel_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_runnel_errors_v1_errors_proto_goTypes = []any{
 	(Reason)(0),                // 0: runnel.errors.v1.Reason
 	(*Failure)(nil),            // 1: runnel.errors.v1.Failure
 	(*NotLeader)(nil),          // 2: runnel.errors.v1.NotLeader
 	(*OffsetOutOfRange)(nil),   // 3: runnel.errors.v1.OffsetOutOfRange
 	(*OutOfOrderSequence)(nil), // 4: runnel.errors.v1.OutOfOrderSequence
+	(*LogTruncated)(nil),       // 5: runnel.errors.v1.LogTruncated
 }
 var file_runnel_errors_v1_errors_proto_depIdxs = []int32{
 	0, // 0: runnel.errors.v1.Failure.reason:type_name -> runnel.errors.v1.Reason
 	2, // 1: runnel.errors.v1.Failure.not_leader:type_name -> runnel.errors.v1.NotLeader
 	3, // 2: runnel.errors.v1.Failure.offset_out_of_range:type_name -> runnel.errors.v1.OffsetOutOfRange
 	4, // 3: runnel.errors.v1.Failure.out_of_order_sequence:type_name -> runnel.errors.v1.OutOfOrderSequence
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 4: runnel.errors.v1.Failure.log_truncated:type_name -> runnel.errors.v1.LogTruncated
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_runnel_errors_v1_errors_proto_init() }
@@ -718,6 +847,7 @@ func file_runnel_errors_v1_errors_proto_init() {
 		(*Failure_NotLeader)(nil),
 		(*Failure_OffsetOutOfRange)(nil),
 		(*Failure_OutOfOrderSequence)(nil),
+		(*Failure_LogTruncated)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -725,7 +855,7 @@ func file_runnel_errors_v1_errors_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_errors_v1_errors_proto_rawDesc), len(file_runnel_errors_v1_errors_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

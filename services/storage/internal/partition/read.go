@@ -3,6 +3,7 @@ package partition
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
@@ -131,7 +132,7 @@ func (p *Partition) readableLocked(offset int64, believed cluster.LeaderEpoch) e
 
 // CheckPosition says whether a reader may begin at an offset, and whether the
 // last record that it has read, of an epoch or [rules.NoEpoch], is still in the
-// log (KIP-320).
+// log (KIP-320); REASON_LOG_TRUNCATED says that it is not.
 func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.LeaderEpoch) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -139,9 +140,7 @@ func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.Leade
 		return err
 	}
 	if epoch, end, diverges := p.replica.Epochs().Diverges(lastRead, offset, p.replica.LogEnd()); diverges {
-		return rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
-			"%s was truncated: the record of leader epoch %d before offset %d is no longer in it, epoch %d ends at offset %d; go on there, or reset the position",
-			p.name(), lastRead, offset, epoch, end).WithDetail(p.rangeDetailLocked(offset))
+		return p.truncatedLocked(offset, lastRead, epoch, end)
 	}
 	return p.readableLocked(offset, believed)
 }
@@ -287,6 +286,22 @@ func (p *Partition) outOfRangeLocked(offset int64) error {
 	return rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
 		"offset %d of %s is outside of what can be read, %d to %d; reset the position to one of these", offset, p.name(), p.logStart, p.replica.HighWatermark()).
 		WithDetail(p.rangeDetailLocked(offset))
+}
+
+// truncatedLocked says that the log parts from what a reader has read: of the
+// epochs up to that of its last record the log has the largest, which ends at end.
+func (p *Partition) truncatedLocked(offset int64, lastRead, epoch cluster.LeaderEpoch, end int64) error {
+	where := fmt.Sprintf("below offset %d", offset)
+	remedy := "reset the position"
+	if end < offset {
+		where = fmt.Sprintf("from offset %d on", end)
+		remedy = "go on there, or reset the position"
+	}
+	return rpcerr.New(errorsv1.Reason_REASON_LOG_TRUNCATED,
+		"%s was truncated: records %s that were read before are no longer in it, such as that of leader epoch %d before offset %d; %s",
+		p.name(), where, lastRead, offset, remedy).WithDetail(&errorsv1.LogTruncated{
+		Topic: p.topic.Name, Partition: p.index, Offset: offset, LastReadEpoch: int32(lastRead), Epoch: int32(epoch), EndOffset: end,
+	})
 }
 
 func (p *Partition) rangeDetailLocked(offset int64) *errorsv1.OffsetOutOfRange {

@@ -142,8 +142,8 @@ func TestCheckPosition(t *testing.T) {
 		{"nothing read", 4, -1, 0},
 		{"the epoch's end", 2, 0, 0},
 		{"inside of the epoch", 3, 2, 0},
-		{"KIP-320: more of an epoch than there is", 3, 0, errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
-		{"KIP-320: an epoch that is not in the log", 1, 1, errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
+		{"KIP-320: more of an epoch than there is", 3, 0, errorsv1.Reason_REASON_LOG_TRUNCATED},
+		{"KIP-320: an epoch that is not in the log", 1, 1, errorsv1.Reason_REASON_LOG_TRUNCATED},
 		{"beyond the end", 5, -1, errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
 	} {
 		err := p.CheckPosition(test.offset, rulesEpoch(test.lastRead), rules.NoEpoch)
@@ -153,7 +153,11 @@ func TestCheckPosition(t *testing.T) {
 			}
 			continue
 		}
-		wantReason(t, err, test.reason)
+		e := wantReason(t, err, test.reason)
+		if d, ok := e.Detail.(*errorsv1.LogTruncated); ok != (test.reason == errorsv1.Reason_REASON_LOG_TRUNCATED) ||
+			ok && (d.GetOffset() != test.offset || d.GetLastReadEpoch() != test.lastRead || d.GetEpoch() != 0 || d.GetEndOffset() != 2 || d.GetTopic() == "") {
+			t.Errorf("%s: detail %v", test.name, e.Detail)
+		}
 	}
 }
 

@@ -242,7 +242,7 @@ func TestConsumeFailuresStandInTheirPartition(t *testing.T) {
 		errorsv1.Reason_REASON_NOT_LEADER,
 		errorsv1.Reason_REASON_TOPIC_NOT_FOUND,
 		errorsv1.Reason_REASON_UNKNOWN_LEADER_EPOCH,
-		errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
+		errorsv1.Reason_REASON_LOG_TRUNCATED,
 	} {
 		res := c.receive()
 		wantFailure(t, res.GetFailure(), reason)
@@ -415,14 +415,19 @@ func TestListOffsets(t *testing.T) {
 		epoch  int32
 		ms     int64
 		reason errorsv1.Reason
+		// before is the epoch of the record before, if there is one.
+		before *int32
 	}{
-		{offset: 0, epoch: 0}, {offset: 4, epoch: 1}, {offset: 4, epoch: 1}, {offset: 2, epoch: 0}, {offset: -1, reason: errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
-		{offset: 1, ms: 2000}, {offset: 4, epoch: 1}, {offset: -1, reason: errorsv1.Reason_REASON_NOT_LEADER}, {offset: -1, reason: errorsv1.Reason_REASON_TOPIC_NOT_FOUND},
+		{offset: 0, epoch: 0}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: 2, epoch: 0, before: new(int32(0))}, {offset: -1, reason: errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
+		{offset: 1, ms: 2000, before: new(int32(0))}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: -1, reason: errorsv1.Reason_REASON_NOT_LEADER}, {offset: -1, reason: errorsv1.Reason_REASON_TOPIC_NOT_FOUND},
 		{offset: -1, reason: errorsv1.Reason_REASON_INVALID_REQUEST}, {offset: -1, reason: errorsv1.Reason_REASON_INVALID_REQUEST},
 	} {
 		got := res.GetPartitions()[i]
 		if got.GetOffset() != want.offset || got.GetLeaderEpoch() != want.epoch || got.GetFailure().GetReason() != want.reason || (got.Time != nil) != (want.ms > 0) {
 			t.Errorf("position %d: %v, want %+v", i, got, want)
+		}
+		if (got.PrecedingEpoch != nil) != (want.before != nil) || want.before != nil && got.GetPrecedingEpoch() != *want.before {
+			t.Errorf("position %d: the record before is of epoch %d, known: %t; want %+v", i, got.GetPrecedingEpoch(), got.PrecedingEpoch != nil, want)
 		}
 		if want.ms > 0 && got.GetTime().AsTime().UnixMilli() != want.ms {
 			t.Errorf("position %d: time %v", i, got.GetTime())

@@ -74,6 +74,9 @@ func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition
 	}
 	out.Offset = found.Offset
 	out.LeaderEpoch = int32(p.EpochAt(found.Offset))
+	if preceding := p.EpochAt(found.Offset - 1); preceding != rules.NoEpoch {
+		out.PrecedingEpoch = new(int32(preceding))
+	}
 	if found.Found {
 		out.Time = timestamppb.New(time.UnixMilli(found.Timestamp))
 	}
