@@ -1,342 +1,275 @@
 package storage
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
-	"connectrpc.com/connect/v2"
-	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
-
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	logv1 "github.com/runnel-mesh/runnel/gen/runnel/log/v1"
-	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1"
-	"github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1/peerv1connect"
-	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
-	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
 	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
-	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
-	"github.com/runnel-mesh/runnel/services/internal/clusterview"
-	"github.com/runnel-mesh/runnel/services/internal/rpc"
-	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 )
 
-// controller is a metadata service that decides by the rules, without etcd and
-// without leases: who registers is live until it deregisters.
-type controller struct {
-	peerv1connect.UnimplementedNodeServiceHandler
-	view      *clusterview.View
-	transport connect.Transport
+const (
+	none   = logv1.Acks_ACKS_NONE
+	leader = logv1.Acks_ACKS_LEADER
+	all    = logv1.Acks_ACKS_ALL
+)
 
-	mu        sync.Mutex
-	snapshot  *metadatav1.ClusterSnapshot
-	nodes     rules.Nodes
-	partition rules.PartitionState
-	// leave is called before a node's wish to leave is granted, which it may refuse;
-	// nil grants.
-	leave func(context.Context, cluster.NodeID) error
-}
-
-var twoInSync = rules.TopicTraits{Synced: true, MinInsyncReplicas: 2}
-
-func newController(t *testing.T, ids ...int32) *controller {
-	topicID := uuid.New()
-	c := &controller{view: clusterview.New(nil), nodes: rules.Nodes{}, snapshot: &metadatav1.ClusterSnapshot{
-		ClusterId: clusterID[:], Version: 1, ControllerId: 9,
-		Topics: []*metadatav1.Topic{{TopicId: topicID[:], Name: "orders", PartitionCount: 1, Config: map[string]string{"min.insync.replicas": "2"}}},
-	}}
-	c.partition.Leader, c.partition.LastLeader = cluster.NoNode, cluster.NodeID(ids[0])
-	for _, id := range ids {
-		c.partition.Replicas = append(c.partition.Replicas, cluster.NodeID(id))
-		c.partition.Epochs = append(c.partition.Epochs, 0)
-	}
-	c.partition.ISR = slices.Clone(c.partition.Replicas)
-	server, drain := rpc.NewServer(rpc.ServerOptions{}), rpc.NewDrain()
-	t.Cleanup(drain.Begin)
-	peerv1connect.RegisterNodeServiceHandler(server, c)
-	peerv1connect.RegisterPartitionServiceHandler(server, c)
-	metadatav1connect.RegisterClusterServiceHandler(server, clusterview.NewHandler(c.view, drain))
-	c.transport = rpc.InProcess(server)
-	c.publish()
-	return c
-}
-
-// publish tells the nodes what was decided; the mutex is held, or nobody else there.
-func (c *controller) publish() {
-	c.snapshot.Version++
-	c.snapshot.Topics[0].Partitions = []*metadatav1.Partition{c.partition.Proto()}
-	image, err := cluster.FromSnapshot(proto.CloneOf(c.snapshot))
-	if err != nil {
-		panic(err)
-	}
-	c.view.Publish(image, nil)
-}
-
-func (c *controller) Register(_ context.Context, req *peerv1.RegisterRequest) (*peerv1.RegisterResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	epoch := c.snapshot.Version + 1
-	var history rules.History // Nothing was ever lost.
-	if _, again := c.nodes[cluster.NodeID(req.GetNodeId())]; again && !req.GetClean() {
-		history.CleanSince = cluster.NodeEpoch(epoch)
-	}
-	c.set(req.GetNodeId(), rules.NodeState{Epoch: cluster.NodeEpoch(epoch), Live: true, History: history}, req)
-	return &peerv1.RegisterResponse{ClusterId: clusterID[:], NodeId: req.GetNodeId(), NodeEpoch: epoch, LeaseMs: 60_000, Version: c.snapshot.Version}, nil
-}
-
-// set changes a node, and what follows from that.
-func (c *controller) set(id int32, state rules.NodeState, req *peerv1.RegisterRequest) {
-	c.nodes[cluster.NodeID(id)] = state
-	i := slices.IndexFunc(c.snapshot.Nodes, func(n *metadatav1.Node) bool { return n.NodeId == id })
-	if i < 0 {
-		i = len(c.snapshot.Nodes)
-		c.snapshot.Nodes = append(c.snapshot.Nodes, &metadatav1.Node{NodeId: id})
-	}
-	n := c.snapshot.Nodes[i]
-	n.NodeEpoch, n.Fenced, n.Leaving = int64(state.Epoch), !state.Live, state.Leaving
-	if req != nil {
-		n.Address, n.PeerAddress = req.GetAddress(), req.GetPeerAddress()
-	}
-	c.partition, _ = rules.Elect(c.partition, c.nodes, twoInSync)
-	c.publish()
-}
-
-func (c *controller) Heartbeat(context.Context, *peerv1.HeartbeatRequest) (*peerv1.HeartbeatResponse, error) {
-	return &peerv1.HeartbeatResponse{LeaseMs: 60_000}, nil
-}
-
-func (c *controller) setLeave(leave func(context.Context, cluster.NodeID) error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.leave = leave
-}
-
-func (c *controller) Leave(ctx context.Context, req *peerv1.LeaveRequest) (*peerv1.LeaveResponse, error) {
-	c.mu.Lock()
-	leave := c.leave
-	c.mu.Unlock()
-	if leave != nil {
-		if err := leave(ctx, cluster.NodeID(req.GetNodeId())); err != nil {
-			return nil, err
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	state := c.nodes[cluster.NodeID(req.GetNodeId())]
-	state.Leaving = true
-	c.set(req.GetNodeId(), state, nil)
-	res := &peerv1.LeaveResponse{Version: c.snapshot.Version}
-	if c.partition.Leader == cluster.NodeID(req.GetNodeId()) {
-		res.Remaining = 1
-	}
-	return res, nil
-}
-
-func (c *controller) Deregister(_ context.Context, req *peerv1.DeregisterRequest) (*peerv1.DeregisterResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	state := c.nodes[cluster.NodeID(req.GetNodeId())]
-	state.Live = false
-	c.set(req.GetNodeId(), state, nil)
-	return &peerv1.DeregisterResponse{}, nil
-}
-
-func (c *controller) AlterPartition(_ context.Context, req *peerv1.AlterPartitionRequest) (*peerv1.AlterPartitionResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	res := &peerv1.AlterPartitionResponse{}
-	for _, change := range req.GetChanges() {
-		proposal := rules.ISRProposal{
-			Leader: cluster.NodeID(req.GetNodeId()), LeaderEpoch: cluster.LeaderEpoch(change.GetLeaderEpoch()), PartitionEpoch: cluster.PartitionEpoch(change.GetPartitionEpoch()),
-		}
-		for _, m := range change.GetIsr() {
-			proposal.ISR = append(proposal.ISR, rules.ISRMember{Node: cluster.NodeID(m.GetNodeId()), Epoch: cluster.NodeEpoch(m.GetNodeEpoch())})
-		}
-		next, err := rules.ProposeISR(c.partition, proposal, c.nodes, twoInSync)
-		c.partition = next
-		res.Results = append(res.Results, &peerv1.PartitionChangeResult{Accepted: err == nil, Partition: next.Proto()})
-	}
-	c.publish()
-	res.Version = c.snapshot.Version
-	return res, nil
-}
-
-// await waits until the partition meets a condition.
-func (c *controller) await(t *testing.T, condition func(cluster.Partition) bool) cluster.Partition {
+func wantReason(t *testing.T, what string, err error, reasons ...errorsv1.Reason) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	image, err := c.view.Await(ctx, func(image *cluster.Image) bool {
-		topic, _ := image.Topic("orders")
-		return condition(topic.Partitions[0])
-	})
-	if err != nil {
-		topic, _ := c.view.Image().Topic("orders")
-		t.Fatalf("the partition stays %+v", topic.Partitions[0])
-	}
-	topic, _ := image.Topic("orders")
-	return topic.Partitions[0]
-}
-
-// replicaSet is some storage nodes in one process.
-type replicaSet struct {
-	t          *testing.T
-	controller *controller
-	dirs       map[int32]string
-
-	mu    sync.Mutex
-	peers map[string]connect.Transport
-	nodes map[int32]*running
-}
-
-func peerAddress(id int32) string { return fmt.Sprintf("127.0.0.1:%d", 7100+id) }
-
-func newReplicaSet(t *testing.T, ids ...int32) *replicaSet {
-	t.Helper()
-	r := &replicaSet{
-		t: t, controller: newController(t, ids...), peers: map[string]connect.Transport{}, nodes: map[int32]*running{}, dirs: map[int32]string{},
-	}
-	for _, id := range ids {
-		r.dirs[id] = t.TempDir()
-	}
-	return r
-}
-
-func (r *replicaSet) start(id int32, change ...func(*Config)) {
-	r.t.Helper()
-	config := DefaultConfig()
-	config.DataDir, config.NodeID = r.dirs[id], cluster.NodeID(id)
-	config.AdvertisePeer = peerAddress(id)
-	config.ReplicaLag = 2 * time.Second
-	for _, f := range change {
-		f(&config)
-	}
-	if err := config.Validate(); err != nil {
-		r.t.Fatal(err)
-	}
-	s := New(config, Deps{Metadata: r.controller.transport, Peers: r.peer, Logger: slog.New(slog.DiscardHandler)})
-	public, peer := rpc.NewServer(rpc.ServerOptions{}), rpc.NewServer(rpc.ServerOptions{})
-	s.Register(public, peer)
-	ctx, cancel := context.WithCancel(context.Background())
-	n := &running{t: r.t, service: s, public: rpc.InProcess(public), cancel: cancel, done: make(chan error, 1)}
-	n.client = storagev1connect.NewLogServiceClient(connect.NewClient(n.public))
-	r.mu.Lock()
-	r.peers[peerAddress(id)] = rpc.InProcess(peer)
-	r.nodes[id] = n
-	r.mu.Unlock()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		n.done <- s.Run(ctx)
-	}()
-	r.t.Cleanup(func() {
-		cancel()
-		<-stopped
-	})
-	n.ready()
-}
-
-func (r *replicaSet) peer(address string) connect.Transport {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.peers[address]
-}
-
-// stop stops a node in good order.
-func (r *replicaSet) stop(id int32) {
-	r.t.Helper()
-	r.nodes[id].cancel()
-	if err := r.nodes[id].ends(); err != nil {
-		r.t.Fatal(err)
+	if !slices.Contains(reasons, rpcerr.ReasonOf(err)) {
+		t.Errorf("%s: %v, want %v", what, err, reasons)
 	}
 }
 
-// produce appends a record, acknowledged by all, at whoever leads.
-func (r *replicaSet) produce(value string) {
-	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		leader := r.controller.await(r.t, func(p cluster.Partition) bool { return p.Leader != cluster.NoNode }).Leader
-		_, err := r.nodes[int32(leader)].client.Append(r.t.Context(), &storagev1.AppendRequest{Append: &storagev1.ProduceRequest{
-			Topic: "orders", Acks: logv1.Acks_ACKS_ALL, Records: []*logv1.Record{{ValueText: &value}},
-		}})
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("%q: %v", value, err)
-		}
-	}
-}
-
-// read returns all values below the high watermark of the leader.
-func (r *replicaSet) read() []string {
-	r.t.Helper()
-	leader := r.controller.await(r.t, func(p cluster.Partition) bool { return p.Leader != cluster.NoNode }).Leader
-	stream, err := r.nodes[int32(leader)].client.Consume(r.t.Context(), &storagev1.ConsumeRequest{
-		Partitions: []*storagev1.PartitionStart{{Topic: "orders", Start: &logv1.StartPosition{Position: &logv1.StartPosition_Offset{Offset: 0}}}}, StopAtEnd: true,
-	})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	var out []string
-	for {
-		res, err := stream.Receive()
-		if err != nil {
-			return out
-		}
-		if res.GetFailure() != nil {
-			r.t.Fatal(res.GetFailure())
-		}
-		for _, record := range res.GetRecords() {
-			out = append(out, string(record.GetValue()))
-		}
-	}
-}
-
-// Three nodes with real stores: records are acknowledged by all that are in sync,
-// each of them may lead next, and one that comes back catches up and rejoins.
+// Records are acknowledged by all that are in sync, each node may lead next, and one
+// that comes back catches up and rejoins.
 func TestReplicates(t *testing.T) {
 	t.Parallel()
-	r := newReplicaSet(t, 1, 2, 3)
-	for id := range int32(3) {
-		r.start(id + 1)
-	}
-	inSync := func(n int) func(cluster.Partition) bool {
-		return func(p cluster.Partition) bool { return p.Leader != cluster.NoNode && len(p.ISR) == n }
-	}
-	r.controller.await(t, inSync(3))
+	r := startReplicaSet(t)
 	var want []string
 	produce := func(n int) {
 		t.Helper()
 		for range n {
 			value := fmt.Sprint(len(want))
-			r.produce(value)
+			if offset := r.produce(value); offset != int64(len(want)) {
+				t.Fatalf("%q has offset %d", value, offset)
+			}
 			want = append(want, value)
 		}
 	}
 	produce(20)
 	for range 4 {
-		leader := int32(r.controller.await(t, inSync(3)).Leader)
-		r.stop(leader)
-		next := r.controller.await(t, inSync(2))
-		if int32(next.Leader) == leader {
-			t.Fatalf("node %d leads though it has stopped", leader)
+		before := int32(r.inSync(3).Leader)
+		r.stop(before)
+		now := int32(r.inSync(2).Leader)
+		if now == before {
+			t.Fatalf("node %d leads though it has stopped", before)
 		}
 		produce(10)
-		if got := r.read(); !slices.Equal(got, want) {
-			t.Fatalf("node %d leads with %v, want %v", next.Leader, got, want)
+		if got := r.readAt(now); !slices.Equal(got, want) {
+			t.Fatalf("node %d leads with %v, want %v", now, got, want)
 		}
-		r.start(leader)
-		r.controller.await(t, inSync(3))
+		r.start(before)
+		r.inSync(3)
 		produce(5)
 	}
 	if got := r.read(); !slices.Equal(got, want) {
 		t.Errorf("read %v, want %v", got, want)
+	}
+}
+
+// Who does not lead serves nobody but its leader, and names that.
+func TestFollowersRefuse(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	r.produce("a")
+	leads := r.leader()
+	for id, node := range r.nodes {
+		if id == leads {
+			continue
+		}
+		for _, acks := range []logv1.Acks{leader, all} {
+			_, err := r.append(id, acks, time.Second, r.batch(-1, 0, "b"))
+			wantReason(t, "append", err, errorsv1.Reason_REASON_NOT_LEADER)
+			e, _ := rpcerr.Parse(err)
+			if d, ok := e.Detail.(*errorsv1.NotLeader); !ok || d.GetLeaderId() != leads || d.GetLeaderAddress() == "" {
+				t.Errorf("the error names %v, node %d leads", e.Detail, leads)
+			}
+		}
+		_, err := r.readFrom(id, &storagev1.PartitionStart{Start: at(0)})
+		wantReason(t, "read", err, errorsv1.Reason_REASON_NOT_LEADER)
+		_, err = r.latest(id)
+		wantReason(t, "latest", err, errorsv1.Reason_REASON_NOT_LEADER)
+		deleted, err := node.client.DeleteRecords(t.Context(), &storagev1.DeleteRecordsRequest{Partitions: []*storagev1.PartitionPosition{{Topic: "orders", Position: at(1)}}})
+		if err != nil || deleted.GetPartitions()[0].GetFailure().GetReason() != errorsv1.Reason_REASON_NOT_LEADER {
+			t.Errorf("delete records: %v, %v", deleted, err)
+		}
+	}
+	if got := r.readAt(leads); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("read %v", got)
+	}
+}
+
+// Below min.insync.replicas acks=all is refused before anything is appended. What was
+// appended while the ISR was large enough, and is not acknowledged, has an unknown
+// outcome: the same sequence gets its original offset once replicas are back. Until
+// then nobody reads any of it, nor what acks=leader and acks=none have appended.
+func TestTooFewInSync(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	r.produce("a")
+	leads := r.leader()
+	var others []int32
+	for id := range r.nodes {
+		if id != leads {
+			others = append(others, id)
+		}
+	}
+	for _, id := range others {
+		r.isolate(id, true, false)
+	}
+	unknown := make(chan error, 1)
+	go func() {
+		_, err := r.append(leads, all, 2*time.Second, r.batch(7, 0, "b"))
+		unknown <- err
+	}()
+	// Its successor is refused until it is in the log.
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		res, err := r.append(leads, leader, 2*time.Second, r.batch(7, 1, "c"))
+		if err == nil && res.GetBaseOffset() == 2 {
+			break
+		}
+		if wantReason(t, "before its predecessor", err, errorsv1.Reason_REASON_UNKNOWN_PRODUCER); t.Failed() || time.Now().After(deadline) {
+			t.Fatalf("acks=leader: %v, %v", res, err)
+		}
+	}
+	for _, id := range others {
+		r.controller.setLive(id, false)
+	}
+	r.inSync(1)
+	wantReason(t, "appended, and then too few were in sync", <-unknown, errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND)
+	_, err := r.append(leads, all, time.Second, r.batch(8, 0, "refused"))
+	wantReason(t, "acks=all with one replica in sync", err, errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS)
+	if _, err := r.append(leads, none, time.Second, r.batch(-1, 0, "d")); err != nil {
+		t.Errorf("acks=none: %v", err)
+	}
+	res, err := r.append(leads, leader, time.Second, r.batch(-1, 0, "e"))
+	if err != nil || res.GetBaseOffset() != 4 {
+		t.Errorf("acks=leader: %v, %v; want offset 4: nothing refused was appended", res, err)
+	}
+	if got := r.readAt(leads); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("read %v above the high watermark", got)
+	}
+	if end, err := r.latest(leads); err != nil || end != 1 {
+		t.Errorf("latest is %d, %v", end, err)
+	}
+
+	for _, id := range others {
+		r.isolate(id, false, false)
+		r.controller.setLive(id, true)
+	}
+	r.inSync(3)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		// The leader learns of its larger ISR a moment after the controller.
+		res, err = r.append(leads, all, 10*time.Second, r.batch(7, 0, "b"))
+		if rpcerr.ReasonOf(err) != errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil || res.GetBaseOffset() != 1 || !res.GetDuplicate() {
+		t.Errorf("the same sequence again: %v, %v; want its original offset, 1", res, err)
+	}
+	if got := r.readAt(leads); !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
+		t.Errorf("read %v", got)
+	}
+}
+
+// A leader that does not know that it was superseded acknowledges nothing to
+// acks=all, shows nothing that its successor does not have, and gives up what it
+// appended when it learns of it. Who has read on from such an offset is told.
+func TestSupersededLeader(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	want := []string{"a", "b"}
+	for _, v := range want {
+		r.produce(v)
+	}
+	zombie := int32(r.inSync(3).Leader)
+	r.isolate(zombie, true, true)
+	for i := range 3 {
+		if _, err := r.append(zombie, leader, 5*time.Second, r.batch(-1, 0, fmt.Sprint("lost ", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.controller.setLive(zombie, false)
+	next := r.controller.await(t, func(p cluster.Partition) bool { return p.Leader != cluster.NoNode && int32(p.Leader) != zombie })
+	for _, v := range []string{"c", "d"} {
+		r.produce(v)
+		want = append(want, v)
+	}
+	_, err := r.append(zombie, all, 500*time.Millisecond, r.batch(-1, 0, "lost too"))
+	wantReason(t, "acks=all at the superseded leader", err, errorsv1.Reason_REASON_TIMED_OUT)
+	if got := r.readAt(zombie); !slices.Equal(got, want[:2]) {
+		t.Errorf("the superseded leader shows %v", got)
+	}
+	if end, err := r.latest(zombie); err != nil || end != 2 {
+		t.Errorf("latest at the superseded leader is %d, %v", end, err)
+	}
+	if got := r.readAt(int32(next.Leader)); !slices.Equal(got, want) {
+		t.Errorf("its successor shows %v, want %v", got, want)
+	}
+	before := int32(next.LeaderEpoch) - 1
+	_, err = r.readFrom(int32(next.Leader), &storagev1.PartitionStart{Start: at(4), LastReadEpoch: &before})
+	wantReason(t, "reading on behind a record that was lost", err, errorsv1.Reason_REASON_LOG_TRUNCATED)
+	if d := truncation(err); d.GetEndOffset() != 2 || d.GetEpoch() != before {
+		t.Errorf("the logs part at %v, want offset 2", d)
+	}
+
+	r.isolate(zombie, false, true)
+	r.controller.setLive(zombie, true)
+	r.inSync(3)
+	r.produce("e")
+	want = append(want, "e")
+	// It leads again, and what it had by itself is gone.
+	for id := range r.nodes {
+		if id != zombie {
+			r.controller.setLive(id, false)
+		}
+	}
+	r.controller.await(t, func(p cluster.Partition) bool { return int32(p.Leader) == zombie })
+	for id := range r.nodes {
+		r.controller.setLive(id, true)
+	}
+	r.inSync(3)
+	if got := r.readAt(zombie); !slices.Equal(got, want) {
+		t.Errorf("leading again it shows %v, want %v", got, want)
+	}
+}
+
+func truncation(err error) *errorsv1.LogTruncated {
+	e, _ := rpcerr.Parse(err)
+	d, _ := e.Detail.(*errorsv1.LogTruncated)
+	return d
+}
+
+// A batch that is sent again after its leader has gone gets the offset that it had
+// there, and the sequence goes on: the producer state is part of the log.
+func TestProducersSurviveTheirLeader(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	const id = 7
+	next := int32(0)
+	for range 4 {
+		leads := int32(r.inSync(3).Leader)
+		for range 3 {
+			if res, err := r.append(leads, all, 10*time.Second, r.batch(id, next, fmt.Sprint(next))); err != nil || res.GetBaseOffset() != int64(next) {
+				t.Fatalf("sequence %d: %v, %v", next, res, err)
+			}
+			next++
+		}
+		r.stop(leads)
+		successor := int32(r.inSync(2).Leader)
+		for again := next - 3; again < next; again++ {
+			res, err := r.append(successor, all, 10*time.Second, r.batch(id, again, fmt.Sprint(again)))
+			if err != nil || !res.GetDuplicate() || res.GetBaseOffset() != int64(again) {
+				t.Fatalf("sequence %d again: %v, %v", again, res, err)
+			}
+		}
+		_, err := r.append(successor, all, 10*time.Second, r.batch(id, next+1, "too far"))
+		wantReason(t, "a sequence with a gap before it", err, errorsv1.Reason_REASON_OUT_OF_ORDER_SEQUENCE)
+		r.start(leads)
+	}
+	r.inSync(3)
+	var want []string
+	for i := range next {
+		want = append(want, fmt.Sprint(i))
+	}
+	if got := r.read(); !slices.Equal(got, want) {
+		t.Errorf("read %v, want each value once", got)
 	}
 }
