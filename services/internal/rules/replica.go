@@ -65,11 +65,14 @@ func RoleIn(p cluster.Partition, node cluster.NodeID) Role {
 type Replica struct {
 	self cluster.NodeID
 	// minInsync is the topic's min.insync.replicas.
-	minInsync int
+	minInsync int32
 	// assignment is what the cluster agreed on, if anything is known of it.
 	assignment cluster.Partition
 	known      bool
 	role       Role
+	// agrees says that the leader of this epoch has found this log to be a part of
+	// its own, so that nothing of it is cut in this epoch any more.
+	agrees bool
 
 	// epochs covers what is queued.
 	epochs Epochs
@@ -88,9 +91,6 @@ type Replica struct {
 	leaderHighWatermark int64
 	// settled is the end of what was queued when this epoch was learned of.
 	settled int64
-	// agrees says that the leader of this epoch has found this log to be a part of
-	// its own, so that nothing of it is cut in this epoch any more.
-	agrees bool
 
 	// leadership is nil while the replica does not lead, and while there are no
 	// others to lead: most replicas of a process are idle, and pay for what they
@@ -139,7 +139,7 @@ type ReplicaLog struct {
 // [Replica.Apply].
 func NewReplica(self cluster.NodeID, minInsync int, log ReplicaLog) Replica {
 	r := Replica{
-		self: self, minInsync: minInsync, epochs: log.Epochs,
+		self: self, minInsync: int32(minInsync), epochs: log.Epochs,
 		logStart: log.LogStart, servesFrom: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
 		highWatermark: min(max(log.HighWatermark, log.LogStart), log.LogEnd),
 	}
@@ -267,14 +267,14 @@ func (r *Replica) follower(id cluster.NodeID) *follower {
 
 // SetMinInsync takes over the topic's min.insync.replicas.
 func (r *Replica) SetMinInsync(n int) {
-	r.minInsync = n
+	r.minInsync = int32(n)
 	r.advance()
 }
 
 // InSync returns how many replicas the agreed ISR has and how many an
 // acknowledgement by all of them needs.
 func (r *Replica) InSync() (have, need int) {
-	return len(r.assignment.ISR), EffectiveMinInsync(r.minInsync, len(r.assignment.Replicas))
+	return len(r.assignment.ISR), EffectiveMinInsync(int(r.minInsync), len(r.assignment.Replicas))
 }
 
 // Queue notes what a leader adds to its log: the records up to an offset, of its
@@ -343,7 +343,7 @@ func (r *Replica) advance() {
 	h := HighWatermark{
 		Leader: r.self, Current: r.highWatermark, LogEnd: r.logEnd,
 		ISR: r.assignment.ISR, ELR: r.assignment.ELR,
-		Replicas: len(r.assignment.Replicas), MinInsyncReplicas: r.minInsync,
+		Replicas: len(r.assignment.Replicas), MinInsyncReplicas: int(r.minInsync),
 	}
 	if l := r.leadership; l != nil {
 		h.ProposedISR = l.possible
