@@ -331,9 +331,10 @@ func (c *controller) catchUp(then func()) {
 	c.caughtUp = append(c.caughtUp, awaited{c.written, then})
 }
 
-// refresh waits until the catalog shows what stands in etcd now.
+// refresh waits until the catalog shows what stands in etcd now, however long that
+// takes: after a write with an unknown outcome nothing else will do.
 func (c *controller) refresh(then func()) {
-	c.commit(nil, []operation{{key: key{termKey, 0}, value: c.id}}, func(committed, bool) { then() }, func() { c.catchUp(then) })
+	c.commit(nil, []operation{{key: key{termKey, 0}, value: c.id}}, func(committed, bool) { c.refresh(then) }, func() { c.catchUp(then) })
 }
 
 // nodes returns what elections depend on.

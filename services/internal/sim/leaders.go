@@ -51,9 +51,10 @@ func (c *controller) leave(id cluster.NodeID, epoch cluster.NodeEpoch, answer fu
 
 // promote stores a partition with a new leader, which has its lease and is the
 // process that was chosen.
-func (c *controller) promote(index int, next rules.PartitionState, unclean bool, then func()) {
-	comparisons := append(sameProcess(int(next.Leader), c.catalog.nodes[next.Leader], true), comparison{key: key{partitionKey, index}, mod: c.catalog.partitions[index].mod})
-	c.commit(comparisons, []operation{{key: key{partitionKey, index}, value: next, unclean: unclean}}, func(committed, bool) { c.refresh(then) }, then)
+func (c *controller) promote(change partitionChange, unclean bool, then func()) {
+	leader := change.state.Leader
+	comparisons := append(sameProcess(int(leader), c.catalog.nodes[leader], true), comparison{key: key{partitionKey, change.index}, mod: change.mod})
+	c.commit(comparisons, []operation{{key: key{partitionKey, change.index}, value: change.state, unclean: unclean}}, func(committed, bool) { c.refresh(then) }, then)
 }
 
 // electLeader is an operator's wish: the preferred replica leads, or, uncleanly, the
@@ -72,7 +73,7 @@ func (c *controller) electLeader(index int, unclean bool) {
 		if !unclean {
 			if next, changed := rules.Prefer(before.PartitionState, nodes); changed {
 				c.w.counts.Preferred++
-				c.promote(index, next, false, done)
+				c.promote(partitionChange{index, next, before.mod}, false, done)
 				return
 			}
 			done()
@@ -83,11 +84,11 @@ func (c *controller) electLeader(index int, unclean bool) {
 			return
 		}
 		if next, _ := rules.Elect(before.PartitionState, nodes, c.traits(index)); next.Leader != cluster.NoNode {
-			c.promote(index, next, false, done)
+			c.promote(partitionChange{index, next, before.mod}, false, done)
 			return
 		}
 		if next, elected := rules.ElectUnclean(before.PartitionState, nodes); elected {
-			c.promote(index, next, true, done)
+			c.promote(partitionChange{index, next, before.mod}, true, done)
 			return
 		}
 		done()
@@ -131,7 +132,7 @@ func (c *controller) promoteAll(due []partitionChange, then func()) {
 		return
 	}
 	c.w.counts.Preferred++
-	c.promote(due[0].index, due[0].state, false, func() { c.promoteAll(due[1:], then) })
+	c.promote(due[0], false, func() { c.promoteAll(due[1:], then) })
 }
 
 // operator asks whoever may be controller for a leader. Nobody waits for the answer.
