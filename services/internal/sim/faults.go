@@ -74,6 +74,27 @@ func (w *world) fault() {
 	}
 }
 
+// churn moves a leadership to the preferred replica, or away from it.
+func (w *world) churn() {
+	if w.calm {
+		return
+	}
+	w.later(w.between(0, 2*w.settings.churn), w.churn)
+	i := w.rng.IntN(len(w.topics))
+	p, _ := w.etcd.partition(i)
+	if p.Leader != p.Replicas[0] {
+		w.operator(i, false)
+		return
+	}
+	n := w.node(p.Leader)
+	if w.chance(500) {
+		w.pause(&n.process, w.between(0, time.Second))
+		return
+	}
+	n.crash()
+	w.later(w.between(0, 100*time.Millisecond), n.startAgain)
+}
+
 func (w *world) someProcess() *process { return w.processes[w.rng.IntN(len(w.processes))] }
 
 func (w *world) pause(p *process, length time.Duration) {

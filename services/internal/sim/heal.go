@@ -85,7 +85,7 @@ func (w *world) unrest() string {
 		}
 		for _, id := range p.Replicas {
 			r := w.node(id).replicas[i]
-			if r.rules.HighWatermark() != leader.rules.Next() || r.rules.LogEnd() != leader.rules.Next() || r.rules.Epoch() != p.LeaderEpoch || len(r.waiters) > 0 {
+			if r.rules.HighWatermark() != leader.rules.Next() || r.rules.LogEnd() != leader.rules.Next() || r.rules.Next() != r.rules.LogEnd() || r.rules.Epoch() != p.LeaderEpoch || len(r.waiters) > 0 {
 				return fmt.Sprintf("partition %d on node %d is not where its leader is", i, id)
 			}
 		}

@@ -112,7 +112,7 @@ func (w *world) receiver(to *process, deliver func()) func() {
 
 // latency is short most of the time and long now and then, which reorders.
 func (w *world) latency() time.Duration {
-	if w.calm || !w.chance(100) {
+	if w.calm || !w.chance(w.settings.slow) {
 		return w.between(100*time.Microsecond, 3*time.Millisecond)
 	}
 	if w.chance(20) {

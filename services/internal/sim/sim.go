@@ -103,6 +103,10 @@ type settings struct {
 	eager bool
 	// balance is how often leaderships go back to preferred replicas.
 	balance time.Duration
+	// slow is per mille of messages that take up to slowest.
+	slow int
+	// churn is the mean time between moves of leaderships back and forth, 0 for none.
+	churn time.Duration
 	// unclean lets an operator elect uncleanly while faults go on, altered change
 	// min.insync.replicas.
 	unclean, altered bool
@@ -133,6 +137,10 @@ func newWorld(seed uint64, o Options) *world {
 		faultEvery: w.between(300*time.Millisecond, 2*time.Second),
 		eager:      w.chance(500), unclean: w.chance(250), altered: w.chance(250),
 		balance: w.between(500*time.Millisecond, 8*time.Second),
+	}
+	w.settings.slow = []int{100, 300}[w.rng.IntN(2)]
+	if w.chance(200) {
+		w.settings.churn = w.between(50*time.Millisecond, 500*time.Millisecond)
 	}
 	nodes := 3 + w.rng.IntN(3)
 	for range 1 + w.rng.IntN(3) {
@@ -176,6 +184,9 @@ func (w *world) run() {
 		c.start()
 	}
 	w.later(time.Second, w.fault)
+	if w.settings.churn > 0 {
+		w.later(time.Second, w.churn)
+	}
 	w.until(w.now+w.settings.length, func() bool { return false })
 	if w.check.violation != nil {
 		return
