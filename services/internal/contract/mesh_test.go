@@ -1,11 +1,11 @@
 package contract
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,55 +13,97 @@ import (
 
 // mesh is a cluster of one process per service beside a real etcd.
 type mesh struct {
-	etcd, metadata, storage *process
-	// bootstrap is the public address of the metadata process, log that of the
-	// storage process.
-	bootstrap, log string
+	etcd              *node
+	metadata, storage []*node
 }
 
-func startMesh(t *testing.T) *mesh {
+// startMesh starts a cluster with so many metadata and storage nodes.
+func startMesh(t *testing.T, metadata, storage int) *mesh {
 	t.Helper()
 	runnel := runnelProgram(t)
-	etcd := program(t, "go.etcd.io/etcd/server/v3")
 	client, peer := freeAddress(t), freeAddress(t)
-	m := &mesh{bootstrap: freeAddress(t), log: freeAddress(t)}
-	m.etcd = start(t, etcd, "--data-dir", t.TempDir(), "--log-level", "error",
-		"--listen-client-urls", "http://"+client, "--advertise-client-urls", "http://"+client,
-		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer)
-	awaitHTTP(t, "http://"+client+"/health")
-	metadataPeer := freeAddress(t)
-	m.metadata = start(t, runnel, "metadata", "--etcd-endpoints", client, "--data-dir", t.TempDir(), "--listen", m.bootstrap, "--peer-listen", metadataPeer)
-	if err := m.metadata.awaitReady(t.Context(), m.bootstrap); err != nil {
-		t.Fatal(err)
+	m := &mesh{etcd: &node{
+		program: program(t, "go.etcd.io/etcd/server/v3"), address: client, ready: "http://" + client + "/health",
+		args: []string{
+			"--data-dir", t.TempDir(), "--log-level", "error",
+			"--listen-client-urls", "http://" + client, "--advertise-client-urls", "http://" + client,
+			"--listen-peer-urls", "http://" + peer, "--initial-advertise-peer-urls", "http://" + peer, "--initial-cluster", "default=http://" + peer,
+		},
+	}}
+	id := int32(0)
+	add := func(service, peerAddress string, flags ...string) *node {
+		address := freeAddress(t)
+		id++
+		return &node{
+			program: runnel, id: id, address: address, ready: "http://" + address + "/readyz",
+			args: append([]string{service, "--node-id", fmt.Sprint(id), "--data-dir", t.TempDir(), "--listen", address, "--peer-listen", peerAddress}, flags...),
+		}
 	}
-	m.storage = start(t, runnel, "storage", "--metadata", metadataPeer, "--data-dir", t.TempDir(), "--listen", m.log, "--peer-listen", freeAddress(t))
-	if err := m.storage.awaitReady(t.Context(), m.log); err != nil {
-		t.Fatal(err)
+	var peers []string
+	for range metadata {
+		peers = append(peers, freeAddress(t))
+		m.metadata = append(m.metadata, add("metadata", peers[len(peers)-1], "--etcd-endpoints", client))
 	}
+	for range storage {
+		m.storage = append(m.storage, add("storage", freeAddress(t), "--metadata", strings.Join(peers, ",")))
+	}
+	t.Cleanup(func() {
+		for _, n := range m.nodes() {
+			if p := n.process(); p != nil {
+				p.end(t)
+			}
+		}
+	})
+	m.start(t)
 	return m
 }
 
-func awaitHTTP(t *testing.T, url string) {
+// nodes returns all processes.
+func (m *mesh) nodes() []*node { return slices.Concat([]*node{m.etcd}, m.metadata, m.storage) }
+
+// node returns the process of that number.
+func (m *mesh) node(t *testing.T, id int32) *node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for tick := time.Tick(50 * time.Millisecond); ; {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
+	i := slices.IndexFunc(m.nodes(), func(n *node) bool { return n.id == id })
+	if i < 0 || id == 0 {
+		t.Fatalf("there is no node %d", id)
+	}
+	return m.nodes()[i]
+}
+
+// start starts all processes at once, and waits until they are ready.
+func (m *mesh) start(t *testing.T) {
+	t.Helper()
+	for _, n := range m.nodes() {
+		if err := n.launch(); err != nil {
 			t.Fatal(err)
 		}
-		if response, err := http.DefaultClient.Do(request); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		select {
-		case <-tick:
-		case <-ctx.Done():
-			t.Fatalf("%s does not answer", url)
+	}
+	for _, n := range m.nodes() {
+		if err := n.await(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
+}
+
+// kill ends all processes as a crash of the machine's processes would, one right
+// after another.
+func (m *mesh) kill() {
+	for _, n := range m.nodes() {
+		_ = n.process().command.Process.Kill()
+	}
+	for _, n := range m.nodes() {
+		n.process().kill()
+	}
+}
+
+// bootstrap returns the addresses of all nodes that serve clients.
+func (m *mesh) bootstrap() []string {
+	var all []string
+	for _, n := range slices.Concat(m.metadata, m.storage) {
+		all = append(all, n.address)
+	}
+	return all
 }
 
 // TestContract holds every shape of a cluster to the same contract, through the
@@ -69,16 +111,18 @@ func awaitHTTP(t *testing.T, url string) {
 func TestContract(t *testing.T) {
 	t.Run("one process", func(t *testing.T) {
 		cluster := startUp(t)
-		contract(t, []string{cluster.address})
+		contract(t, []string{cluster.address}, 1)
 	})
-	t.Run("one process per service", func(t *testing.T) {
-		m := startMesh(t)
+	t.Run("3 storage and 2 metadata nodes", func(t *testing.T) {
+		m := startMesh(t, 2, 3)
 		// Any address of any role is a bootstrap address.
-		contract(t, []string{m.bootstrap, m.log})
+		contract(t, m.bootstrap(), 3)
 	})
 }
 
-func contract(t *testing.T, bootstraps []string) {
+// contract does the same through each address. Topics are to have so many replicas
+// where nothing is said about that.
+func contract(t *testing.T, bootstraps []string, replicas int) {
 	for i, bootstrap := range bootstraps {
 		topic := fmt.Sprintf("orders-%d", i)
 		runnel(t, bootstrap, nil, "topics", "create", topic, "--partitions", "3", "--config", "retention.ms=3600000").mustSucceed(t)
@@ -97,6 +141,7 @@ func contract(t *testing.T, bootstraps []string) {
 		if !json.Valid([]byte(described.stdout)) || !strings.Contains(described.stdout, "3600000") {
 			t.Errorf("describe answers %s", described.stdout)
 		}
+		replicated(t, bootstrap, topic, replicas)
 		nodes := runnel(t, bootstrap, nil, "cluster", "describe").mustSucceed(t)
 		for _, word := range []string{"metadata", "storage", "live"} {
 			if !strings.Contains(nodes.stdout, word) {
@@ -118,6 +163,36 @@ func contract(t *testing.T, bootstraps []string) {
 		if gone.code != 1 || !strings.Contains(gone.stderr, topic) {
 			t.Errorf("reading a deleted topic ends with code %d: %s", gone.code, gone.stderr)
 		}
+	}
+}
+
+// replicated: each partition has all its replicas in sync, and a leader among them.
+func replicated(t *testing.T, bootstrap, topic string, replicas int) {
+	t.Helper()
+	var described struct {
+		ReplicationFactor int `json:"replication_factor"`
+		Partitions        []struct {
+			Leader        *int32
+			Replicas, ISR []int32
+			Status        string
+		}
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for whole := false; !whole; {
+		out := runnel(t, bootstrap, nil, "topics", "describe", topic, "-o", "json").mustSucceed(t).stdout
+		if err := json.Unmarshal([]byte(out), &described); err != nil {
+			t.Fatal(err)
+		}
+		whole = described.ReplicationFactor == replicas
+		for _, p := range described.Partitions {
+			whole = whole && p.Leader != nil && len(p.Replicas) == replicas && len(p.ISR) == replicas && p.Status == "ok" && slices.Contains(p.ISR, *p.Leader)
+		}
+		if !whole && time.Now().After(deadline) {
+			t.Fatalf("topic %s wants %d replicas in sync in each partition: %s", topic, replicas, out)
+		}
+	}
+	if well := runnel(t, bootstrap, nil, "topics", "describe", "--unhealthy", topic); well.code != 0 {
+		t.Errorf("not all is well, code %d:\n%s%s", well.code, well.stdout, well.stderr)
 	}
 }
 

@@ -148,10 +148,15 @@ func (p *process) interrupt(t *testing.T) (time.Duration, int) {
 
 // awaitReady waits until the address answers /readyz with 200.
 func (p *process) awaitReady(ctx context.Context, address string) error {
+	return p.await(ctx, "http://"+address+"/readyz")
+}
+
+// await waits until a URL answers with 200.
+func (p *process) await(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for tick := time.Tick(20 * time.Millisecond); ; {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return err
 		}
@@ -167,7 +172,7 @@ func (p *process) awaitReady(ctx context.Context, address string) error {
 		case <-p.done:
 			return fmt.Errorf("the process ended before it was ready:\n%s", tail(p.output(), 8<<10))
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready after 30 s:\n%s", address, tail(p.output(), 8<<10))
+			return fmt.Errorf("%s does not answer with 200 after 30 s:\n%s", url, tail(p.output(), 8<<10))
 		}
 	}
 }
@@ -183,45 +188,71 @@ func freeAddress(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// up is a whole cluster in one process, which may crash and come back.
-type up struct {
-	program, address, dir string
+// node is a process that may crash and come back on the same data.
+type node struct {
+	program string
+	args    []string
+	// id is its number in the cluster, 0 where it has none of its own.
+	id int32
+	// address is where it serves its clients, ready the URL that tells whether it does.
+	address, ready string
 
 	mu      sync.Mutex
 	current *process
 }
 
+func (n *node) process() *process {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.current
+}
+
+// launch starts the process without waiting for it.
+func (n *node) launch() error {
+	p, err := launch(n.program, n.args...)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.current = p
+	n.mu.Unlock()
+	return nil
+}
+
+// await waits until the process is ready.
+func (n *node) await(ctx context.Context) error { return n.process().await(ctx, n.ready) }
+
+func (n *node) start(ctx context.Context) error {
+	if err := n.launch(); err != nil {
+		return err
+	}
+	return n.await(ctx)
+}
+
+// crash kills the process and starts it again on the same data.
+func (n *node) crash(ctx context.Context) error {
+	n.process().kill()
+	return n.start(ctx)
+}
+
+// up is a whole cluster in one process, with its data directory.
+type up struct {
+	node
+	dir string
+}
+
 func startUp(t *testing.T) *up {
 	t.Helper()
-	u := &up{program: runnelProgram(t), address: freeAddress(t), dir: t.TempDir()}
+	address, dir := freeAddress(t), t.TempDir()
+	u := &up{dir: dir, node: node{
+		program: runnelProgram(t), args: []string{"up", "--data-dir", dir, "--listen", address},
+		address: address, ready: "http://" + address + "/readyz",
+	}}
 	if err := u.start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { u.process().end(t) })
 	return u
-}
-
-func (u *up) process() *process {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.current
-}
-
-func (u *up) start(ctx context.Context) error {
-	p, err := launch(u.program, "up", "--data-dir", u.dir, "--listen", u.address)
-	if err != nil {
-		return err
-	}
-	u.mu.Lock()
-	u.current = p
-	u.mu.Unlock()
-	return p.awaitReady(ctx, u.address)
-}
-
-// crash kills the process and starts it again on the same data.
-func (u *up) crash(ctx context.Context) error {
-	u.process().kill()
-	return u.start(ctx)
 }
 
 // result is what a finished command left.

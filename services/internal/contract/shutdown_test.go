@@ -16,48 +16,24 @@ import (
 // record is there once.
 func TestControlledShutdown(t *testing.T) {
 	t.Parallel()
-	runnelPath := runnelProgram(t)
-	etcd := program(t, "go.etcd.io/etcd/server/v3")
-	client, peer := freeAddress(t), freeAddress(t)
-	start(t, etcd, "--data-dir", t.TempDir(), "--log-level", "error",
-		"--listen-client-urls", "http://"+client, "--advertise-client-urls", "http://"+client,
-		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer)
-	awaitHTTP(t, "http://"+client+"/health")
-	bootstrap, metadataPeer := freeAddress(t), freeAddress(t)
-	metadata := start(t, runnelPath, "metadata", "--etcd-endpoints", client, "--data-dir", t.TempDir(), "--listen", bootstrap, "--peer-listen", metadataPeer)
-	if err := metadata.awaitReady(t.Context(), bootstrap); err != nil {
-		t.Fatal(err)
-	}
-	const first = 10
-	var nodes [3]*process
-	var starts [3]func() *process
-	for i := range nodes {
-		dir, public, peer := t.TempDir(), freeAddress(t), freeAddress(t)
-		starts[i] = func() *process {
-			p := start(t, runnelPath, "storage", "--node-id", fmt.Sprint(first+i), "--metadata", metadataPeer, "--data-dir", dir, "--listen", public, "--peer-listen", peer)
-			if err := p.awaitReady(t.Context(), public); err != nil {
-				t.Fatal(err)
-			}
-			return p
-		}
-		nodes[i] = starts[i]()
-	}
+	cluster := startMesh(t, 1, 3)
+	bootstrap := cluster.metadata[0].address
 	runnel(t, bootstrap, nil, "topics", "create", "orders", "--replication-factor", "3", "--config", "min.insync.replicas=2").mustSucceed(t)
-	leader := func() int {
+	leader := func() *node {
 		t.Helper()
 		var topic struct {
 			Partitions []struct {
-				Leader int `json:"leader"`
+				Leader int32 `json:"leader"`
 			} `json:"partitions"`
 		}
 		described := runnel(t, bootstrap, nil, "topics", "describe", "orders", "-o", "json").mustSucceed(t)
-		if err := json.Unmarshal([]byte(described.stdout), &topic); err != nil || len(topic.Partitions) != 1 || topic.Partitions[0].Leader < first {
+		if err := json.Unmarshal([]byte(described.stdout), &topic); err != nil || len(topic.Partitions) != 1 {
 			t.Fatalf("%v: %s", err, described.stdout)
 		}
-		return topic.Partitions[0].Leader - first
+		return cluster.node(t, topic.Partitions[0].Leader)
 	}
 
-	producer := exec.CommandContext(t.Context(), runnelPath, "--bootstrap", bootstrap, "produce", "orders", "--acks", "all")
+	producer := exec.CommandContext(t.Context(), runnelProgram(t), "--bootstrap", bootstrap, "produce", "orders", "--acks", "all")
 	input, err := producer.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +62,7 @@ func TestControlledShutdown(t *testing.T) {
 	for range 2 {
 		send(more(300))
 		stopped := leader()
-		p := nodes[stopped]
+		p := stopped.process()
 		began := time.Now()
 		if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -99,7 +75,7 @@ func TestControlledShutdown(t *testing.T) {
 				return time.Since(began) > 20*time.Second
 			}
 		})
-		t.Logf("node %d stopped in %v", first+stopped, time.Since(began))
+		t.Logf("node %d stopped in %v", stopped.id, time.Since(began))
 		if code := p.command.ProcessState; code == nil || code.ExitCode() != 0 {
 			t.Fatalf("the node has not stopped well: %v", code)
 		}
@@ -107,10 +83,12 @@ func TestControlledShutdown(t *testing.T) {
 			t.Error("it has given nothing away before it stopped")
 		}
 		if now := leader(); now == stopped {
-			t.Errorf("node %d leads, which has stopped", first+now)
+			t.Errorf("node %d leads, which has stopped", now.id)
 		}
 		send(more(300))
-		nodes[stopped] = starts[stopped]()
+		if err := stopped.start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := input.Close(); err != nil {
 		t.Fatal(err)
