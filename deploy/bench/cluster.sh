@@ -63,7 +63,7 @@ name() { echo "storage-$(($1 - 2))"; }
 send() { # name, flags
 	local file=$work/$1
 	shift
-	"$work/load" -bootstrap "$RUNNEL_BOOTSTRAP" "$@" >"$file"
+	"$work/load" -bootstrap "$RUNNEL_BOOTSTRAP" "$@" >"$file" 2>&1 || echo "failures 1" >>"$file"
 }
 
 # throughput: RUNS=3 times RECORDS=1000000 of 1 KiB to one partition with one replica

@@ -61,7 +61,7 @@ type settings struct {
 
 func main() {
 	var s settings
-	flag.StringVar(&s.bootstrap, "bootstrap", "127.0.0.1:7070", "address of the cluster")
+	flag.StringVar(&s.bootstrap, "bootstrap", "127.0.0.1:7070", "addresses of the cluster, separated by commas")
 	flag.StringVar(&s.acks, "acks", "all", "none, leader or all")
 	flag.StringVar(&s.metrics, "metrics", "", "URL of the server's metrics, to say what it did")
 	flag.StringVar(&s.data, "data", "", "directory of the server's volumes, to measure what they take")
@@ -99,7 +99,7 @@ func run(ctx context.Context, s settings) error {
 		defer file.Close()
 		out = file
 	}
-	client, err := runnel.NewClient(s.bootstrap)
+	client, err := runnel.NewClient(strings.Split(s.bootstrap, ",")...)
 	if err != nil {
 		return err
 	}
