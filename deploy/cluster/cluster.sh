@@ -97,11 +97,13 @@ launch() { # name
 await() {
 	local deadline=$((SECONDS + patience)) name
 	for name in "${all[@]}"; do
-		until ready "$name"; do
+		while true; do
+			# First of all: another process may answer on its port.
 			running "$name" >/dev/null || {
 				tail -n 5 "$dir/$name.log" >&2
 				fail "$name has stopped; its log is $dir/$name.log"
 			}
+			if ready "$name"; then break; fi
 			[ "$SECONDS" -lt "$deadline" ] || fail "$name is not ready after $patience s; its log is $dir/$name.log"
 			sleep 0.1
 		done
