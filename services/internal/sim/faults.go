@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
@@ -69,6 +70,8 @@ func (w *world) fault() {
 		if w.settings.altered {
 			w.alterMinInsync(w.rng.IntN(len(w.topics)))
 		}
+	case x < 99:
+		w.stall(w.someProcess(), w.someProcess(), down)
 	default:
 		w.cutLinks(&n.process, &w.nodes[w.rng.IntN(len(w.nodes))].process, down)
 	}
@@ -82,17 +85,44 @@ func (w *world) churn() {
 	w.later(w.between(0, 2*w.settings.churn), w.churn)
 	i := w.rng.IntN(len(w.topics))
 	p, _ := w.etcd.partition(i)
-	if p.Leader != p.Replicas[0] {
-		w.operator(i, false)
+	n := w.node(p.Replicas[0])
+	if p.Leader != n.id {
+		if p.Leader == cluster.NoNode || w.chance(500) {
+			w.operator(i, false)
+		} else {
+			w.interlude(i, p, n)
+		}
 		return
 	}
-	n := w.node(p.Leader)
 	if w.chance(500) {
 		w.pause(&n.process, w.between(0, time.Second))
 		return
 	}
+	n.bounce()
+}
+
+// interlude has the preferred replica lead for a moment, with less than the leader
+// before and after, which hears nothing of it. What its followers had told that one
+// before comes late.
+func (w *world) interlude(i int, p rules.PartitionState, preferred *node) {
+	old := &w.node(p.Leader).process
+	w.stall(old, &preferred.process, w.between(200*time.Millisecond, time.Second))
+	for _, id := range p.Replicas {
+		if id != p.Leader {
+			w.stall(&w.node(id).process, old, w.between(500*time.Millisecond, 3*time.Second))
+		}
+	}
+	w.later(w.between(50*time.Millisecond, 300*time.Millisecond), func() {
+		w.operator(i, false)
+		w.pause(old, w.between(200*time.Millisecond, time.Second))
+		w.later(w.between(50*time.Millisecond, 400*time.Millisecond), preferred.bounce)
+	})
+}
+
+// bounce kills the process, which is there again at once.
+func (n *node) bounce() {
 	n.crash()
-	w.later(w.between(0, 100*time.Millisecond), n.startAgain)
+	n.w.later(n.w.between(0, 100*time.Millisecond), n.startAgain)
 }
 
 func (w *world) someProcess() *process { return w.processes[w.rng.IntN(len(w.processes))] }

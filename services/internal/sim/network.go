@@ -92,12 +92,24 @@ func (w *world) send(from, to *process, deliver func()) {
 const lateWithin = 10 * time.Second
 
 // sendOnce sends a message that arrives once at most. A message that is sent while
-// a link is cut is lost; what is under way arrives.
+// a link is cut is lost; what is under way arrives, and what is sent while it is
+// stalled comes later.
 func (w *world) sendOnce(from, to *process, deliver func()) {
 	if w.cut[from.index][to.index] || !w.calm && w.chance(w.settings.drop) {
 		return
 	}
-	w.queue.add(w.now+w.latency(), w.receiver(to, deliver))
+	at := w.now
+	if !w.calm {
+		at = max(at, w.stalled[from.index][to.index])
+	}
+	w.queue.add(at+w.latency(), w.receiver(to, deliver))
+}
+
+// stall holds back what one process sends to another: all of it comes later, in some
+// order.
+func (w *world) stall(from, to *process, length time.Duration) {
+	w.note(-1, from.name, "stalls to", int64(to.index), int64(length))
+	w.stalled[from.index][to.index] = w.now + length
 }
 
 // receiver is what a message does on its arrival: it finds the process that lives

@@ -369,6 +369,9 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 		}
 		r.note("restarts", r.rules.Next(), d.Offset)
 		r.w.counts.Restarts++
+		if r.w.check.partitions[r.index].unclean == rules.NoEpoch {
+			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)
+		}
 		r.batches, r.producers = nil, rules.NewProducers(producersPerPartition)
 		r.rules.Restart(d.Offset)
 		r.verified, r.agrees = d.Offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean

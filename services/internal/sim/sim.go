@@ -84,6 +84,8 @@ type world struct {
 	processes       []*process
 	// cut holds the directed links that are cut, by the indexes of the processes.
 	cut [][]bool
+	// stalled holds until when links hold back what is sent.
+	stalled [][]time.Duration
 	// calm is while there are no faults: before they begin and after they have ended.
 	calm   bool
 	counts Counts
@@ -165,6 +167,7 @@ func newWorld(seed uint64, o Options) *world {
 	w.cut = make([][]bool, len(w.processes))
 	for i := range w.cut {
 		w.cut[i] = make([]bool, len(w.processes))
+		w.stalled = append(w.stalled, make([]time.Duration, len(w.processes)))
 	}
 	return w
 }
