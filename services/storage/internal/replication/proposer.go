@@ -63,9 +63,13 @@ func (p *Proposer) Consider(part *partition.Partition, now time.Time) {
 	p.mu.Lock()
 	_, resting := p.resting[part]
 	p.mu.Unlock()
-	if resting || !part.Propose(now, p.maxLag, p.live) {
-		return
+	if !resting && part.Propose(now, p.maxLag, p.live) {
+		p.await(part)
 	}
+}
+
+// await sends the proposal of a partition.
+func (p *Proposer) await(part *partition.Partition) {
 	p.mu.Lock()
 	p.waiting[part] = struct{}{}
 	p.metrics.proposals.Set(float64(len(p.waiting)))
@@ -152,6 +156,9 @@ func (p *Proposer) sweep() {
 	now := time.Now()
 	for _, part := range p.led(nil) {
 		p.Consider(part, now)
+		if _, pending := part.Proposal(); pending {
+			p.await(part)
+		}
 	}
 }
 
@@ -237,7 +244,8 @@ func (p *Proposer) ask(ctx context.Context, self cluster.NodeID, epoch cluster.N
 }
 
 // settle takes a partition from those that wait for an answer; one that was refused
-// rests until the next look for lag.
+// rests until the next look for lag. The view may have told of the outcome before the
+// answer did, and of more: what was proposed since then waits on.
 func (p *Proposer) settle(part *partition.Partition, accepted bool) {
 	p.mu.Lock()
 	delete(p.waiting, part)
@@ -246,7 +254,12 @@ func (p *Proposer) settle(part *partition.Partition, accepted bool) {
 	}
 	p.metrics.proposals.Set(float64(len(p.waiting)))
 	p.mu.Unlock()
-	if accepted {
-		p.Consider(part, time.Now())
+	if !accepted {
+		return
+	}
+	p.Consider(part, time.Now())
+	// Only now: whoever proposes meanwhile makes it wait after having proposed.
+	if _, pending := part.Proposal(); pending {
+		p.await(part)
 	}
 }

@@ -171,6 +171,35 @@ func TestRefusedProposalsRest(t *testing.T) {
 	})
 }
 
+// The view may be faster than the answer: then there is another proposal by the time
+// that the answer to the first comes, and it is sent, too.
+func TestProposedBeforeTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := start(t, 1, 1, 2)
+		m.fill(1, 0, all, 0, 3)
+		first := true
+		m.setAlter(func(req *metapeerv1.AlterPartitionRequest) (*metapeerv1.AlterPartitionResponse, error) {
+			res, err := m.grant(req)
+			if first {
+				first = false
+				// The node loses its lease for a moment, and is known to have it again.
+				m.mu.Unlock()
+				m.publish()
+				m.setISR(0, 1)
+				m.nodes[1].proposer.Consider(m.partition(1, 0), time.Now())
+				m.mu.Lock()
+			}
+			return res, err
+		})
+		m.setISR(0, 1)
+		m.append(1, 0, leader, "x")
+		time.Sleep(100 * time.Millisecond)
+		if isr := m.isr(0); !slices.Equal(isr, []int32{1, 2}) || m.requests() != 2 {
+			t.Errorf("ISR %v after %d requests, want both after 2", isr, m.requests())
+		}
+	})
+}
+
 // A node that has lost its lease is not proposed.
 func TestFencedFollowersAreNotProposed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
