@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -146,11 +147,6 @@ func (p *process) interrupt(t *testing.T) (time.Duration, int) {
 	return time.Since(begin), p.command.ProcessState.ExitCode()
 }
 
-// awaitReady waits until the address answers /readyz with 200.
-func (p *process) awaitReady(ctx context.Context, address string) error {
-	return p.await(ctx, "http://"+address+"/readyz")
-}
-
 // await waits until a URL answers with 200.
 func (p *process) await(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -177,15 +173,40 @@ func (p *process) await(ctx context.Context, url string) error {
 	}
 }
 
-// freeAddress returns a loopback address that nobody listens on.
+// addresses has the ports that were given away.
+var addresses struct {
+	mu    sync.Mutex
+	given map[int]bool
+}
+
+// freeAddress returns a loopback address that nobody listens on, and that no other
+// call returns. Its port is none of those that systems give to connections: a process
+// that comes back must find it free.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	addresses.mu.Lock()
+	defer addresses.mu.Unlock()
+	for range 1000 {
+		port := 15_000 + rand.IntN(15_000)
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		if addresses.given[port] {
+			continue
+		}
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		if err := listener.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if addresses.given == nil {
+			addresses.given = make(map[int]bool)
+		}
+		addresses.given[port] = true
+		return address
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // node is a process that may crash and come back on the same data.
