@@ -102,6 +102,9 @@ type Controller struct {
 	over context.CancelCauseFunc
 	// written is the revision of the newest own write.
 	written int64
+	// uncertain says that it is not known what came of a write of this term: that the
+	// catalog shows all of written says nothing about that one.
+	uncertain bool
 	// judged is the newest change of nodes that elections have followed.
 	judged int64
 	// lost holds since when nodes that are not fenced have had no lease.
@@ -186,7 +189,7 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 		// A call of the term before still waits for etcd.
 		return nil
 	}
-	c.term, c.over, c.written = term, over, response.Header.GetRevision()
+	c.term, c.over, c.written, c.uncertain = term, over, response.Header.GetRevision(), false
 	c.judged, c.lost, c.fenced, c.pause = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
 	c.untidy, c.pruned = true, time.Time{}
 	c.balancer.reset(time.Now())
@@ -297,8 +300,13 @@ func ErrNotController() error {
 	return rpcerr.New(errorsv1.Reason_REASON_NOT_CONTROLLER, "this metadata node is not controller: a new one is being elected; try again")
 }
 
-// catchUp waits until the catalog shows all that this term has written.
+// catchUp waits until the catalog shows all that this term has written, and what
+// stands in etcd now if that is not known: else a node that has just been fenced
+// could be elected.
 func (c *Controller) catchUp(ctx context.Context) error {
+	if c.uncertain {
+		return c.refresh(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.o.RequestTimeout)
 	defer cancel()
 	return c.o.Catalog.WaitRevision(ctx, c.written)
@@ -334,7 +342,7 @@ type transaction struct {
 // error some of them may have been written.
 func (c *Controller) commitAll(ctx context.Context, txns iter.Seq[transaction]) error {
 	var writers sync.WaitGroup
-	var mu sync.Mutex // Guards failed and c.written, which is the caller's otherwise.
+	var mu sync.Mutex // Guards failed, c.written and c.uncertain, which are the caller's otherwise.
 	var failed error
 	broken := func() bool {
 		mu.Lock()
@@ -354,7 +362,10 @@ func (c *Controller) commitAll(ctx context.Context, txns iter.Seq[transaction]) 
 			defer mu.Unlock()
 			if err == nil {
 				c.written = max(c.written, response.Header.GetRevision())
-			} else if failed == nil || errors.Is(err, election.ErrSuperseded) {
+				return
+			}
+			c.uncertain = c.uncertain || unknown(err)
+			if failed == nil || errors.Is(err, election.ErrSuperseded) {
 				failed = err
 			}
 		})
@@ -366,11 +377,17 @@ func (c *Controller) commitAll(ctx context.Context, txns iter.Seq[transaction]) 
 // noted ends the term if a write has failed because it is over. It returns the
 // error.
 func (c *Controller) noted(err error) error {
+	c.uncertain = c.uncertain || unknown(err)
 	if errors.Is(err, election.ErrSuperseded) {
 		c.leading.Store(false)
 		c.over(err)
 	}
 	return err
+}
+
+// unknown says that a failed write may have come through all the same.
+func unknown(err error) bool {
+	return err != nil && !errors.Is(err, election.ErrSuperseded) && !errors.Is(err, election.ErrConflict)
 }
 
 // retry calls f until it succeeds, fails for another reason than a conflict, or
@@ -397,5 +414,9 @@ func (c *Controller) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.o.Catalog.WaitRevision(ctx, revision)
+	if err := c.o.Catalog.WaitRevision(ctx, revision); err != nil {
+		return err
+	}
+	c.uncertain = false
+	return nil
 }

@@ -1,9 +1,12 @@
 package controller
 
 import (
+	"context"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,13 +14,83 @@ import (
 
 	catalogv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/catalog/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/catalog"
+	"github.com/runnel-mesh/runnel/services/metadata/internal/election"
+	"github.com/runnel-mesh/runnel/services/metadata/internal/etcdtest"
 )
 
 // What the controller does with etcd is tested through the service, in package
 // metadata.
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var etcd *etcdtest.Server
+
+func TestMain(m *testing.M) {
+	os.Exit(etcdtest.Main(m, func(s *etcdtest.Server) { etcd = s }, func() error { return goleak.Find() }))
+}
+
+// TestUnknownOutcomeIsLookedUp has a write of which nothing is known: before the
+// controller decides anything else it waits for a catalog that would show it. The
+// simulation found a controller that elected a node which it had just fenced.
+func TestUnknownOutcomeIsLookedUp(t *testing.T) {
+	t.Parallel()
+	logger, layout := slog.New(slog.DiscardHandler), catalog.NewLayout(etcd.Prefix())
+	client := etcd.Client(t, etcd.Endpoint())
+	shown := catalog.New(catalog.Options{
+		Client: client, Layout: layout, View: clusterview.New(logger), Logger: logger, RelistInterval: time.Hour, RequestTimeout: 5 * time.Second,
+	})
+	c := New(Options{Client: client, Layout: layout, Catalog: shown, Logger: logger, RequestTimeout: 5 * time.Second})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	terms := make(chan *election.Term)
+	running.Go(func() {
+		candidate := election.NewCandidate(election.Options{Client: client, Prefix: layout.Election(), Node: 1, TTL: 10 * time.Second, Logger: logger, RequestTimeout: 5 * time.Second})
+		if err := candidate.Run(ctx, func(ctx context.Context, term *election.Term) error {
+			terms <- term
+			<-ctx.Done()
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	c.term = <-terms
+	if err := c.catchUp(ctx); err != nil {
+		t.Fatalf("nothing was written: %v", err)
+	}
+	lost, giveUp := context.WithCancel(ctx)
+	giveUp()
+	if _, err := c.commit(lost, nil, layout.Mark()); err == nil {
+		t.Fatal("the answer has come")
+	}
+	// It does come through.
+	response, err := client.Put(ctx, layout.Prefix()+"late", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer stop()
+	if err := c.catchUp(short); err == nil {
+		t.Fatal("it goes on with a catalog that shows nothing yet")
+	}
+	running.Go(func() {
+		if err := shown.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.catchUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+	shown.Read(func(s *catalog.State) {
+		if s.Revision < response.Header.GetRevision() {
+			t.Errorf("the catalog is at %d, and the write came through at %d", s.Revision, response.Header.GetRevision())
+		}
+	})
+	if c.uncertain {
+		t.Error("it would look again")
+	}
+}
 
 func lostNodes(ids ...cluster.NodeID) []catalog.Node {
 	var nodes []catalog.Node
