@@ -50,6 +50,8 @@ const (
 	producerIDs   = 1000
 	minRetryDelay = 10 * time.Millisecond
 	maxRetryDelay = time.Second
+	// firstAttempt is what the first attempt to start is given.
+	firstAttempt = time.Second
 	// deregisterWithin bounds the farewell of a node that stops.
 	deregisterWithin = 2 * time.Second
 )
@@ -335,12 +337,13 @@ type final struct{ error }
 
 func (f final) Unwrap() error { return f.error }
 
-// retry calls attempt, each time with a limit, until it succeeds or fails for good
-// or ctx ends.
+// retry calls attempt until it succeeds or fails for good or ctx ends, each time with
+// a limit that grows to RequestTimeout: where all nodes start together the first
+// attempts may wait for one that takes calls and does not answer them yet.
 func (s *Service) retry(ctx context.Context, what string, attempt func(context.Context) error) error {
-	delay := minRetryDelay
+	delay, limit := minRetryDelay, firstAttempt
 	for reported := false; ; {
-		limited, cancel := context.WithTimeout(ctx, s.config.RequestTimeout)
+		limited, cancel := context.WithTimeout(ctx, min(limit, s.config.RequestTimeout))
 		err := attempt(limited)
 		cancel()
 		if stop, ok := errors.AsType[final](err); ok {
@@ -361,7 +364,7 @@ func (s *Service) retry(ctx context.Context, what string, attempt func(context.C
 			return ctx.Err()
 		case <-time.After(delay/2 + rand.N(delay/2)):
 		}
-		delay = min(2*delay, maxRetryDelay)
+		delay, limit = min(2*delay, maxRetryDelay), min(2*limit, s.config.RequestTimeout)
 	}
 }
 

@@ -51,7 +51,7 @@ func TestKills(t *testing.T) {
 		<-time.After(leaseTTL + time.Second)
 	})
 	k.comesBack(cluster.etcd)
-	k.step("everything", time.Minute, func() {
+	k.step("everything", 20*time.Second, func() {
 		cluster.kill()
 		cluster.start(t)
 	})
