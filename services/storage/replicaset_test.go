@@ -25,6 +25,7 @@ import (
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/sdk/transport"
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
@@ -158,6 +159,19 @@ func (c *controller) setLive(id int32, live bool) {
 	state := c.nodes[cluster.NodeID(id)]
 	state.Live = live
 	c.set(id, state, nil)
+}
+
+// electUnclean makes a node lead though it may lack acknowledged records.
+func (c *controller) electUnclean(t *testing.T) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next, elected := rules.ElectUnclean(c.partition, c.nodes)
+	if !elected {
+		t.Fatalf("nobody can lead %+v", c.partition)
+	}
+	c.partition = next
+	c.publish()
 }
 
 func (c *controller) AlterPartition(_ context.Context, req *peerv1.AlterPartitionRequest) (*peerv1.AlterPartitionResponse, error) {
@@ -298,13 +312,25 @@ func (r *replicaSet) leader() int32 {
 	return int32(r.controller.await(r.t, func(p cluster.Partition) bool { return p.Leader != cluster.NoNode }).Leader)
 }
 
+func publicAddress(id int32) string { return fmt.Sprintf("127.0.0.1:%d", 7200+id) }
+
 func peerAddress(id int32) string { return fmt.Sprintf("127.0.0.1:%d", 7100+id) }
+
+// Transport implements [runnel.Transports].
+func (r *replicaSet) Transport(address string, _ transport.Class) connect.Transport {
+	for id, n := range r.nodes {
+		if publicAddress(id) == address {
+			return n.public
+		}
+	}
+	return rpc.Failover()
+}
 
 func (r *replicaSet) start(id int32, change ...func(*Config)) {
 	r.t.Helper()
 	config := DefaultConfig()
 	config.DataDir, config.NodeID = r.dirs[id], cluster.NodeID(id)
-	config.AdvertisePeer = peerAddress(id)
+	config.Advertise, config.AdvertisePeer = publicAddress(id), peerAddress(id)
 	config.ReplicaLag = 2 * time.Second
 	for _, f := range change {
 		f(&config)

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	logv1 "github.com/runnel-mesh/runnel/gen/runnel/log/v1"
 	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/sdk/runnel"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 )
 
@@ -228,6 +230,82 @@ func TestSupersededLeader(t *testing.T) {
 	r.inSync(3)
 	if got := r.readAt(zombie); !slices.Equal(got, want) {
 		t.Errorf("leading again it shows %v, want %v", got, want)
+	}
+}
+
+// A consumer that has read records which an unclean election gave up is told, though
+// others stand at their offsets by then, and reads those when it decides to.
+func TestConsumersAreToldOfLostRecords(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	client, err := runnel.Config{Bootstrap: []string{publicAddress(1), publicAddress(2)}, Transports: r}.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	consumer, err := client.NewConsumer(runnel.WithReset(runnel.ResetNone))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := consumer.Assign(t.Context(), runnel.At("orders", 0, runnel.Earliest())); err != nil {
+		t.Fatal(err)
+	}
+	poll := func(want ...string) {
+		t.Helper()
+		var got []string
+		for len(got) < len(want) {
+			records, err := consumer.Poll(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for record := range records.All() {
+				got = append(got, string(record.Value))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("read %v, want %v", got, want)
+		}
+	}
+	r.produce("a")
+	r.produce("b")
+	poll("a", "b")
+	behind := 1 + r.leader()%3
+	r.isolate(behind, true, false)
+	r.controller.setLive(behind, false)
+	r.inSync(2)
+	r.produce("c")
+	r.produce("d")
+	poll("c", "d")
+
+	for id := range r.nodes {
+		r.controller.setLive(id, id == behind)
+	}
+	r.controller.await(t, func(p cluster.Partition) bool { return p.Leader == cluster.NoNode })
+	r.isolate(behind, false, false)
+	r.controller.electUnclean(t)
+	if leads := r.leader(); leads != behind {
+		t.Fatalf("node %d leads, want %d", leads, behind)
+	}
+	for id := range r.nodes {
+		r.controller.setLive(id, true)
+	}
+	r.inSync(3)
+	for i, v := range []string{"x", "y", "z"} {
+		if offset := r.produce(v); offset != int64(2+i) {
+			t.Errorf("%q has offset %d", v, offset)
+		}
+	}
+	_, err = consumer.Poll(t.Context())
+	fault, ok := errors.AsType[*runnel.PartitionError](err)
+	if !ok || runnel.ReasonOf(err) != errorsv1.Reason_REASON_LOG_TRUNCATED || fault.Offset != 4 || fault.NextOffset != 2 {
+		t.Fatalf("the consumer was told %v, want that the log was truncated to offset 2", err)
+	}
+	if err := consumer.Seek(fault.TopicPartition, runnel.Offset(fault.NextOffset)); err != nil {
+		t.Fatal(err)
+	}
+	poll("x", "y", "z")
+	if got := r.read(); !slices.Equal(got, []string{"a", "b", "x", "y", "z"}) {
+		t.Errorf("read %v", got)
 	}
 }
 
