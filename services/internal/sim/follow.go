@@ -1,0 +1,172 @@
+package sim
+
+import (
+	"slices"
+	"sort"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
+)
+
+// How leader and followers exchange what they have.
+
+// fetch shows the leader where this follower stands.
+func (r *replica) fetch() {
+	p, _ := r.rules.Assignment()
+	if r.cutting || r.n.epoch == 0 {
+		return
+	}
+	position, ok := r.rules.Position(r.n.epoch)
+	if !ok {
+		return // Once it is written.
+	}
+	leader, life := r.w.node(p.Leader), r.n.life
+	r.w.send(&r.n.process, &leader.process, func() { leader.replicas[r.index].serve(position, life) })
+}
+
+// serve answers a follower, over the stream of that life of its process.
+func (r *replica) serve(p rules.Position, life int) {
+	f := r.rules.Fetch(p, r.w.time())
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: p.LogEnd, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	switch f.Outcome {
+	case rules.FetchServed:
+		r.sent[p.Node], r.lives[p.Node] = p.LogEnd, life
+		r.moved()
+		r.push(p.Node)
+		r.propose()
+		return
+	case rules.FetchDiverges:
+		out.Diverges, out.Epoch, out.End = true, f.Epoch, f.End
+	case rules.FetchRestarts:
+		out.Restarts, out.RestartOffset = true, r.rules.LogStart()
+		if len(r.batches) > 0 {
+			out.RestartOffset = r.batches[0].base
+		}
+		r.rules.ServesFrom(out.RestartOffset)
+	default:
+		r.note("refuses", int64(p.Node), int64(f.Outcome), int64(p.LeaderEpoch), p.LogEnd)
+		return
+	}
+	r.note("answers", int64(p.Node), int64(f.Outcome), int64(out.Epoch), out.End)
+	r.deliver(p.Node, life, out, nil)
+}
+
+// push sends a follower what follows what it was sent last, and the high watermark.
+func (r *replica) push(id cluster.NodeID) {
+	follows := r.sent[id]
+	first := r.rules.LogStart()
+	if len(r.batches) > 0 {
+		first = r.batches[0].base
+	}
+	if follows < first {
+		// What follows was deleted meanwhile. Its next position tells it to begin anew.
+		r.sent[id] = -1
+		return
+	}
+	end := r.rules.LogEnd()
+	if r.w.settings.eager {
+		end = r.rules.Next()
+	}
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: follows, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	from := sort.Search(len(r.batches), func(i int) bool { return r.batches[i].last >= follows })
+	to := from
+	for to < len(r.batches) && to-from < windowBatches && r.batches[to].last < end {
+		b := r.batches[to]
+		out.Batches = append(out.Batches, rules.BatchBounds{BaseOffset: b.base, LastOffset: b.last, Epoch: b.epoch})
+		to++
+	}
+	sent := slices.Clone(r.batches[from:to])
+	if to > from {
+		r.sent[id] = sent[len(sent)-1].last + 1
+		for _, e := range r.rules.Epochs() {
+			if e.StartOffset >= follows && e.StartOffset <= sent[len(sent)-1].last {
+				out.Epochs = append(out.Epochs, e)
+			}
+		}
+	}
+	r.deliver(id, r.lives[id], out, sent)
+}
+
+// deliver sends over the stream that a life of the follower's process has opened.
+func (r *replica) deliver(id cluster.NodeID, life int, out rules.Replicated, batches []batch) {
+	to := r.w.node(id)
+	r.w.send(&r.n.process, &to.process, func() {
+		if to.life == life {
+			to.replicas[r.index].receive(out, batches)
+		}
+	})
+}
+
+// receive follows the leader.
+func (r *replica) receive(in rules.Replicated, batches []batch) {
+	if r.cutting || r.n.epoch == 0 {
+		return
+	}
+	d := r.rules.Receive(in)
+	switch d.Outcome {
+	case rules.ReceiveDropped:
+	case rules.ReceiveInvalid:
+		r.note("invalid", in.Follows, int64(in.Epoch), in.End)
+		r.w.check.fail(7, r.index, "node %d finds invalid what its leader sent: %+v", r.n.id, in)
+	case rules.ReceiveTruncates:
+		if r.rules.Next() != r.rules.LogEnd() {
+			return // The leader is asked again once it is written.
+		}
+		cut := max(d.Offset, r.rules.LogStart())
+		kept := cutBatches(r.batches, cut)
+		if len(kept) > 0 {
+			cut = min(cut, kept[len(kept)-1].last+1)
+		} else if len(r.batches) > 0 {
+			cut = min(cut, r.batches[0].base)
+		}
+		r.note("truncates", r.rules.Next(), d.Offset, cut)
+		r.w.counts.Truncations++
+		r.w.checkCuts(r, cut)
+		r.batches = kept
+		r.rules.Cut(cut)
+		r.producers.TruncateEnd(cut)
+		r.verified = min(r.verified, cut)
+		r.cutting = true
+		r.write(op{kind: opCut, offset: cut})
+	case rules.ReceiveRestarts:
+		if r.rules.Next() != r.rules.LogEnd() {
+			return
+		}
+		r.note("restarts", r.rules.Next(), d.Offset)
+		r.w.counts.Restarts++
+		if r.w.check.partitions[r.index].unclean == rules.NoEpoch {
+			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)
+		}
+		r.batches, r.producers = nil, rules.NewProducers(producersPerPartition)
+		r.rules.Restart(d.Offset)
+		r.verified, r.agrees = d.Offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean
+		r.cutting = true
+		r.write(op{kind: opRestart, offset: d.Offset})
+	case rules.ReceiveAppends:
+		if !r.agrees && r.rules.Epoch() >= r.w.check.partitions[r.index].unclean {
+			r.agrees = true
+		}
+		r.rules.QueueCopies(in)
+		for _, b := range batches {
+			r.w.checkAppends(r, b)
+			r.batches = append(r.batches, b)
+			r.producers.Record(b.producer, b.base, -1, 0)
+		}
+		if len(batches) > 0 {
+			r.write(op{kind: opAppend, batches: batches})
+		}
+		r.start(d.LogStart)
+	}
+	r.moved()
+}
+
+// start moves the log start forward.
+func (r *replica) start(offset int64) {
+	if offset <= r.rules.LogStart() {
+		return
+	}
+	r.rules.AdvanceStart(offset)
+	r.batches = startBatches(r.batches, offset)
+	r.note("log start", offset)
+	r.write(op{kind: opStart, offset: offset})
+}
