@@ -27,8 +27,9 @@ With --null-value a value that is exactly this text becomes null, which is not
 the same as empty: on a topic with cleanup.policy=compact a null value deletes
 its key. Without the flag no value is null.
 
-A topic that does not exist is created with the cluster's defaults before the
-input is read, also if that turns out to be empty; --no-create prevents it.
+A topic that does not exist is created as by "runnel topics create" without flags
+before the input is read, also if that turns out to be empty; --no-create prevents
+it. Mind that its number of replicas depends on the nodes that are live then.
 
 A line that the topic does not take, such as one above its max.message.bytes or
 one without a key for a compacted topic, is reported with its number and left

@@ -31,7 +31,7 @@ func TestRoundTripIsByteExact(t *testing.T) {
 			got := succeed(t, input.input, "produce", topicName(t), "--compression", codec, "--acks", acks)
 			want := fmt.Sprintf("%s, %s, S seconds, 0 failures\n",
 				plural(int64(strings.Count(input.want, "\n")), "record"), plural(int64(len(input.want)-strings.Count(input.want, "\n")), "byte"))
-			created := fmt.Sprintf("created topic %q with 1 partition\n", topicName(t))
+			created := fmt.Sprintf("created topic %q with 1 partition, replication factor 1\n", topicName(t))
 			if got := withoutTimes(got.stderr); got != created+want {
 				t.Errorf("stderr is %swant     %s", got, created+want)
 			}

@@ -121,7 +121,8 @@ func (p *program) createTopic(ctx context.Context, client *runnel.Client, spec r
 	}
 	topic, describeErr := p.describeTopic(ctx, client, spec.Name)
 	if describeErr == nil && err == nil {
-		p.notef("created topic %q with %s", spec.Name, plural(int64(topic.Partitions), "partition"))
+		p.notef("%s", createdText(topic.Topic, topic.replicationFactor()))
+		p.warnCreated(ctx, client, spec, topic)
 	}
 	return topic, describeErr
 }

@@ -24,6 +24,11 @@ partitions are what lets producers and consumers work side by side. Settings
 that are not given with --config have their defaults, which "runnel topics
 describe" shows.
 
+Without --replication-factor a topic has 3 replicas of each partition, or as many as
+there are live storage nodes at this moment if these are fewer. It keeps them for
+good: nodes that start later get none. While nodes are down, name the factor, and
+the topic is created with it or not at all.
+
 By default records are deleted after a week. retention.ms says after how long they
 are, retention.bytes how large each partition may become before its oldest go; -1
 is for ever and any size. With cleanup.policy=compact the newest record of each key
@@ -92,7 +97,7 @@ func (p *program) topicsCreateCommand() *cobra.Command {
 	flags := command.Flags()
 	flags.SortFlags = false
 	partitions := newFlag(flags, "partitions", "", "N", "", "how many partitions (default: the cluster's)", integerBetween(1, maxPartition))
-	replicas := newFlag(flags, "replication-factor", "", "R", "", "on how many nodes each partition lies (default: the cluster's)", integerBetween(1, maxPartition))
+	replicas := newFlag(flags, "replication-factor", "", "R", "", "on how many nodes each partition lies (default: 3, or all live ones if these are fewer)", integerBetween(1, maxPartition))
 	config := newListFlag(flags, "config", "key=value", "setting of the topic; may be repeated", parsePair)
 	completeWords(command, "config", topicSettings(), "=")
 	command.RunE = func(c *cobra.Command, args []string) error {
@@ -157,9 +162,19 @@ func (p *program) topicsCreate(ctx context.Context, client *runnel.Client, spec 
 	if err != nil {
 		return unknownOutcome(err, fmt.Sprintf("whether topic %q was created; look with \"runnel topics describe %s\"", spec.Name, spec.Name))
 	}
+	factor, facts := 0, glance(ctx, client, topic.Name)
+	if facts != nil {
+		factor = facts.replicationFactor()
+	}
 	t := newTable()
-	t.row(fmt.Sprintf("created topic %q with %s", topic.Name, plural(int64(topic.Partitions), "partition")))
-	return p.print(newTopicObject(topic), t)
+	t.row(createdText(topic, factor))
+	if err := p.print(newTopicObject(topic), t); err != nil {
+		return err
+	}
+	if facts != nil {
+		p.warnCreated(ctx, client, spec, facts)
+	}
+	return nil
 }
 
 func (p *program) topicsListCommand() *cobra.Command {

@@ -88,7 +88,15 @@ func (p *program) topicsAlter(ctx context.Context, client *runnel.Client, change
 	}
 	t := newTable()
 	t.row(fmt.Sprintf("altered topic %q, which now has %s", topic.Name, ownSettings(topic.Config)))
-	return p.print(newTopicObject(topic), t)
+	if err := p.print(newTopicObject(topic), t); err != nil {
+		return err
+	}
+	if _, changed := change.Config[rules.MinInsyncReplicas]; changed {
+		if facts := glance(ctx, client, topic.Name); facts != nil && facts.minISRWarning() != "" {
+			p.notef("warning: %s", facts.minISRWarning())
+		}
+	}
+	return nil
 }
 
 // ownSettings says which settings a topic has of its own.

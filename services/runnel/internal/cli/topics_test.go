@@ -10,7 +10,7 @@ import (
 func TestTopics(t *testing.T) {
 	topic := topicName(t)
 	got := succeed(t, "", "topics", "create", topic, "--partitions", "2", "--replication-factor", "1", "--config", "retention.ms=1000", "--config", "durability=replicated")
-	if got.stdout != fmt.Sprintf("created topic %q with 2 partitions\n", topic) || got.stderr != "" {
+	if got.stdout != fmt.Sprintf("created topic %q with 2 partitions, replication factor 1\n", topic) || got.stderr != "" {
 		t.Errorf("create says %q and %q", got.stdout, got.stderr)
 	}
 	var listed []topicObject
