@@ -384,6 +384,10 @@ func TestElectUncleanLeaders(t *testing.T) {
 	if len(got) != 1 || got[0].GetFailure().GetReason() != errorsv1.Reason_REASON_NO_LEADER || !strings.Contains(got[0].GetFailure().GetMessage(), "start one of the nodes 2, 3") {
 		t.Errorf("with nobody live: %v", got)
 	}
+	got = n.elect(&metadatav1.ElectLeadersRequest{Type: metadatav1.ElectionType_ELECTION_TYPE_PREFERRED, Topics: []*metadatav1.TopicPartitions{{Topic: "t", Partitions: []int32{1}}}}).GetElections()
+	if len(got) != 1 || got[0].GetFailure().GetReason() != errorsv1.Reason_REASON_NO_LEADER || !strings.Contains(got[0].GetFailure().GetMessage(), "partition 1 of topic \"t\" has no leader: start node 3, which leads at once then") {
+		t.Errorf("of the preferred replica with nobody live: %v", got)
+	}
 }
 
 func TestElectLeadersRefuses(t *testing.T) {

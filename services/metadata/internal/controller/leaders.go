@@ -264,8 +264,28 @@ func electOne(topic string, before rules.PartitionState, nodes rules.Nodes, trai
 		e.After = next.Partition
 		return next, e
 	}
+	if before.Leader == cluster.NoNode {
+		e.Failure = rpcerr.New(errorsv1.Reason_REASON_NO_LEADER, "partition %d of topic %q has no leader: %s", before.Index, topic, wayBack(before, nodes))
+		return before, e
+	}
 	e.Failure = rpcerr.New(errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE, "partition %d of topic %q cannot be led by its preferred replica: node %d %s", before.Index, topic, preferred, whyNot(before, preferred, nodes))
 	return before, e
+}
+
+// wayBack says how a partition without a leader gets one.
+func wayBack(p rules.PartitionState, nodes rules.Nodes) string {
+	may := slices.Concat(p.ISR, p.ELR)
+	if len(may) == 0 && p.LastLeader != cluster.NoNode {
+		may = []cluster.NodeID{p.LastLeader}
+	}
+	away := slices.DeleteFunc(may, func(id cluster.NodeID) bool { return nodes[id].Live && !nodes[id].Leaving })
+	if len(away) == 0 {
+		return "no live node is known to hold all that was acknowledged; start other nodes of its replicas, or accept the loss with an unclean election"
+	}
+	if len(away) == 1 {
+		return fmt.Sprintf("start node %d, which leads at once then", away[0])
+	}
+	return fmt.Sprintf("start one of the nodes %s, which leads at once then", list(away))
 }
 
 // whyNot says what keeps a replica from leading, and the remedy.
