@@ -89,6 +89,8 @@ type PartitionDescription struct {
 	// Leader is the node that leads it, -1 when none does.
 	Leader      int32
 	LeaderEpoch int32
+	// LastLeader is the node that led last where none leads, else -1.
+	LastLeader int32
 	// PartitionEpoch grows with each change of the partition's state.
 	PartitionEpoch int32
 	// Replicas holds the nodes with a replica, the preferred leader first. InSync
@@ -327,6 +329,7 @@ func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescriptio
 			Leader:         p.GetLeaderId(),
 			LeaderEpoch:    p.GetLeaderEpoch(),
 			PartitionEpoch: p.GetPartitionEpoch(),
+			LastLeader:     p.GetLastLeaderId(),
 			Replicas:       p.GetReplicas(),
 			InSync:         p.GetIsr(),
 			Eligible:       p.GetElr(),

@@ -20,7 +20,7 @@ func parsedConsume(t *testing.T, args string) *consumeOptions {
 }
 
 func TestAssignments(t *testing.T) {
-	topic := &topicFacts{runnel.TopicDescription{
+	topic := &topicFacts{TopicDescription: runnel.TopicDescription{
 		Topic: runnel.Topic{Name: "t", Partitions: 3},
 		Replicas: []runnel.PartitionDescription{
 			{Partition: 0, Earliest: 10, Latest: 20},

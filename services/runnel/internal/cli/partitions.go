@@ -3,11 +3,14 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -129,15 +132,49 @@ func (p *program) electLeaders(ctx context.Context, client *runnel.Client, spec 
 		elections, err = client.Admin().ElectLeaders(ctx, spec)
 		return err
 	})
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+		for _, name := range slices.Sorted(maps.Keys(spec.Topics)) {
+			if strings.Contains(sentence(err), strconv.Quote(name)) {
+				return noTopic(name, seeTopics)
+			}
+		}
+	}
 	if err != nil {
 		return unknownOutcome(err, "which leaders were elected; look with \"runnel topics describe --unhealthy\"")
 	}
-	return p.printElections(spec, elections)
+	return p.printElections(spec, elections, holders(ctx, client, elections))
+}
+
+// holders returns the nodes that are not live and whose start would spare the
+// unclean elections, in ascending order; none where the cluster does not tell.
+func holders(ctx context.Context, client *runnel.Client, elections []runnel.LeaderElection) []int32 {
+	var ids []int32
+	var nodes []runnel.Node
+	described := make(map[string]*topicFacts)
+	for _, e := range elections {
+		if !e.Unclean {
+			continue
+		}
+		topic, known := described[e.Topic]
+		if !known {
+			topic = glance(ctx, client, e.Topic)
+			described[e.Topic] = topic
+		}
+		if topic == nil || int(e.Partition) >= len(topic.Replicas) {
+			continue
+		}
+		if nodes == nil {
+			nodes = nodesNow(ctx, client)
+		}
+		ids = append(ids, toStart(&topic.Replicas[e.Partition], nodes)...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // printElections prints the outcome, and returns an error if it is not what was
-// asked for.
-func (p *program) printElections(spec runnel.ElectionSpec, elections []runnel.LeaderElection) error {
+// asked for. missing are the nodes whose start would spare unclean elections.
+func (p *program) printElections(spec runnel.ElectionSpec, elections []runnel.LeaderElection, missing []int32) error {
 	objects := make([]electionObject, len(elections))
 	t := newTable("TOPIC", "PARTITION", "BEFORE", "LEADER", "EPOCH", "OUTCOME")
 	failed, unclean := 0, 0
@@ -174,8 +211,12 @@ func (p *program) printElections(spec runnel.ElectionSpec, elections []runnel.Le
 	}
 	switch {
 	case spec.ValidateOnly && unclean > 0:
-		return failf("nothing was elected: records that were acknowledged may be lost for good in %s, even if the nodes that hold them come back; start those nodes first, or give --yes to go on",
-			plural(int64(unclean), "partition"))
+		start := "start those nodes first"
+		if len(missing) > 0 {
+			start = fmt.Sprintf("start those nodes first (%s)", nodeList(missing))
+		}
+		return failf("nothing was elected: records that were acknowledged may be lost for good in %s, even if the nodes that hold them come back; %s, or give --yes to go on",
+			plural(int64(unclean), "partition"), start)
 	case failed > 0:
 		return failf("%s without the leader that was asked for", plural(int64(failed), "partition")+" left")
 	}

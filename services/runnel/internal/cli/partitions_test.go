@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
@@ -43,7 +44,7 @@ func TestElectLeader(t *testing.T) {
 		t.Errorf("%v: %s", err, named.stdout)
 	}
 	for args, want := range map[string]string{
-		topic + "-no":  "topic \"" + topic + "-no\" does not exist",
+		topic + "-no":  "topic \"" + topic + "-no\" does not exist; " + seeTopics,
 		topic + ":0,2": "topic \"" + topic + "\" has no partition 2: it has 2, from 0; nothing was elected",
 	} {
 		got := runnelCommand(t, "", "partitions", "elect-leader", "--unclean", "--yes", "--topic", args)
@@ -64,34 +65,39 @@ func TestPrintElections(t *testing.T) {
 		name      string
 		spec      runnel.ElectionSpec
 		elections []runnel.LeaderElection
+		missing   []int32
 		table     string
 		says      string
 	}{
 		{
 			"unclean without --yes", runnel.ElectionSpec{Unclean: true, ValidateOnly: true},
 			[]runnel.LeaderElection{{TopicPartition: at(3), PreviousLeader: -1, Leader: 2, LeaderEpoch: 5, Unclean: true}, {TopicPartition: at(4), PreviousLeader: -1, Leader: 2, LeaderEpoch: 5}},
+			[]int32{4, 7},
 			"t      3          none    2       5      would be elected, and may lack records\nt      4          none    2       5      would be elected\n",
-			"nothing was elected: records that were acknowledged may be lost for good in 1 partition, even if the nodes that hold them come back; start those nodes first, or give --yes to go on",
+			"nothing was elected: records that were acknowledged may be lost for good in 1 partition, even if the nodes that hold them come back; start those nodes first (4,7), or give --yes to go on",
 		},
 		{
 			"unclean", runnel.ElectionSpec{Unclean: true},
 			[]runnel.LeaderElection{{TopicPartition: at(3), PreviousLeader: -1, Leader: 2, LeaderEpoch: 5, Unclean: true}},
+			nil,
 			"t      3          none    2       5      elected, and may lack records\n", "",
 		},
 		{
 			"preferred", runnel.ElectionSpec{},
 			[]runnel.LeaderElection{{TopicPartition: at(0), PreviousLeader: 3, Leader: 2, LeaderEpoch: 5}, {TopicPartition: at(1), PreviousLeader: 2, Leader: 2, LeaderEpoch: 1}},
+			nil,
 			"t      0          3       2       5      elected\nt      1          2       2       1      unchanged\n", "",
 		},
 		{
 			"failed", runnel.ElectionSpec{},
 			[]runnel.LeaderElection{{TopicPartition: at(0), PreviousLeader: -1, Leader: -1, LeaderEpoch: 5, Err: refused}},
+			nil,
 			"t      0          none    none    5      none of its replicas is live\n", "1 partition left without the leader that was asked for",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p, stdout := printing(t, outputTable)
-			err := p.printElections(test.spec, test.elections)
+			err := p.printElections(test.spec, test.elections, test.missing)
 			if err == nil && test.says != "" || err != nil && sentence(err) != test.says {
 				t.Errorf("ends with %v, want %q", err, test.says)
 			}
@@ -119,7 +125,7 @@ func TestDescribeUnhealthy(t *testing.T) {
 	}
 
 	facts := func(name, minISR string, partitions ...runnel.PartitionDescription) *topicFacts {
-		return &topicFacts{runnel.TopicDescription{
+		return &topicFacts{TopicDescription: runnel.TopicDescription{
 			Topic: runnel.Topic{Name: name, Partitions: len(partitions)}, Replicas: partitions,
 			Settings: []runnel.Setting{{Name: "min.insync.replicas", Value: minISR}},
 		}}
@@ -134,14 +140,15 @@ func TestDescribeUnhealthy(t *testing.T) {
 		// No more are needed than there are.
 		facts("b", "7", runnel.PartitionDescription{Partition: 0, Leader: 2, Replicas: []int32{2}, InSync: []int32{2}}),
 	}
+	topics[0].nodes = []runnel.Node{{ID: 1}, {ID: 2, Fenced: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}, {ID: 3}}
 	p, stdout := printing(t, outputTable)
 	if err := p.printUnhealthy(topics); !errors.Is(err, errReported) {
 		t.Errorf("ends with %v", err)
 	}
 	want := "TOPIC  PARTITION  LEADER  REPLICAS  ISR   ELR   STATUS            REASON\n" +
-		"a      1          1       1,2,3     1,3   none  under-replicated  -\n" +
-		"a      2          1       1,2,3     1     2     below min ISR     -\n" +
-		"a      3          none    1,2,3     none  2     no leader         a-3 has no leader\n"
+		"a      1          1       1,2,3     1,3   none  under-replicated  node 2 is fenced since 2026-01-02T03:04:05Z\n" +
+		"a      2          1       1,2,3     1     2     below min ISR     1 in sync, min.insync.replicas=2; node 2 is fenced since 2026-01-02T03:04:05Z; node 3 is live and has not caught up\n" +
+		"a      3          none    1,2,3     none  2     no leader         start node 2 (ELR): that one holds all that was acknowledged, and leads at once\n"
 	if stdout.String() != want {
 		t.Errorf("prints\n%swant\n%s", stdout.String(), want)
 	}

@@ -11,7 +11,11 @@ import (
 )
 
 // topicFacts is what a command needs to know of its topic before it begins.
-type topicFacts struct{ runnel.TopicDescription }
+type topicFacts struct {
+	runnel.TopicDescription
+	// nodes are those of the cluster where the command tells of them, or nil.
+	nodes []runnel.Node
+}
 
 // maxMessageBytes bounds the lines that are worth reading. The topic has the
 // last word.

@@ -58,10 +58,10 @@ each leader, the other with each change of the partition.
 
 STATUS is "ok" or the worst of these: "no leader"; "no answer"; "failed" where
 records on the disk of the leader are damaged: such a partition takes no records,
-and the reason says from where on it can be read; "below min ISR" where acks=all is
-refused because fewer than min.insync.replicas are in sync; "under-replicated" where
-a replica is not. The reasons stand below the partitions. The exit code is 0 all the
-same.
+and the reason says from where on it can be read; "below min ISR" where records
+with acks=all are refused, which producers repeat until their time is up, because
+fewer than min.insync.replicas are in sync; "under-replicated" where a replica is
+not. The reasons stand below the partitions. The exit code is 0 all the same.
 
 With --unhealthy only partitions that are not ok are shown, without a NAME those of
 all topics, and the exit code is 1 if there is any. With -o json that is an array of
@@ -71,7 +71,7 @@ With -o json the topic is an object with the fields name, id, partition_count,
 config (the settings that differ from their defaults), replication_factor,
 partitions (partition, leader, leader_epoch, partition_epoch, replicas, isr, elr,
 earliest, latest, status, error; null where there is no leader, no answer or no
-error) and settings (all of them: name, value, default, documentation).`
+fault) and settings (all of them: name, value, default, documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {
 	return commandGroup("topics", "Create, change, list, describe and delete topics", topicsHelp,

@@ -14,7 +14,7 @@ import (
 
 func (p *program) topicsDescribeCommand() *cobra.Command {
 	command := &cobra.Command{
-		Use:   "describe NAME",
+		Use:   "describe [NAME]",
 		Short: "Describe a topic with its partitions and settings",
 		Long:  topicsDescribeHelp,
 		Example: `  runnel topics describe orders
@@ -47,6 +47,7 @@ func (p *program) topicsDescribeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		topic.nodes = nodesNow(c.Context(), client)
 		return p.print(topic.object(), topic.tables()...)
 	}
 	return command
@@ -128,22 +129,22 @@ const (
 )
 
 // partitionStatus returns the state of a partition, the worst if it has several,
-// and why if that is not plain from it.
+// and if it is not well why.
 func (t *topicFacts) partitionStatus(r runnel.PartitionDescription) (status, why string) {
 	switch {
 	case r.Err != nil && runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG:
 		return statusFailed, sentence(r.Err)
 	case r.Err != nil && r.Leader < 0:
-		return statusNoLeader, sentence(r.Err)
+		return statusNoLeader, leaderless(&r, t.nodes)
 	case r.Err != nil:
 		return statusNoAnswer, sentence(r.Err)
 	}
-	minISR, err := strconv.Atoi(t.setting(rules.MinInsyncReplicas))
+	need, below := t.belowMinISR(&r)
 	switch {
-	case err == nil && len(r.InSync) < rules.EffectiveMinInsync(minISR, len(r.Replicas)):
-		return statusBelowMinISR, ""
+	case below:
+		return statusBelowMinISR, fmt.Sprintf("%d in sync, min.insync.replicas=%d; %s", len(r.InSync), need, outOfSync(&r, t.nodes))
 	case len(r.InSync) < len(r.Replicas):
-		return statusUnderReplicated, ""
+		return statusUnderReplicated, outOfSync(&r, t.nodes)
 	}
 	return statusOK, ""
 }

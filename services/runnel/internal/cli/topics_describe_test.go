@@ -15,7 +15,7 @@ import (
 // with the reason.
 func TestDescribeFaults(t *testing.T) {
 	corrupt := &runnel.Error{Reason: errorsv1.Reason_REASON_CORRUPT_LOG, Message: "t-1 is damaged from offset 7 on"}
-	facts := &topicFacts{runnel.TopicDescription{
+	facts := &topicFacts{TopicDescription: runnel.TopicDescription{
 		Topic: runnel.Topic{Name: "t", Partitions: 4},
 		Replicas: []runnel.PartitionDescription{
 			{Partition: 0, Leader: 2, PartitionEpoch: 9, Replicas: []int32{2}, InSync: []int32{2}, Latest: 5},
@@ -37,7 +37,7 @@ func TestDescribeFaults(t *testing.T) {
 			"2          none    0             0                3         none  none  -         -       no leader\n" +
 			"3          2       0             0                2         2     none  -         -       no answer\n",
 		"Health:              3 of 4 partitions not well: 1 no leader, 1 failed, 1 no answer\n",
-		"PARTITION  REASON\n1          t-1 is damaged from offset 7 on\n2          t-2 has no leader\n3          connection refused\n",
+		"PARTITION  REASON\n1          t-1 is damaged from offset 7 on\n2          start node 3\n3          connection refused\n",
 	} {
 		if !strings.Contains(text.String(), lines) {
 			t.Errorf("no\n%sin\n%s", lines, text.String())
@@ -49,7 +49,7 @@ func TestDescribeFaults(t *testing.T) {
 	}
 	for _, want := range []string{
 		`"latest":5,"status":"ok","error":null}`, `"latest":null,"status":"failed","error":"t-1 is damaged from offset 7 on"}`,
-		`"leader":null,"leader_epoch":0,"partition_epoch":0,"replicas":[3],"isr":[],"elr":[],"earliest":null,"latest":null,"status":"no leader","error":"t-2 has no leader"}`,
+		`"leader":null,"leader_epoch":0,"partition_epoch":0,"replicas":[3],"isr":[],"elr":[],"earliest":null,"latest":null,"status":"no leader","error":"start node 3"}`,
 	} {
 		if !strings.Contains(string(encoded), want) {
 			t.Errorf("no %s in %s", want, encoded)

@@ -37,6 +37,10 @@ func (p *program) topicsUnhealthy(ctx context.Context, client *runnel.Client, na
 			return noTopic(name, seeTopics)
 		}
 	}
+	nodes := nodesNow(ctx, client)
+	for _, topic := range topics {
+		topic.nodes = nodes
+	}
 	return p.printUnhealthy(topics)
 }
 
