@@ -438,15 +438,15 @@ func (a *Admin) metadata(ctx context.Context, repeatable func(error) bool, do fu
 		if err != nil {
 			return err
 		}
+		var failures []BootstrapAttempt
 		for _, address := range a.metadataAddresses(image) {
 			failure := do(ctx, address, a.client.topics(address))
 			if failure == nil || !repeatable(failure) || ReasonOf(failure) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
 				return failure
 			}
-			if err == nil {
-				err = failure
-			}
+			failures = append(failures, BootstrapAttempt{Address: address, Err: failure})
 		}
+		err = metadataFailure(image, failures)
 		if sleep(patience, pause.next()) != nil {
 			if ctx.Err() != nil {
 				return fmt.Errorf("%w: %w", context.Cause(ctx), err)

@@ -15,7 +15,8 @@ const clusterDescribeHelp = `Describe the nodes of the cluster.
 A live node renews its lease; a fenced one has not been heard for a while, and
 leads no partition until it is; one that is leaving is about to stop, and others
 lead what it led, where they can. EPOCH grows with each start of a node. The
-controller is the metadata node that elects leaders.
+controller is the metadata node that elects leaders. Any node tells what it knows; a
+warning says so where no controller answers, since then nobody knows better.
 
 With -o json the cluster is an object with the fields id, version, controller
 (null while there is none) and nodes (id, role, address, epoch, state, since).`
@@ -49,8 +50,24 @@ func (p *program) clusterDescribeCommand() *cobra.Command {
 				return err
 			}
 			header, nodes := clusterTables(description)
-			return p.print(newClusterObject(description), header, nodes)
+			if err := p.print(newClusterObject(description), header, nodes); err != nil {
+				return err
+			}
+			p.warnStale(c.Context(), client)
+			return nil
 		},
+	}
+}
+
+// warnStale warns where nobody decides about the cluster at the moment: what nodes
+// tell of it is what they have heard last.
+func (p *program) warnStale(ctx context.Context, client *runnel.Client) {
+	limited, cancel := context.WithTimeout(ctx, obstaclePatience)
+	defer cancel()
+	// Only the controller answers, and only while it holds its lease in etcd.
+	_, err := client.Admin().ElectLeaders(limited, runnel.ElectionSpec{ValidateOnly: true})
+	if err != nil && ctx.Err() == nil {
+		p.notef("warning: this may be out of date, since the cluster cannot change at the moment: %s", sentence(err))
 	}
 }
 

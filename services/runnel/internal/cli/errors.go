@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -104,7 +105,15 @@ func sentence(err error) string {
 
 // unreachable says which addresses do not answer and what to do about it.
 func unreachable(e *runnel.BootstrapError) string {
-	return fmt.Sprintf("no cluster answers (%s); start one with \"runnel up\", or give the address of one with --bootstrap or %s",
+	var addresses []string
+	for _, attempt := range e.Attempts {
+		addresses = append(addresses, attempt.Address)
+	}
+	if slices.Equal(addresses, []string{defaultAddress}) {
+		return fmt.Sprintf("no cluster answers (%s); start one with \"runnel up\", or give the address of one with --bootstrap or %s",
+			attempts(e), bootstrapEnvVar)
+	}
+	return fmt.Sprintf("no cluster answers (%s); start one of these nodes, or give other addresses of the cluster with --bootstrap or %s: those of its metadata nodes will do, too",
 		attempts(e), bootstrapEnvVar)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/runnel-mesh/runnel/sdk/runnel"
 	"github.com/runnel-mesh/runnel/services/allinone"
 )
 
@@ -76,8 +77,8 @@ func TestNobodyAnswers(t *testing.T) {
 		})
 		p.patience = 0
 		code := p.run(t.Context())
-		want := `^runnel: no cluster answers \(` + address + `: .*connection refused\); start one with "runnel up", ` +
-			`or give the address of one with --bootstrap or RUNNEL_BOOTSTRAP\n$`
+		want := `^runnel: no cluster answers \(` + address + `: .*connection refused\); start one of these nodes, ` +
+			`or give other addresses of the cluster with --bootstrap or RUNNEL_BOOTSTRAP: those of its metadata nodes will do, too\n$`
 		if code != exitFailure || !regexp.MustCompile(want).MatchString(stderr.String()) {
 			t.Errorf("%s: exit code %d, stderr %s", strings.Join(args, " "), code, stderr.String())
 		}
@@ -109,5 +110,14 @@ func TestWaitsForTheCluster(t *testing.T) {
 	}()
 	if got := <-result; got.code != exitSuccess || !strings.Contains(withoutTimes(got.stderr), "1 record, 1 byte, S seconds, 0 failures\n") {
 		t.Errorf("exit code %d, stderr %s", got.code, got.stderr)
+	}
+}
+
+// TestUnreachableByDefault: who has not said where the cluster is may not have
+// started one.
+func TestUnreachableByDefault(t *testing.T) {
+	got := unreachable(&runnel.BootstrapError{Attempts: []runnel.BootstrapAttempt{{Address: defaultAddress, Err: io.EOF}}})
+	if want := `no cluster answers (` + defaultAddress + `: EOF); start one with "runnel up", or give the address of one with --bootstrap or RUNNEL_BOOTSTRAP`; got != want {
+		t.Errorf("says %q, want %q", got, want)
 	}
 }

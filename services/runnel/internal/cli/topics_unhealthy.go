@@ -41,7 +41,9 @@ func (p *program) topicsUnhealthy(ctx context.Context, client *runnel.Client, na
 	for _, topic := range topics {
 		topic.nodes = nodes
 	}
-	return p.printUnhealthy(topics)
+	err := p.printUnhealthy(topics)
+	p.warnStale(ctx, client)
+	return err
 }
 
 func (p *program) topicNames(ctx context.Context, client *runnel.Client) ([]string, error) {
