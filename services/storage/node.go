@@ -64,6 +64,7 @@ func (s *Service) register(ctx context.Context, st *store.Store, boot string) (*
 		DirectoryId: identity.DirectoryID[:],
 		BootId:      boot,
 		Clean:       st.Clean(),
+		Damaged:     st.Damaged(),
 	}
 	if identity.Known() {
 		req.ClusterId = identity.ClusterID[:]

@@ -25,6 +25,9 @@ type History struct {
 	CachedSince cluster.NodeEpoch
 	// DirectorySince: every process ran on the same data directory.
 	DirectorySince cluster.NodeEpoch
+	// IntactSince: every process ran on the same data directory, and found all in it
+	// that an earlier one had written.
+	IntactSince cluster.NodeEpoch
 }
 
 // Restart is how a process came to follow an earlier one of the same node.
@@ -35,6 +38,9 @@ type Restart struct {
 	SameBoot bool
 	// SameDirectory says that both ran on the same data directory.
 	SameDirectory bool
+	// Damaged says that the later one may lack what the earlier one had written: it
+	// has found something in its directory damaged.
+	Damaged bool
 }
 
 // After returns the history of a process that follows the process with epoch
@@ -49,6 +55,10 @@ func (h History) After(previous cluster.NodeEpoch, r Restart) History {
 	if r.Clean || r.SameBoot {
 		next.CachedSince = resolved.CachedSince
 	}
+	if r.Damaged {
+		return next
+	}
+	next.IntactSince = resolved.IntactSince
 	if r.Clean {
 		next.CleanSince = resolved.CleanSince
 	}
@@ -57,7 +67,7 @@ func (h History) After(previous cluster.NodeEpoch, r Restart) History {
 
 // Resolve replaces zeros by the epoch of the process that the history is of.
 func (h History) Resolve(latest cluster.NodeEpoch) History {
-	for _, since := range []*cluster.NodeEpoch{&h.CleanSince, &h.CachedSince, &h.DirectorySince} {
+	for _, since := range []*cluster.NodeEpoch{&h.CleanSince, &h.CachedSince, &h.DirectorySince, &h.IntactSince} {
 		if *since == 0 {
 			*since = latest
 		}
@@ -125,9 +135,9 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 // it differs from p. It is level-triggered: applying it again changes nothing,
 // and what happened while nobody looked is made good.
 //
-//   - A member of ISR or ELR whose node restarted without a clean stop, or with
-//     another directory, may lack records and leaves both (KIP-966). One that
-//     restarted cleanly stays.
+//   - A member of ISR or ELR whose node restarted without a clean stop, with another
+//     directory or with damage in it, may lack records and leaves both (KIP-966). One
+//     that restarted cleanly stays.
 //   - A member without a lease leaves the ISR (KIP-841), into the ELR as long as
 //     the ISR is below min ISR: it still holds every acknowledged record, since
 //     the high watermark stands still meanwhile (KIP-966).
@@ -140,7 +150,8 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 //     only if all are: it may be dead. If both are empty the last leader does, given
 //     that it is live on the directory that it led with and that no acknowledged
 //     record can be lost with its page cache: the topic is synced, or the page cache
-//     survived all restarts since. Its store verifies the log before it registers.
+//     survived all restarts since; and that it has found nothing damaged since, unless
+//     there is no other replica, which could have more.
 //   - Otherwise the partition is offline and remembers its last leader.
 //
 // A change of ISR alone leaves the leader epoch as it is (KAFKA-15021).
@@ -215,6 +226,9 @@ func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID 
 	if topic.Synced {
 		intact = node.History.DirectorySince
 	}
+	if len(p.Replicas) > 1 {
+		intact = max(intact, node.History.IntactSince)
+	}
 	if !node.Live || p.Epochs[last] < intact {
 		return cluster.NoNode
 	}
@@ -265,6 +279,8 @@ type ISRProposal struct {
 // very process that the leader saw catching up (KIP-903), and must not be leaving.
 // Members that are taken out go into the ELR as long as the ISR is below min ISR
 // (KIP-966).
+// A leader that leaves itself out resigns, as it cannot serve: another member of the
+// ISR is elected, or it is refused.
 // Each accepted proposal raises the partition epoch, also one of the ISR that there
 // is: what was proposed on the epoch before, and may still be on its way, is void
 // then.
@@ -287,9 +303,7 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 		}
 		members[m.Node] = m.Epoch
 	}
-	if _, ok := members[p.Leader]; !ok {
-		return p, fmt.Errorf("%w: the leader, node %d, is left out", ErrIneligible, p.Leader)
-	}
+	_, stays := members[p.Leader]
 	for i, id := range p.Replicas {
 		epoch, ok := members[id]
 		if !ok {
@@ -307,9 +321,19 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 		}
 		next.Epochs[i] = epoch
 	}
-	next.ELR = eligible(inOrder(slices.Concat(p.ELR, p.ISR), p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
-	next.PartitionEpoch++
-	return next, nil
+	if stays {
+		next.ELR = eligible(inOrder(slices.Concat(p.ELR, p.ISR), p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
+		next.PartitionEpoch++
+		return next, nil
+	}
+	// What it has is in doubt, so that it is not eligible either.
+	others := slices.DeleteFunc(slices.Concat(p.ELR, p.ISR), func(id cluster.NodeID) bool { return id == p.Leader })
+	next.ELR = eligible(inOrder(others, p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
+	elected, _ := Elect(next, nodes, topic)
+	if elected.Leader == cluster.NoNode || elected.Leader == p.Leader {
+		return p, fmt.Errorf("%w: no other member of the ISR can lead in place of node %d", ErrIneligible, p.Leader)
+	}
+	return elected, nil
 }
 
 // MassLoss reports whether so many of the live nodes lost their leases at once

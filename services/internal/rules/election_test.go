@@ -61,6 +61,13 @@ func offline(last cluster.NodeID, isr, elr ids) PartitionState {
 	return p
 }
 
+// alone returns a partition without a leader whose only replica is on node 1.
+func alone() PartitionState {
+	p := offline(1, nil, ids{1})
+	p.Replicas, p.Epochs = ids{1}, []cluster.NodeEpoch{10}
+	return p
+}
+
 func TestElect(t *testing.T) {
 	t.Parallel()
 	var (
@@ -71,6 +78,7 @@ func TestElect(t *testing.T) {
 		power  = Restart{SameDirectory: true}
 		clean  = Restart{Clean: true, SameDirectory: true}
 		disk   = Restart{Clean: true, SameBoot: true}
+		broken = Restart{Clean: true, SameBoot: true, SameDirectory: true, Damaged: true}
 	)
 	with := func(changes Nodes) Nodes {
 		nodes := maps.Clone(all)
@@ -113,6 +121,12 @@ func TestElect(t *testing.T) {
 			Nodes{1: dead(10), 2: {Epoch: 22, Live: true, History: History{}.After(20, killed).After(21, clean).Resolve(22)}, 3: dead(30)},
 			minTwo, want{none, 5, nil, nil, 1}},
 
+		{"damage: a clean restart that found some leaves ISR and leadership", led(1, ids{1, 2, 3}, nil), with(Nodes{1: restarted(10, 11, broken)}), minTwo, want{2, 6, ids{2, 3}, nil, none}},
+		{"damage: and the ELR", led(1, ids{1}, ids{2}), with(Nodes{2: restarted(20, 21, broken)}), minTwo, want{1, 5, ids{1}, nil, none}},
+		{"damage: the last leader that found some is not elected, synced or not", offline(1, nil, ids{1}), Nodes{1: restarted(10, 11, broken), 2: live(20), 3: live(30)}, synced, want{none, 5, nil, nil, 1}},
+		{"damage: not after a clean restart either", offline(1, nil, ids{1}),
+			Nodes{1: {Epoch: 12, Live: true, History: History{}.After(10, broken).After(11, clean).Resolve(12)}, 2: live(20), 3: live(30)}, synced, want{none, 5, nil, nil, 1}},
+		{"damage: the only replica is elected all the same", alone(), Nodes{1: restarted(10, 11, broken)}, synced, want{1, 6, ids{1}, nil, none}},
 		{"KIP-101: a lease that came back is the same leadership", led(1, ids{1, 2, 3}, nil), with(Nodes{1: live(10)}), minTwo, want{1, 5, ids{1, 2, 3}, nil, none}},
 		{"KIP-101: a new process of the leader is a new leadership", led(1, ids{1, 2, 3}, nil), with(Nodes{1: restarted(10, 11, clean)}), minTwo, want{1, 6, ids{1, 2, 3}, nil, none}},
 		{"KIP-903: a follower that restarted cleanly is in the ISR as its new process", led(2, ids{1, 2, 3}, nil), with(Nodes{1: restarted(10, 11, clean)}), minTwo, want{2, 5, ids{1, 2, 3}, nil, none}},
@@ -174,6 +188,27 @@ func TestElect(t *testing.T) {
 	}
 }
 
+// A leader that has lost records leaves itself out of the ISR, and out of the ELR.
+func TestLeaderResigns(t *testing.T) {
+	t.Parallel()
+	nodes := Nodes{1: live(10), 2: live(20), 3: dead(30)}
+	for _, test := range []struct {
+		name     string
+		p        PartitionState
+		isr      []ISRMember
+		leader   cluster.NodeID
+		now, elr ids
+	}{
+		{"another member leads", led(1, ids{1, 2, 3}, nil), []ISRMember{{2, -1}, {3, -1}}, 2, ids{2}, ids{3}},
+		{"who is eligible leads", led(1, ids{1}, ids{2}), nil, 2, ids{2}, nil},
+	} {
+		got, err := ProposeISR(test.p, ISRProposal{1, 5, 7, test.isr}, nodes, TopicTraits{MinInsyncReplicas: 2})
+		if err != nil || got.Leader != test.leader || got.LeaderEpoch != 6 || got.PartitionEpoch != 8 || !slices.Equal(got.ISR, test.now) || !slices.Equal(got.ELR, test.elr) {
+			t.Errorf("%s: %+v, %v", test.name, got, err)
+		}
+	}
+}
+
 func TestProposeISR(t *testing.T) {
 	t.Parallel()
 	nodes := Nodes{1: live(10), 2: live(20), 3: restarted(30, 31, Restart{SameBoot: true, SameDirectory: true})}
@@ -213,8 +248,8 @@ func TestProposeISR(t *testing.T) {
 		{"KIP-966: who was eligible is so no more once min ISR was lowered", led(1, ids{1, 2}, ids{3}), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
 		{"no replica", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{4, 40})}, Nodes{1: live(10), 4: live(40)}, nil, nil, ErrIneligible},
 		{"named twice", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1, 2, 2)}, nodes, nil, nil, ErrIneligible},
-		{"without its leader", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(2)}, nodes, nil, nil, ErrIneligible},
-		{"nobody", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, nil}, nodes, nil, nil, ErrIneligible},
+		{"resigned: nobody else has all", led(1, ids{1}, nil), ISRProposal{1, 5, 7, nil}, nodes, nil, nil, ErrIneligible},
+		{"resigned: nobody else that has all is live", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(2)}, Nodes{1: live(10), 2: dead(20)}, nil, nil, ErrIneligible},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

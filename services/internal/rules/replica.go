@@ -73,6 +73,8 @@ type Replica struct {
 	// agrees says that the leader of this epoch has found this log to be a part of
 	// its own, so that nothing of it is cut in this epoch any more.
 	agrees bool
+	// failed says that something of the log was lost.
+	failed bool
 
 	// epochs covers what is queued.
 	epochs Epochs
@@ -271,6 +273,23 @@ func (r *Replica) SetMinInsync(n int) {
 	r.advance()
 }
 
+// SetFailed notes whether something of the log was lost. Such a replica takes part in
+// nothing that others rely on: it acknowledges nothing, has no position, and as a
+// leader it tells no follower what to do, and resigns if another member of the ISR
+// can lead.
+func (r *Replica) SetFailed(failed bool) {
+	r.failed = failed
+	r.advance()
+}
+
+// BeginsAnew says that a failed replica may drop what it has and follow from
+// nothing: nobody counts on it. That holds only where it has failed before this
+// process told any position, or a leader could be about to admit it for that.
+func (r *Replica) BeginsAnew() bool {
+	p := &r.assignment
+	return r.failed && r.role == Following && !slices.Contains(p.ISR, r.self) && !slices.Contains(p.ELR, r.self)
+}
+
 // InSync returns how many replicas the agreed ISR has and how many an
 // acknowledgement by all of them needs.
 func (r *Replica) InSync() (have, need int) {
@@ -337,7 +356,7 @@ func (r *Replica) advance() {
 		r.highWatermark = max(r.highWatermark, min(max(r.leaderHighWatermark, r.logStart), r.logEnd))
 		return
 	}
-	if r.role != Leading {
+	if r.role != Leading || r.failed && r.leadership != nil {
 		return
 	}
 	h := HighWatermark{
@@ -370,7 +389,7 @@ type Position struct {
 // records are queued that came in an earlier epoch: the leader must compare them,
 // or what it sends to follow its own records at their end would follow these.
 func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
-	if r.role != Following || r.logEnd < r.settled {
+	if r.role != Following || r.logEnd < r.settled || r.failed {
 		return Position{}, false
 	}
 	return Position{
@@ -394,7 +413,7 @@ type FetchOutcome uint8
 const (
 	// FetchServed: what follows the position may be sent.
 	FetchServed FetchOutcome = iota
-	// FetchNotLeader: this node does not lead.
+	// FetchNotLeader: this node does not lead, or not in a way to rely on.
 	FetchNotLeader
 	// FetchFenced: the follower believes in an earlier leadership.
 	FetchFenced
@@ -430,7 +449,8 @@ type Fetch struct {
 // sent in answer to one that was served in the same epoch.
 func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	switch {
-	case r.role != Leading:
+	case r.role != Leading || r.failed:
+		// A log that has lost something must not tell others what to cut.
 		return Fetch{Outcome: FetchNotLeader}
 	case p.LeaderEpoch < r.assignment.LeaderEpoch:
 		return Fetch{Outcome: FetchFenced}
@@ -642,7 +662,13 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 // known here. It reports whether there is a proposal to send that was not there
 // before.
 func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
-	if r.leadership == nil || r.proposal != nil {
+	if r.leadership == nil {
+		return false
+	}
+	if r.failed {
+		return r.resign()
+	}
+	if r.proposal != nil {
 		return false
 	}
 	next := []ISRMember{}
@@ -672,12 +698,34 @@ func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster
 	if !changed {
 		return false
 	}
-	r.proposal = next
-	for _, m := range next {
+	r.propose(next)
+	return true
+}
+
+func (r *Replica) propose(isr []ISRMember) {
+	r.proposal = isr
+	for _, m := range isr {
 		if !slices.Contains(r.possible, m.Node) {
 			r.possible = append(r.possible, m.Node)
 		}
 	}
+}
+
+// resign proposes the ISR without this replica, if there are others in it. It takes
+// the place of a proposal that is not answered yet: whichever is accepted first makes
+// the other void.
+func (r *Replica) resign() bool {
+	others := []ISRMember{}
+	for _, id := range r.assignment.ISR {
+		if id != r.self {
+			others = append(others, ISRMember{Node: id, Epoch: -1})
+		}
+	}
+	self := func(m ISRMember) bool { return m.Node == r.self }
+	if len(others) == 0 || r.proposal != nil && !slices.ContainsFunc(r.proposal, self) {
+		return false
+	}
+	r.propose(others)
 	return true
 }
 

@@ -90,6 +90,7 @@ func (n Node) History() rules.History {
 		CleanSince:     cluster.NodeEpoch(n.Record.GetCleanSince()),
 		CachedSince:    cluster.NodeEpoch(n.Record.GetCachedSince()),
 		DirectorySince: cluster.NodeEpoch(n.Record.GetDirectorySince()),
+		IntactSince:    cluster.NodeEpoch(n.Record.GetIntactSince()),
 	}
 }
 

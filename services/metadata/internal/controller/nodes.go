@@ -39,6 +39,8 @@ type Registration struct {
 	BootID string
 	// Clean says that the process before this one stopped in good order.
 	Clean bool
+	// Damaged says that the process may lack what earlier ones have acknowledged.
+	Damaged bool
 }
 
 // Registered is what a process learns when it has registered.
@@ -87,7 +89,7 @@ func (c *Controller) Register(ctx context.Context, r Registration) (Registered, 
 	if registered.Version, err = c.version(ctx); err != nil {
 		return Registered{}, err
 	}
-	c.o.Logger.Info("node registered", "node", registered.Node, "role", r.Role, "address", r.Address, "epoch", registered.Epoch, "clean", r.Clean)
+	c.o.Logger.Info("node registered", "node", registered.Node, "role", r.Role, "address", r.Address, "epoch", registered.Epoch, "clean", r.Clean, "damaged", r.Damaged)
 	return registered, nil
 }
 
@@ -111,10 +113,12 @@ func (c *Controller) admit(ctx context.Context, r Registration, lease clientv3.L
 	if before.Record != nil {
 		history := before.History().After(before.Epoch, rules.Restart{
 			Clean:         r.Clean,
+			Damaged:       r.Damaged,
 			SameBoot:      r.BootID != "" && r.BootID == before.Record.GetBootId(),
 			SameDirectory: slices.Equal(before.Record.GetDirectoryId(), r.DirectoryID[:]),
 		})
-		record.CleanSince, record.CachedSince, record.DirectorySince = int64(history.CleanSince), int64(history.CachedSince), int64(history.DirectorySince)
+		record.CleanSince, record.CachedSince = int64(history.CleanSince), int64(history.CachedSince)
+		record.DirectorySince, record.IntactSince = int64(history.DirectorySince), int64(history.IntactSince)
 	}
 	layout, id := c.o.Layout, registered.Node
 	comparisons := []clientv3.Cmp{

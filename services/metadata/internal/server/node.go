@@ -82,6 +82,7 @@ func registrationOf(req *peerv1.RegisterRequest) (controller.Registration, error
 		PeerAddress: req.GetPeerAddress(),
 		BootID:      req.GetBootId(),
 		Clean:       req.GetClean(),
+		Damaged:     req.GetDamaged(),
 	}
 	var err error
 	if len(req.GetClusterId()) > 0 {

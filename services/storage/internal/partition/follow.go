@@ -22,10 +22,45 @@ const maxForeignBytes = 32 << 20
 func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.roleLocked() != rules.Following || p.log.Failed() != nil {
+	if p.roleLocked() != rules.Following {
 		return rules.Position{}, false
 	}
+	p.replica.SetFailed(p.log.Failed() != nil)
 	return p.replica.Position(epoch)
+}
+
+// BeginsAnew says that [Partition.BeginAnew] would make a position of a log that has
+// lost something, see [rules.Replica.BeginsAnew]. One that has lost it in this process
+// waits for the next.
+func (p *Partition) BeginsAnew() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.beginsAnewLocked()
+}
+
+func (p *Partition) beginsAnewLocked() bool {
+	return p.openedFailed && p.unavailable == nil && p.log.Failed() != nil && p.replica.BeginsAnew()
+}
+
+// BeginAnew drops what is left of a log that has lost something, where
+// [Partition.BeginsAnew] says so: its leader sends all of it.
+func (p *Partition) BeginAnew(ctx context.Context) error {
+	p.appending.Lock()
+	defer p.appending.Unlock()
+	p.mu.Lock()
+	due, start := p.beginsAnewLocked(), p.logStart
+	p.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := p.restart(ctx, start); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.openedFailed = false
+	p.replica.SetFailed(p.log.Failed() != nil)
+	return nil
 }
 
 // Received is what has become of what a leader sent.

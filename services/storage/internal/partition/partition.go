@@ -82,9 +82,10 @@ type Partition struct {
 	index int32
 
 	// sweeping says that the host looks for overdue acknowledgements here, marked
-	// that it has the high watermark to checkpoint. mu guards both; there is room
-	// for them here.
-	sweeping, marked bool
+	// that it has the high watermark to checkpoint, and openedFailed that something of
+	// the log was lost before this process. mu guards them; there is room for them
+	// here.
+	sweeping, marked, openedFailed bool
 
 	// appending orders what is pushed to the store and guards the fields up to
 	// mu. It is taken before mu.
@@ -148,6 +149,7 @@ func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 			Epochs: state.Epochs, LogStart: state.LogStart, LogEnd: state.LogEnd, HighWatermark: state.HighWatermark,
 		}),
 	}
+	p.openedFailed = log.Failed() != nil
 	if state.Deleted {
 		p.unavailable = p.gone()
 	} else if err := log.Err(); err != nil {
@@ -199,6 +201,7 @@ func (p *Partition) apply(change func() rules.Applied) error {
 	}
 	role, epoch, highWatermark := p.replica.Role(), p.replica.Epoch(), p.replica.HighWatermark()
 	p.replica.SetMinInsync(p.topic.Config().MinInsyncReplicas)
+	p.replica.SetFailed(p.log.Failed() != nil)
 	applied := change()
 	if applied.TooNew {
 		err := p.tooNew()

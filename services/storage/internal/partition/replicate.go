@@ -28,6 +28,7 @@ func (p *Partition) Fetched(at rules.Position, now time.Time) rules.Fetch {
 		return rules.Fetch{Outcome: rules.FetchNotLeader}
 	}
 	before := p.replica.HighWatermark()
+	p.replica.SetFailed(p.log.Failed() != nil)
 	fetch := p.replica.Fetch(at, now)
 	p.movedLocked(before)
 	return fetch
@@ -184,6 +185,7 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 func (p *Partition) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.replica.SetFailed(p.log.Failed() != nil)
 	return p.unavailable == nil && p.replica.Propose(now, maxLag, live)
 }
 

@@ -96,6 +96,10 @@ func (s *replicas) restart(m *member) {
 	s.start(m)
 }
 
+func (m *member) log(s *replicas) *store.Log {
+	return m.store.Log(store.PartitionID{Topic: s.topic.ID, Index: 3})
+}
+
 // agree changes what the cluster has agreed on, and tells those members.
 func (s *replicas) agree(change func(*cluster.Partition), told ...*member) {
 	s.Helper()
@@ -387,6 +391,60 @@ func TestRestartBelowLogStart(t *testing.T) {
 			// What it knew of producers belonged to the log that it dropped.
 			wantReason(t, two.p.Append(request(idempotent(t, 5, 0, 1, "x"), all), newOutcome()), errorsv1.Reason_REASON_UNKNOWN_PRODUCER)
 		}
+	}
+}
+
+// A follower that has lost records takes no part while somebody counts on it; after a
+// restart it drops the rest, and copies all of it.
+func TestFailedReplicaBeginsAnew(t *testing.T) {
+	t.Parallel()
+	s := replicated(t, 2, rules.MinInsyncReplicas, "1")
+	one, two := s.members[1], s.members[2]
+	s.write(one, plain(t, "a", "b", "c"))
+	s.catchUp(one, two)
+	two.log(s).Fail("a test says so")
+	for range 2 {
+		if at, ok := two.p.Position(two.epoch); ok || two.p.BeginsAnew() {
+			t.Fatalf("in the ISR, it has the position %+v, and begins anew: %t", at, two.p.BeginsAnew())
+		}
+		s.restart(two)
+	}
+	s.agree(func(p *cluster.Partition) { p.ISR = []cluster.NodeID{1} }, one, two)
+	if !two.p.BeginsAnew() {
+		t.Fatal("it does not begin anew")
+	}
+	if err := two.p.BeginAnew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.catchUp(one, two)
+	s.same(0, one, two)
+	if two.p.BeginsAnew() || two.store.Damaged() {
+		t.Error("it counts as failed still")
+	}
+	// What is lost in this process may be what a leader is about to admit it for.
+	two.log(s).Fail("again")
+	if two.p.BeginsAnew() {
+		t.Error("it begins anew in the process that has shown a position")
+	}
+}
+
+// A leader that has lost records neither tells followers what to do nor stays.
+func TestFailedLeaderResigns(t *testing.T) {
+	t.Parallel()
+	s := replicated(t, 2, rules.MinInsyncReplicas, "1")
+	one, two := s.members[1], s.members[2]
+	s.write(one, plain(t, "a"))
+	s.catchUp(one, two)
+	one.log(s).Fail("a test says so")
+	at, _ := two.p.Position(two.epoch)
+	if got := one.p.Fetched(at, time.Now()); got.Outcome != rules.FetchNotLeader {
+		t.Errorf("a position is answered with %+v", got)
+	}
+	if !one.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
+		t.Fatal("it does not resign")
+	}
+	if proposal, _ := one.p.Proposal(); len(proposal.ISR) != 1 || proposal.ISR[0].Node != 2 {
+		t.Errorf("it proposes %+v", proposal)
 	}
 }
 

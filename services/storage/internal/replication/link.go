@@ -48,6 +48,8 @@ type link struct {
 	removed []ID
 	// postponed are those that wait for their retry.
 	postponed []*followed
+	// broken are those that have to begin anew before they have a position.
+	broken []*followed
 	// received says that the stream has brought something.
 	received bool
 }
@@ -188,7 +190,7 @@ func (l *link) stream(ctx, node context.Context) (received bool, _ error) {
 	defer l.followers.metrics.followed.Dec()
 	ended := make(chan error, 1)
 	go func() { ended <- l.receive(ctx, node, rpcStream) }()
-	err = l.state(ctx, rpcStream, ended)
+	err = l.state(ctx, node, rpcStream, ended)
 	cancel()
 	_ = rpcStream.Close() // Of a stream that has broken, or is given up.
 	if first := <-ended; first != nil {
@@ -213,11 +215,12 @@ func (l *link) begin() {
 
 // state sends positions as they move until the stream ends, which ended tells with
 // a nil error put back.
-func (l *link) state(ctx context.Context, rpcStream peerv1connect.ReplicationServiceReplicateClientStream, ended chan error) error {
+func (l *link) state(ctx, node context.Context, rpcStream peerv1connect.ReplicationServiceReplicateClientStream, ended chan error) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		req, retry := l.compose(time.Now())
+		l.mend(node)
 		if len(req.GetPositions()) > 0 {
 			if err := rpcStream.Send(req); err != nil {
 				return fmt.Errorf("send positions: %w", err)
@@ -308,6 +311,9 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 	}
 	position, ok := f.partition.Position(l.followers.epoch)
 	if !ok || position.LeaderEpoch != f.epoch {
+		if !ok && f.partition.BeginsAnew() {
+			l.broken = append(l.broken, f)
+		}
 		l.postponeLocked(f, now, minWait)
 		return nil
 	}
@@ -322,6 +328,23 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 		f.asked, f.resend, f.missed = position.LogEnd, false, false
 	}
 	return m
+}
+
+// mend lets partitions begin anew that have lost something: one after the other, as
+// each waits for the disk, and this node serves others meanwhile.
+func (l *link) mend(node context.Context) {
+	l.mu.Lock()
+	broken := l.broken
+	l.broken = nil
+	l.mu.Unlock()
+	for _, f := range broken {
+		name, index := f.partition.Topic().Name, f.partition.Index()
+		if err := f.partition.BeginAnew(node); err != nil {
+			l.followers.logger.Error("a partition that has lost records cannot begin anew", "topic", name, "partition", index, "error", err)
+			continue
+		}
+		l.followers.logger.Warn("a partition that had lost records begins anew: its leader sends all of it", "topic", name, "partition", index, "leader", l.leader)
+	}
 }
 
 // postponeLocked makes the leader be asked later, after a pause that grows.

@@ -213,6 +213,15 @@ func (s *Store) findLosses() (failing []*Log) {
 	return failing
 }
 
+// Damaged says that the store may lack what was acknowledged: a partition has failed,
+// or a volume was set aside that partitions may have been in which nobody knows of.
+func (s *Store) Damaged() bool {
+	s.failures.mu.Lock()
+	failed := s.failures.count > 0
+	s.failures.mu.Unlock()
+	return failed || s.Unsettled()
+}
+
 // Unsettled says that a volume was set aside, and that partitions which have lost
 // all that the store knew of them may still be unknown: the caller compares
 // [Store.Partitions] with what there should be, calls [Log.Fail] for what is

@@ -261,8 +261,11 @@ type NodeRecord struct {
 	// Epoch of the oldest process from which on every one used the same data
 	// directory; 0 means this process.
 	DirectorySince int64 `protobuf:"varint,8,opt,name=directory_since,json=directorySince,proto3" json:"directory_since,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Epoch of the oldest process from which on every one found all in its data
+	// directory that earlier ones had written; 0 means this process.
+	IntactSince   int64 `protobuf:"varint,9,opt,name=intact_since,json=intactSince,proto3" json:"intact_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeRecord) Reset() {
@@ -347,6 +350,13 @@ func (x *NodeRecord) GetCachedSince() int64 {
 func (x *NodeRecord) GetDirectorySince() int64 {
 	if x != nil {
 		return x.DirectorySince
+	}
+	return 0
+}
+
+func (x *NodeRecord) GetIntactSince() int64 {
+	if x != nil {
+		return x.IntactSince
 	}
 	return 0
 }
@@ -778,7 +788,7 @@ const file_runnel_metadata_catalog_v1_catalog_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\"N\n" +
 	"\x10ControllerRecord\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12!\n" +
-	"\fpeer_address\x18\x02 \x01(\tR\vpeerAddress\"\xa4\x02\n" +
+	"\fpeer_address\x18\x02 \x01(\tR\vpeerAddress\"\xc7\x02\n" +
 	"\n" +
 	"NodeRecord\x120\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x1c.runnel.metadata.v1.NodeRoleR\x04role\x12\x18\n" +
@@ -789,7 +799,8 @@ const file_runnel_metadata_catalog_v1_catalog_proto_rawDesc = "" +
 	"\vclean_since\x18\x06 \x01(\x03R\n" +
 	"cleanSince\x12!\n" +
 	"\fcached_since\x18\a \x01(\x03R\vcachedSince\x12'\n" +
-	"\x0fdirectory_since\x18\b \x01(\x03R\x0edirectorySince\"\x9a\x01\n" +
+	"\x0fdirectory_since\x18\b \x01(\x03R\x0edirectorySince\x12!\n" +
+	"\fintact_since\x18\t \x01(\x03R\vintactSince\"\x9a\x01\n" +
 	"\x10NodeStatusRecord\x12\x16\n" +
 	"\x06fenced\x18\x01 \x01(\bR\x06fenced\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\"\n" +

@@ -46,7 +46,11 @@ type RegisterRequest struct {
 	// survived.
 	BootId string `protobuf:"bytes,7,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// Whether the process before this one stopped in good order.
-	Clean         bool `protobuf:"varint,8,opt,name=clean,proto3" json:"clean,omitempty"`
+	Clean bool `protobuf:"varint,8,opt,name=clean,proto3" json:"clean,omitempty"`
+	// Whether the process may lack what earlier ones have acknowledged: something in
+	// its data directory was found damaged, and is not made good yet. Its replicas
+	// count as in sync only once they have caught up with a leader.
+	Damaged       bool `protobuf:"varint,9,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,6 +137,13 @@ func (x *RegisterRequest) GetBootId() string {
 func (x *RegisterRequest) GetClean() bool {
 	if x != nil {
 		return x.Clean
+	}
+	return false
+}
+
+func (x *RegisterRequest) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
 	}
 	return false
 }
@@ -963,7 +974,7 @@ var File_runnel_metadata_peer_v1_node_proto protoreflect.FileDescriptor
 
 const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\"runnel/metadata/peer/v1/node.proto\x12\x17runnel.metadata.peer.v1\x1a runnel/metadata/v1/cluster.proto\"\x8a\x02\n" +
+	"\"runnel/metadata/peer/v1/node.proto\x12\x17runnel.metadata.peer.v1\x1a runnel/metadata/v1/cluster.proto\"\xa4\x02\n" +
 	"\x0fRegisterRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -973,7 +984,8 @@ const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"\fpeer_address\x18\x05 \x01(\tR\vpeerAddress\x12!\n" +
 	"\fdirectory_id\x18\x06 \x01(\fR\vdirectoryId\x12\x17\n" +
 	"\aboot_id\x18\a \x01(\tR\x06bootId\x12\x14\n" +
-	"\x05clean\x18\b \x01(\bR\x05clean\"\x9e\x01\n" +
+	"\x05clean\x18\b \x01(\bR\x05clean\x12\x18\n" +
+	"\adamaged\x18\t \x01(\bR\adamaged\"\x9e\x01\n" +
 	"\x10RegisterResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +

@@ -1,0 +1,106 @@
+package rules
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// A leader that has lost records tells no follower what to do, moves no high
+// watermark, and resigns.
+func TestReplicaFailedLeader(t *testing.T) {
+	t.Parallel()
+	r := leader(ids{1, 2})
+	r.SetFailed(true)
+	for _, p := range []Position{at(4, 20), at(5, 30), at(NoEpoch, 0)} {
+		if got := r.Fetch(p, start); got.Outcome != FetchNotLeader {
+			t.Errorf("the position %+v is answered with %+v", p, got)
+		}
+	}
+	if r.HighWatermark() != 10 {
+		t.Errorf("the high watermark has moved to %d", r.HighWatermark())
+	}
+	if !r.Propose(start, maxLag, everyone) || r.Propose(start, maxLag, everyone) {
+		t.Error("it does not resign once")
+	}
+	proposal, ok := r.Proposal()
+	if want := (ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: []ISRMember{{2, -1}}}); !ok || proposal.Leader != want.Leader ||
+		proposal.LeaderEpoch != want.LeaderEpoch || proposal.PartitionEpoch != want.PartitionEpoch || !slices.Equal(proposal.ISR, want.ISR) {
+		t.Errorf("it proposes %+v", proposal)
+	}
+}
+
+// What was proposed before is no reason to stay.
+func TestReplicaResignsBeforeItsProposalIsAnswered(t *testing.T) {
+	t.Parallel()
+	r := leader(ids{1, 2})
+	r.Fetch(node(3, at(5, 30)), start)
+	if !r.Propose(start, maxLag, everyone) {
+		t.Fatal("nothing is proposed")
+	}
+	r.SetFailed(true)
+	if !r.Propose(start, maxLag, everyone) {
+		t.Fatal("it does not resign")
+	}
+	if proposal, _ := r.Proposal(); slices.ContainsFunc(proposal.ISR, func(m ISRMember) bool { return m.Node == 1 }) {
+		t.Errorf("it proposes %+v", proposal)
+	}
+}
+
+// The only replica has nobody to resign to, and serves on once what was lost is
+// given up.
+func TestReplicaFailedAlone(t *testing.T) {
+	t.Parallel()
+	r := NewReplica(1, 2, ReplicaLog{Epochs: Epochs{{2, 0}}, LogEnd: 20, HighWatermark: 10})
+	r.SetFailed(true)
+	p := assigned(1, 5, 7, ids{1})
+	p.Replicas = ids{1}
+	r.Apply(p, start)
+	if r.Propose(start, maxLag, everyone) {
+		t.Error("it resigns")
+	}
+	r.Queue(30)
+	r.Committed(30)
+	if r.HighWatermark() != 30 {
+		t.Errorf("the high watermark is %d", r.HighWatermark())
+	}
+}
+
+// A follower that has lost records has no position, and begins anew only while
+// nobody counts on it.
+func TestReplicaFailedFollower(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name     string
+		isr, elr ids
+		begins   bool
+	}{
+		{"in the ISR", ids{1, 2}, nil, false},
+		{"eligible", ids{1}, ids{2}, false},
+		{"neither", ids{1, 3}, nil, true},
+	} {
+		r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 0}}, LogEnd: 20, HighWatermark: 10})
+		r.SetFailed(true)
+		p := assigned(1, 5, 7, test.isr)
+		p.ELR = test.elr
+		r.Apply(p, start)
+		if at, ok := r.Position(20); ok {
+			t.Errorf("%s: it has the position %+v", test.name, at)
+		}
+		if got := r.BeginsAnew(); got != test.begins {
+			t.Errorf("%s: begins anew: %t", test.name, got)
+		}
+		r.Restart(0)
+		r.SetFailed(false)
+		if at := position(t, &r, 20); at.LogEnd != 0 || at.LastEpoch != NoEpoch {
+			t.Errorf("%s: begun anew it has the position %+v", test.name, at)
+		}
+	}
+	r := NewReplica(2, 2, ReplicaLog{})
+	r.SetFailed(true)
+	r.Apply(assigned(cluster.NoNode, 5, 7, nil), start)
+	if r.BeginsAnew() {
+		t.Error("it begins anew without a leader")
+	}
+}
