@@ -2,15 +2,16 @@
 # A cluster on this machine, on loopback: 3 storage nodes, 2 metadata nodes and an
 # etcd, each a process of its own with the sample configuration beside this script.
 #
-#   deploy/cluster/cluster.sh up|down|status
+#   deploy/cluster/cluster.sh up [PROCESS...]|down|status
 #
-# up builds what it starts, starts what does not run, and waits until all of it is
-# ready; so it is also how a node that was killed comes back. down stops the processes
-# in good order and keeps their data. status prints them, and ends with 1 unless all
-# are ready.
+# up builds what it starts, starts what does not run of all processes or of those that
+# are named, such as storage-2, and waits until they are ready; so it is also how a node
+# that was killed comes back. It starts nothing if an address is taken. down stops the
+# processes in good order and keeps their data. status prints them, and ends with 1
+# unless all are ready.
 #
 # Data, logs and pids lie in RUNNEL_CLUSTER_DIR (default: runnel-data/cluster in the
-# checkout). A process counts as ours only if its pid and its start time are those that
+# checkout); the addresses are in the .flags files and in etcd.yaml. A process counts as ours only if its pid and its start time are those that
 # were written down when it was started: nothing else is ever signalled.
 set -euo pipefail
 
@@ -23,6 +24,8 @@ readonly metadata=(metadata-1 metadata-2)
 readonly all=(etcd "${metadata[@]}" "${storage[@]}")
 # Seconds that up waits for all to be ready, and down for one to end.
 readonly patience=60
+# Where in its log a process of this run begins, by its name.
+declare -A begin=()
 
 fail() {
 	echo "cluster: $*" >&2
@@ -41,6 +44,24 @@ option() { # name, key
 # address prints where a process serves its clients.
 address() { # name
 	if [ "$1" = etcd ]; then option etcd listen-client-urls; else option "$1" listen; fi
+}
+
+# addresses prints all that a process listens on.
+addresses() { # name
+	if [ "$1" = etcd ]; then
+		option etcd listen-client-urls
+		option etcd listen-peer-urls
+	else
+		option "$1" listen
+		option "$1" peer-listen
+	fi
+}
+
+# taken reports whether somebody listens on an address.
+taken() { # address
+	local host port
+	IFS=: read -r host port <<<"$1"
+	(exec 3<>"/dev/tcp/$host/$port") 2>/dev/null
 }
 
 # birth prints when a process was started, nothing if there is none.
@@ -86,6 +107,7 @@ launch() { # name
 			case $argument in --*) command+=("$argument") ;; esac
 		done <"$here/$name.flags"
 	fi
+	begin[$name]=$(($(wc -c 2>/dev/null <"$dir/$name.log" || echo 0) + 1))
 	# In a process group of its own, so that Ctrl-C here does not reach it.
 	set -m
 	(cd "$dir" && exec nohup "${command[@]}") >>"$dir/$name.log" 2>&1 </dev/null &
@@ -93,15 +115,15 @@ launch() { # name
 	printf '%s\n%s\n' "$!" "$(birth "$!" | xargs)" >"$dir/$name.pid"
 }
 
-# await returns once all are ready.
-await() {
+# await returns once processes are ready.
+await() { # names
 	local deadline=$((SECONDS + patience)) name
-	for name in "${all[@]}"; do
+	for name in "$@"; do
 		while true; do
 			# First of all: another process may answer on its port.
 			running "$name" >/dev/null || {
-				tail -n 5 "$dir/$name.log" >&2
-				fail "$name has stopped; its log is $dir/$name.log"
+				tail -c "+${begin[$name]:-1}" "$dir/$name.log" | tail -n 5 >&2
+				fail "$name has stopped; its log is $dir/$name.log. What else was started runs on: mend it and come again, or stop all with \"go tool task cluster:down\""
 			}
 			if ready "$name"; then break; fi
 			[ "$SECONDS" -lt "$deadline" ] || fail "$name is not ready after $patience s; its log is $dir/$name.log"
@@ -130,8 +152,8 @@ stop() { # names
 
 # status prints the processes, and fails unless all are ready.
 status() {
-	local name pid state whole=0
-	printf '%-12s %-8s %-10s %-16s %s\n' PROCESS PID STATE ADDRESS DATA
+	local name node pid state whole=0
+	printf '%-12s %-5s %-8s %-10s %-16s %s\n' PROCESS NODE PID STATE ADDRESS DATA
 	for name in "${all[@]}"; do
 		state=stopped
 		if pid=$(running "$name"); then
@@ -141,28 +163,42 @@ status() {
 			pid=-
 		fi
 		[ "$state" = ready ] || whole=1
-		printf '%-12s %-8s %-10s %-16s %s\n' "$name" "$pid" "$state" "$(address "$name")" "$dir/$(option "$name" data-dir)"
+		node=-
+		if [ "$name" != etcd ]; then node=$(option "$name" node-id); fi
+		printf '%-12s %-5s %-8s %-10s %-16s %s\n' "$name" "$node" "$pid" "$state" "$(address "$name")" "$dir/$(option "$name" data-dir)"
 	done
 	return "$whole"
 }
 
-up() {
-	local name bootstrap=
+up() { # names, none for all
+	local name known address bootstrap= start=()
+	for name in "$@"; do
+		known=" ${all[*]} "
+		[[ $known == *" $name "* ]] || fail "there is no process $name: they are ${all[*]}"
+	done
+	[ "$#" -gt 0 ] || set -- "${all[@]}"
 	mkdir -p "$dir/bin"
 	dir=$(cd "$dir" && pwd)
 	echo "building" >&2
 	(cd "$root" && go build -trimpath -o "$dir/bin/runnel" ./services/runnel && go build -trimpath -o "$dir/bin/etcd" go.etcd.io/etcd/server/v3)
-	for name in "${all[@]}"; do
-		running "$name" >/dev/null || launch "$name"
+	for name in "$@"; do
+		if running "$name" >/dev/null; then continue; fi
+		start+=("$name")
+		for address in $(addresses "$name"); do
+			! taken "$address" || fail "another program listens on $address, which is for $name, and nothing was started: stop it, or change the addresses in $here"
+		done
 	done
+	for name in "${start[@]}"; do launch "$name"; done
 	echo "waiting until all are ready" >&2
-	await
-	status
-	for name in "${storage[@]}"; do bootstrap+=${bootstrap:+,}$(address "$name"); done
+	await "$@"
+	status || true
+	# Metadata nodes first: they know the cluster when no storage node is live.
+	for name in "${metadata[@]}" "${storage[@]}"; do bootstrap+=${bootstrap:+,}$(address "$name"); done
 	cat <<-END
 
 		Logs: $dir/NAME.log. Stop all with "go tool task cluster:down"; the data stays until you
-		remove $dir. Kill one, and "go tool task cluster:up" starts it again.
+		remove $dir. Kill one, and "go tool task cluster:up" starts it again, as
+		"deploy/cluster/cluster.sh up storage-2" does with that one alone.
 
 		  export RUNNEL_BOOTSTRAP=$bootstrap
 		  $dir/bin/runnel cluster describe
@@ -172,7 +208,14 @@ up() {
 }
 
 down() {
-	[ -d "$dir" ] || return 0
+	local name some=
+	for name in "${all[@]}"; do
+		if running "$name" >/dev/null; then some=1; fi
+	done
+	if [ -z "$some" ]; then
+		echo "nothing runs that was started in $dir (RUNNEL_CLUSTER_DIR names another directory)" >&2
+		return 0
+	fi
 	# Storage nodes give their leaderships away through the metadata nodes, and these
 	# resign in etcd.
 	stop "${storage[@]}"
@@ -181,10 +224,11 @@ down() {
 	echo "stopped; the data stays in $dir" >&2
 }
 
-case ${1:-} in
-up | down | status) "$1" ;;
+case ${1:-}:$# in
+up:*) up "${@:2}" ;;
+down:1 | status:1) "$1" ;;
 *)
-	echo "usage: deploy/cluster/cluster.sh up|down|status" >&2
+	echo "usage: deploy/cluster/cluster.sh up [PROCESS...]|down|status" >&2
 	exit 2
 	;;
 esac
