@@ -183,7 +183,7 @@ func (p *Partition) admitLocked(a Append) error {
 	}
 	if have, need := p.replica.InSync(); have < need {
 		return rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS,
-			"%s has %d in-sync replicas and acks=all needs min.insync.replicas=%d; nothing was appended; bring replicas back and try again", p.name(), have, need)
+			"%s has only %d in sync and acks=all needs min.insync.replicas=%d; nothing was appended; bring replicas back and try again", p.name(), have, need)
 	}
 	return nil
 }

@@ -390,7 +390,7 @@ func (p *Partition) expire(now time.Time) {
 func (p *Partition) overdueLocked() error {
 	if have, need := p.replica.InSync(); have < need {
 		return rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-			"the records were appended to %s, but it has %d in-sync replicas and needs %d to acknowledge them; bring replicas back, and repeat them with the same sequence number",
+			"the records were appended to %s, but it has only %d in sync, and acks=all needs min.insync.replicas=%d; bring replicas back, and repeat them with the same sequence number",
 			p.name(), have, need)
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT,
