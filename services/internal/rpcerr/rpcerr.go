@@ -178,7 +178,7 @@ func classifyConnect(rpc *connect.Error, err error) *Error {
 	case connect.CodeUnavailable:
 		// The text names addresses inside the cluster.
 		return New(errorsv1.Reason_REASON_METADATA_UNAVAILABLE,
-			"a service that this request needs cannot be reached; try again").WithCause(err)
+			"the node that was asked cannot reach the service that this request needs, most likely the metadata service; try again once its nodes and etcd run").WithCause(err)
 	case connect.CodeInvalidArgument, connect.CodeResourceExhausted, connect.CodeUnimplemented, connect.CodeNotFound:
 		// The RPC library says so of the request at hand: unreadable, over the size
 		// limit, or for a procedure that does not exist; or it was made by Status.

@@ -13,10 +13,11 @@ import (
 // The longest waits and largest buffers that make sense; beyond them is a slip
 // of the finger.
 const (
-	maxLinger         = time.Minute
-	maxRequestTimeout = 5 * time.Minute
-	maxBatchBytes     = 16 << 20
-	maxBufferBytes    = 16 << 30
+	maxLinger          = time.Minute
+	maxRequestTimeout  = 5 * time.Minute
+	maxDeliveryTimeout = 24 * time.Hour
+	maxBatchBytes      = 16 << 20
+	maxBufferBytes     = 16 << 30
 )
 
 // producerSetting is a tuning knob of the producer that --property turns.
@@ -34,9 +35,13 @@ var producerSettings = []producerSetting{
 		integerSetting(1, maxBatchBytes, func(n int64) runnel.ProducerOption { return runnel.WithBatchBytes(int(n)) })},
 	{"buffer.bytes", "BYTES", "bound on the memory for records without acknowledgement",
 		integerSetting(1, maxBufferBytes, func(n int64) runnel.ProducerOption { return runnel.WithBufferBytes(n) })},
-	{"request.timeout.ms", "MS", "give up waiting for an acknowledgement after so long",
+	{"request.timeout.ms", "MS", "how long one attempt to send a batch may take",
 		integerSetting(1, maxRequestTimeout.Milliseconds(), func(n int64) runnel.ProducerOption {
 			return runnel.WithRequestTimeout(time.Duration(n) * time.Millisecond)
+		})},
+	{"delivery.timeout.ms", "MS", "give up a record after so long, with all attempts (default: 120000)",
+		integerSetting(1, maxDeliveryTimeout.Milliseconds(), func(n int64) runnel.ProducerOption {
+			return runnel.WithDeliveryTimeout(time.Duration(n) * time.Millisecond)
 		})},
 	{"partitioner", "sticky|roundrobin", "how records without a key are spread",
 		func(text string) (runnel.ProducerOption, error) {

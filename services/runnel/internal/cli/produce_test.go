@@ -120,7 +120,7 @@ func TestProduceToOnePartition(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	succeed(t, "d\ne\nf\n", "produce", topic, "--property", "partitioner=roundrobin", "--property", "linger.ms=5", "--property", "idempotence=false",
-		"--property", "batch.bytes=1000", "--property", "buffer.bytes=100000", "--property", "request.timeout.ms=5000")
+		"--property", "batch.bytes=1000", "--property", "buffer.bytes=100000", "--property", "request.timeout.ms=5000", "--property", "delivery.timeout.ms=60000")
 	for _, partition := range []string{"0", "1"} {
 		if got := readBack(t, topic, "--partition", partition); strings.Count(got, "\n") != 1 {
 			t.Errorf("partition %s got %q from the round robin", partition, got)

@@ -97,7 +97,7 @@ func TestWrongUsage(t *testing.T) {
 		{"produce t --partition 99999999999", `bad value "99999999999" for --partition: must be a whole number from 0 up; see "runnel produce --help"`},
 		{"produce t --header =v", `bad value "=v" for --header: must look like key=value; see "runnel produce --help"`},
 		{"produce t --key-separator _", `--key-separator is empty; see "runnel produce --help"`},
-		{"produce t --property colour=red", `bad value "colour=red" for --property: the properties are linger.ms, batch.bytes, buffer.bytes, request.timeout.ms, partitioner, idempotence; see "runnel produce --help"`},
+		{"produce t --property colour=red", `bad value "colour=red" for --property: the properties are linger.ms, batch.bytes, buffer.bytes, request.timeout.ms, delivery.timeout.ms, partitioner, idempotence; see "runnel produce --help"`},
 		{"produce t --property linger.ms", `bad value "linger.ms" for --property: must look like key=value; see "runnel produce --help"`},
 		{"produce t --property linger.ms=5s", `bad value "linger.ms=5s" for --property: linger.ms must be a whole number from 0 to 60000; see "runnel produce --help"`},
 		{"produce t --property partitioner=random", `bad value "partitioner=random" for --property: partitioner must be sticky or roundrobin; see "runnel produce --help"`},
@@ -229,7 +229,7 @@ func TestCompletion(t *testing.T) {
 		"produce t --acks ": "none\nleader\nall\n:4\n",
 		"topics create t --config ": "cleanup.policy=\ncompression.type=\ndelete.retention.ms=\ndurability=\nmax.message.bytes=\nmessage.timestamp.type=\n" +
 			"min.cleanable.dirty.ratio=\nmin.compaction.lag.ms=\nmin.insync.replicas=\nretention.bytes=\nretention.ms=\n:6\n",
-		"produce t --property ": "linger.ms=\nbatch.bytes=\nbuffer.bytes=\nrequest.timeout.ms=\npartitioner=\nidempotence=\n:6\n",
+		"produce t --property ": "linger.ms=\nbatch.bytes=\nbuffer.bytes=\nrequest.timeout.ms=\ndelivery.timeout.ms=\npartitioner=\nidempotence=\n:6\n",
 		"-o ":                   "table\njson\n:4\n",
 		"topics create ":        ":4\n",
 	}
