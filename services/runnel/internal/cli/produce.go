@@ -35,7 +35,8 @@ A line that the topic does not take, such as one above its max.message.bytes or
 one without a key for a compacted topic, is reported with its number and left
 out; the others are sent, and the exit code is 1. At the end a line on the
 standard error counts records, bytes, seconds and failures; with -o json it is
-an object with just these fields. Ctrl-C stops reading and sends what was read.
+an object with just these fields. Ctrl-C stops reading and sends what was read; a
+second one gives up what has not been acknowledged.
 
 Properties (--property):
 `
@@ -175,19 +176,24 @@ func (p *program) produce(command *cobra.Command, topicName string, o *produceOp
 		return heldUp(producer.HeldUp(topicName), func() string { return obstacle(ctx, client, topicName) })
 	})
 	began := time.Now()
+	stopWaiting := counts.afterInterrupt(ctx)
+	undo := beforeExit(ctx, func() {
+		if open, _ := counts.open(); open > 0 {
+			counts.complain("given up: it is not known whether %s arrived", plural(open, "record"))
+		}
+		p.notef("%s", counts.summary(time.Since(began)).in(p.output.value))
+	})
 	inputErr := o.send(sending, producer, record, newLineReader(p.Stdin, topic.maxMessageBytes()+len(o.separator)), counts, progress)
 
 	// Interrupted or not, what was read is sent; a second interrupt ends the
 	// process. What did not arrive has been counted by the callbacks.
 	_ = producer.Close()
+	stopWaiting()
+	undo()
 	stopWatching()
 	progress.clear()
 	result := counts.summary(time.Since(began))
-	if p.output.value == outputJSON {
-		p.notef("%s", result.json())
-	} else {
-		p.notef("%s", result.text())
-	}
+	p.notef("%s", result.in(p.output.value))
 	switch {
 	case result.Failures > 0:
 		return errReported

@@ -108,6 +108,39 @@ func (t *tally) watch(ctx context.Context, why func(context.Context) string) (st
 	}
 }
 
+// afterInterrupt tells a moment after the end of ctx what is still waited for,
+// until stop is called, which waits for it.
+func (t *tally) afterInterrupt(ctx context.Context) (stop func()) {
+	done, stopped := make(chan struct{}), make(chan struct{}) // closed by the goroutine, and by stop
+	go func() {
+		defer close(done)
+		select {
+		case <-ctx.Done():
+		case <-stopped:
+			return
+		}
+		select {
+		case <-time.After(firstNotice):
+		case <-stopped:
+			return
+		}
+		if open, _ := t.open(); open > 0 {
+			t.complain("interrupted, and waiting until %s acknowledged; Ctrl-C again gives up", areOrIs(open, "record"))
+		}
+	}()
+	return func() {
+		close(stopped)
+		<-done
+	}
+}
+
+func areOrIs(n int64, noun string) string {
+	if n == 1 {
+		return plural(n, noun) + " is"
+	}
+	return plural(n, noun) + " are"
+}
+
 // summary is what produce says at its end; its JSON form is what -o json
 // prints.
 type summary struct {
@@ -129,6 +162,14 @@ func (s summary) text() string {
 		line += fmt.Sprintf(" (%.0f records/s, %.2f MB/s)", float64(s.Records)/s.Seconds, float64(s.Bytes)/1e6/s.Seconds)
 	}
 	return line
+}
+
+// in returns the summary in a form of output.
+func (s summary) in(form string) string {
+	if form == outputJSON {
+		return s.json()
+	}
+	return s.text()
 }
 
 func (s summary) json() string {
