@@ -13,9 +13,9 @@ import (
 //
 // The replica with the best claim leads: one that ISR or ELR name, which went away
 // with all acknowledged records and may have lost the latest of them since; else
-// the one that led last; else the first. A claim that rests on another directory
-// than the present one is none. Of equal claims the first replica that is not
-// leaving wins.
+// the one that led last; else the first. One whose directory is another than the one
+// that its claim rests on, or was found damaged since, comes after all others. Of equal
+// claims the first replica that is not leaving wins.
 //
 // It is the whole ISR then, and nobody is eligible beside it: what others hold
 // above its log is given up, and they truncate to it by its leader epoch.
@@ -48,13 +48,13 @@ func ElectUnclean(p PartitionState, nodes Nodes) (PartitionState, bool) {
 // uncleanClaim ranks a live replica for [ElectUnclean].
 func uncleanClaim(p PartitionState, i int, node NodeState) int {
 	claim := 0
-	if id := p.Replicas[i]; p.Epochs[i] >= node.History.DirectorySince {
-		switch {
-		case slices.Contains(p.ISR, id) || slices.Contains(p.ELR, id):
-			claim = 4
-		case p.LastLeader == id:
-			claim = 2
-		}
+	switch id := p.Replicas[i]; {
+	case p.Epochs[i] < max(node.History.DirectorySince, node.History.IntactSince):
+		claim = -2
+	case slices.Contains(p.ISR, id) || slices.Contains(p.ELR, id):
+		claim = 4
+	case p.LastLeader == id:
+		claim = 2
 	}
 	if !node.Leaving {
 		claim++

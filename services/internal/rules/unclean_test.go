@@ -14,6 +14,7 @@ func TestElectUnclean(t *testing.T) {
 	const none = cluster.NoNode
 	power := Restart{SameDirectory: true}
 	disk := Restart{Clean: true, SameBoot: true}
+	broken := Restart{Clean: true, SameBoot: true, SameDirectory: true, Damaged: true}
 	for _, test := range []struct {
 		name  string
 		p     PartitionState
@@ -26,6 +27,9 @@ func TestElectUnclean(t *testing.T) {
 		{"the ELR before the last leader", offline(2, nil, ids{3}), Nodes{1: live(10), 2: restarted(20, 21, power), 3: restarted(30, 31, power)}, 3},
 		{"the ISR as the ELR", offline(2, ids{3}, nil), Nodes{1: live(10), 2: live(20), 3: live(30)}, 3},
 		{"another directory is no claim", offline(2, nil, ids{3}), Nodes{1: live(10), 2: restarted(20, 21, power), 3: restarted(30, 31, disk)}, 2},
+		{"another directory comes last", offline(1, nil, nil), Nodes{1: restarted(10, 11, disk), 2: leaving(20), 3: dead(30)}, 2},
+		{"damage comes last", offline(1, nil, nil), Nodes{1: restarted(10, 11, broken), 2: restarted(20, 21, power), 3: live(30)}, 2},
+		{"damage is better than nobody", offline(1, nil, nil), Nodes{1: restarted(10, 11, broken)}, 1},
 		{"of equal claims one that stays", offline(none, nil, nil), Nodes{1: leaving(10), 2: live(20)}, 2},
 		{"a claim outweighs that it is leaving", offline(1, nil, nil), Nodes{1: leaving(10), 2: live(20)}, 1},
 		{"nobody is live", offline(1, nil, ids{2}), Nodes{1: dead(10), 2: dead(20)}, none},
@@ -64,7 +68,7 @@ func TestElectUnclean(t *testing.T) {
 func TestElectUncleanProperties(t *testing.T) {
 	t.Parallel()
 	restart := rapid.Custom(func(t *rapid.T) Restart {
-		return Restart{Clean: rapid.Bool().Draw(t, "clean"), SameBoot: rapid.Bool().Draw(t, "boot"), SameDirectory: rapid.Bool().Draw(t, "directory")}
+		return Restart{Clean: rapid.Bool().Draw(t, "clean"), SameBoot: rapid.Bool().Draw(t, "boot"), SameDirectory: rapid.Bool().Draw(t, "directory"), Damaged: rapid.Bool().Draw(t, "damaged")}
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		nodes := Nodes{}
@@ -92,7 +96,7 @@ func TestElectUncleanProperties(t *testing.T) {
 			t.Fatalf("node %d leads without a lease", got.Leader)
 		}
 		directory := func(id cluster.NodeID) bool {
-			return p.Epochs[slices.Index(p.Replicas, id)] >= nodes[id].History.DirectorySince
+			return p.Epochs[slices.Index(p.Replicas, id)] >= max(nodes[id].History.DirectorySince, nodes[id].History.IntactSince)
 		}
 		for _, id := range p.ELR {
 			if nodes[id].Live && directory(id) && !slices.Contains(p.ELR, got.Leader) {
