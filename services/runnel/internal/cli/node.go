@@ -133,7 +133,7 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 	if l, ok := s.(leaver); ok {
 		component.Leave = l.Leave
 	}
-	return app.New(logger,
+	err = app.New(logger,
 		component,
 		app.Component{Name: "server for other nodes", Run: func(ctx context.Context) error {
 			return rpc.Serve(ctx, rpc.ServeOptions{Listener: peer, Server: peerServer, Logger: logger, Telemetry: tel})
@@ -150,6 +150,10 @@ func (p *program) serveNode(ctx context.Context, name string, o *nodeOptions, bu
 			})
 		}},
 	).Run(ctx)
+	if err == nil {
+		logger.Info("the node has stopped", "service", name)
+	}
+	return err
 }
 
 // awaitReady waits for a service, and logs now and then what the service says it

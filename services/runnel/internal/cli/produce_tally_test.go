@@ -94,15 +94,15 @@ func TestTallyTellsOfAStandstill(t *testing.T) {
 
 func TestObstacle(t *testing.T) {
 	topic := runnel.TopicDescription{Topic: runnel.Topic{Name: "orders"}, Replicas: []runnel.PartitionDescription{{Leader: 1}, {Partition: 1, Leader: 2}}}
-	if got := obstacleIn(topic); got != "" {
+	if got := obstacleIn(topic, nil); got != "" {
 		t.Errorf("nothing is wrong, but it says %q", got)
 	}
 	topic.Replicas[1].Err = errors.New("no answer in time")
-	if got, want := obstacleIn(topic), `partition 1 of topic "orders": no answer in time`; got != want {
+	if got, want := obstacleIn(topic, nil), `partition 1 of topic "orders": no answer in time`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	topic.Replicas[0].Leader = -1
-	if got, want := obstacleIn(topic), `partition 0 of topic "orders" has no leader: see "runnel cluster describe" for nodes that are down`; got != want {
+	topic.Replicas[0].Leader, topic.Replicas[0].Eligible = -1, []int32{2}
+	if got, want := obstacleIn(topic, nil), `partition 0 of topic "orders" has no leader: start node 2 (ELR): that one holds all that was acknowledged, and leads at once`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

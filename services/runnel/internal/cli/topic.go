@@ -71,14 +71,14 @@ func obstacle(ctx context.Context, client *runnel.Client, name string) string {
 	if err != nil {
 		return waitingFor(err)
 	}
-	return obstacleIn(topic)
+	return obstacleIn(topic, nodesNow(limited, client))
 }
 
-func obstacleIn(topic runnel.TopicDescription) string {
+func obstacleIn(topic runnel.TopicDescription, nodes []runnel.Node) string {
 	for _, r := range topic.Replicas {
 		switch {
 		case r.Leader < 0:
-			return fmt.Sprintf("partition %d of topic %q has no leader: see \"runnel cluster describe\" for nodes that are down", r.Partition, topic.Name)
+			return fmt.Sprintf("partition %d of topic %q has no leader: %s", r.Partition, topic.Name, leaderless(&r, nodes))
 		case r.Err != nil:
 			return fmt.Sprintf("partition %d of topic %q: %s", r.Partition, topic.Name, sentence(r.Err))
 		}
