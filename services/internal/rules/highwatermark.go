@@ -11,13 +11,17 @@ type FollowerProgress struct {
 	Node cluster.NodeID
 	// LogEnd is the log end offset that the replica's last fetch showed.
 	LogEnd int64
+	// LogStart is the log start that it showed, as durable as the topic asks. One that
+	// shows none shows 0, which promises nothing.
+	LogStart int64
 	// Fetched says that the replica has fetched under the leader's present
 	// epoch. A position from an earlier epoch proves nothing: the replica may
 	// have truncated since.
 	Fetched bool
 }
 
-// HighWatermark is what decides how far a leader's high watermark may go.
+// HighWatermark is what decides how far a leader's high watermark may go, and its
+// low watermark.
 type HighWatermark struct {
 	// Leader is the node that asks.
 	Leader cluster.NodeID
@@ -57,10 +61,29 @@ func EffectiveMinInsync(minInsyncReplicas, replicas int) int {
 // agreed on is smaller than [EffectiveMinInsync] (KIP-966) and while a member
 // has not fetched in this epoch.
 func (h HighWatermark) Advance() int64 {
-	if len(h.ISR) < EffectiveMinInsync(h.MinInsyncReplicas, h.Replicas) {
+	lowest, known := h.lowest(h.LogEnd, func(f FollowerProgress) int64 { return f.LogEnd })
+	if !known {
 		return h.Current
 	}
-	lowest := h.LogEnd
+	return max(h.Current, lowest)
+}
+
+// LowWatermark returns the low watermark (KIP-107): the lowest log start of those whose
+// log ends count for the high watermark, where the leader's own is logStart. Whoever of
+// them leads next begins there or above. It is 0, which promises nothing, whenever the
+// high watermark stands still: below [EffectiveMinInsync] somebody else may be elected.
+func (h HighWatermark) LowWatermark(logStart int64) int64 {
+	lowest, _ := h.lowest(logStart, func(f FollowerProgress) int64 { return f.LogStart })
+	return lowest
+}
+
+// lowest returns the lowest of what the maximal ISR and the ELR have, own being the
+// leader's; false where somebody of them may have anything, or others may be elected.
+func (h HighWatermark) lowest(own int64, of func(FollowerProgress) int64) (int64, bool) {
+	if len(h.ISR) < EffectiveMinInsync(h.MinInsyncReplicas, h.Replicas) {
+		return 0, false
+	}
+	lowest := own
 	for _, members := range [...][]cluster.NodeID{h.ISR, h.ProposedISR, h.ELR} {
 		for _, member := range members {
 			if member == h.Leader {
@@ -68,10 +91,10 @@ func (h HighWatermark) Advance() int64 {
 			}
 			i := slices.IndexFunc(h.Followers, func(f FollowerProgress) bool { return f.Node == member })
 			if i < 0 || !h.Followers[i].Fetched {
-				return h.Current
+				return 0, false
 			}
-			lowest = min(lowest, h.Followers[i].LogEnd)
+			lowest = min(lowest, of(h.Followers[i]))
 		}
 	}
-	return max(h.Current, lowest)
+	return lowest, true
 }

@@ -60,7 +60,7 @@ func RoleIn(p cluster.Partition, node cluster.NodeID) Role {
 //	producer   -> Queue      -> written: Committed
 //	leader     <- Position   <- follower
 //	leader     -> Sending    -> follower: Receive -> append, truncate or begin anew
-//	follower   -> Committed  -> Position -> leader: Fetch -> the high watermark moves
+//	follower   -> Committed, StartCommitted -> Position -> leader: Fetch -> the watermarks move
 //	leader     -> Propose    -> cluster: ProposeISR -> Answer, or Apply
 type Replica struct {
 	self cluster.NodeID
@@ -81,7 +81,9 @@ type Replica struct {
 	// epochStart is where this leadership begins.
 	epochStart int64
 
-	logStart      int64
+	logStart int64
+	// startWritten is the log start that is as durable as the topic asks.
+	startWritten  int64
 	next          int64
 	logEnd        int64
 	highWatermark int64
@@ -122,6 +124,8 @@ type follower struct {
 	// fetched says that it has shown a position; logEnd is the latest.
 	fetched bool
 	logEnd  int64
+	// logStart is the log start of the latest position.
+	logStart int64
 	// At seenAt, its latest fetch, the leader's log ended at seenEnd. caughtUp is the
 	// latest time at which it is known to have had all that there was.
 	seenEnd  int64
@@ -142,7 +146,7 @@ type ReplicaLog struct {
 func NewReplica(self cluster.NodeID, minInsync int, log ReplicaLog) Replica {
 	r := Replica{
 		self: self, minInsync: int32(minInsync), epochs: log.Epochs,
-		logStart: log.LogStart, servesFrom: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
+		logStart: log.LogStart, startWritten: log.LogStart, servesFrom: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
 		highWatermark: min(max(log.HighWatermark, log.LogStart), log.LogEnd),
 	}
 	r.assignment.Leader = cluster.NoNode
@@ -169,6 +173,22 @@ func (r *Replica) EpochStart() int64 { return r.epochStart }
 
 // LogStart returns the first offset that the log holds, with all that is queued.
 func (r *Replica) LogStart() int64 { return r.logStart }
+
+// StartWritten returns the log start that is written: what lies below it does not come
+// back to this log.
+func (r *Replica) StartWritten() int64 { return r.startWritten }
+
+// LowWatermark returns the log start, at a leader, that every member of the maximal
+// ISR has written: no leader that follows one without an unclean election begins below
+// it. It is 0, which promises nothing, until they have shown it in this leadership, and
+// below min ISR.
+func (r *Replica) LowWatermark() int64 {
+	if r.role != Leading {
+		return 0
+	}
+	h := r.progress()
+	return h.LowWatermark(r.startWritten)
+}
 
 // Next returns the log end with all that is queued.
 func (r *Replica) Next() int64 { return r.next }
@@ -321,6 +341,13 @@ func (r *Replica) Committed(logEnd int64) {
 	r.advance()
 }
 
+// StartCommitted notes that a log start is written.
+func (r *Replica) StartCommitted(logStart int64) {
+	if start := min(logStart, r.logStart); start > r.startWritten {
+		r.startWritten = start
+	}
+}
+
 // AdvanceStart moves the log start forward. A leader's never passes its high
 // watermark.
 func (r *Replica) AdvanceStart(offset int64) {
@@ -345,7 +372,7 @@ func (r *Replica) Cut(offset int64) {
 
 // Restart notes that the log was dropped and begins anew, empty, at an offset.
 func (r *Replica) Restart(offset int64) {
-	r.logStart, r.servesFrom, r.next, r.logEnd, r.highWatermark, r.settled = offset, offset, offset, offset, offset, offset
+	r.logStart, r.startWritten, r.servesFrom, r.next, r.logEnd, r.highWatermark, r.settled = offset, offset, offset, offset, offset, offset, offset
 	r.epochs = nil
 }
 
@@ -359,6 +386,12 @@ func (r *Replica) advance() {
 	if r.role != Leading || r.failed && r.leadership != nil {
 		return
 	}
+	h := r.progress()
+	r.highWatermark = h.Advance()
+}
+
+// progress is what a leader knows of how far all are.
+func (r *Replica) progress() HighWatermark {
 	h := HighWatermark{
 		Leader: r.self, Current: r.highWatermark, LogEnd: r.logEnd,
 		ISR: r.assignment.ISR, ELR: r.assignment.ELR,
@@ -367,10 +400,10 @@ func (r *Replica) advance() {
 	if l := r.leadership; l != nil {
 		h.ProposedISR = l.possible
 		for _, f := range l.followers {
-			h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, Fetched: f.fetched})
+			h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, LogStart: f.logStart, Fetched: f.fetched})
 		}
 	}
-	r.highWatermark = h.Advance()
+	return h
 }
 
 // Position is where a follower stands (KIP-320).
@@ -383,6 +416,8 @@ type Position struct {
 	LastEpoch cluster.LeaderEpoch
 	// LogEnd is the end of what it has written.
 	LogEnd int64
+	// LogStart is its log start, which is written; 0 says nothing.
+	LogStart int64
 }
 
 // Position returns where a follower stands, for its leader. There is none while
@@ -394,7 +429,7 @@ func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
 	}
 	return Position{
 		Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch,
-		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd,
+		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd, LogStart: r.startWritten,
 	}, true
 }
 
@@ -489,7 +524,7 @@ func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	} else if f.fetched && p.LogEnd >= f.seenEnd {
 		f.caughtUp = f.seenAt
 	}
-	f.fetched, f.logEnd = true, p.LogEnd
+	f.fetched, f.logEnd, f.logStart = true, p.LogEnd, p.LogStart
 	f.seenAt, f.seenEnd = now, r.logEnd
 	r.advance()
 	return Fetch{}
@@ -657,7 +692,7 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 
 // Propose decides whether the ISR should change: followers that have not had all
 // that there is for longer than maxLag leave it, and those come in that have
-// reached the high watermark and the start of this leadership in it. live returns
+// reached the high watermark, the start of this leadership and the log start in it. live returns
 // the epoch of a node's process that has its lease and is not leaving, as far as is
 // known here. It reports whether there is a proposal to send that was not there
 // before.
@@ -746,9 +781,10 @@ func (r *Replica) lags(f *follower, now time.Time, maxLag time.Duration) bool {
 
 // admits says whether a follower has all that an in-sync replica needs. A
 // position below the start of this leadership does not do, though it may be above
-// the high watermark: what earlier leaders acknowledged may lie between them.
+// the high watermark: what earlier leaders acknowledged may lie between them. Nor does
+// a log start below the leader's: what was deleted would be back if it led.
 func (r *Replica) admits(f *follower) bool {
-	return f.fetched && f.logEnd >= r.highWatermark && f.logEnd >= r.epochStart
+	return f.fetched && f.logEnd >= r.highWatermark && f.logEnd >= r.epochStart && f.logStart >= r.logStart
 }
 
 // Answer takes the cluster's answer to the proposal that was based on a partition

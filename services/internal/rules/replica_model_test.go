@@ -82,6 +82,8 @@ type world struct {
 	// highWatermark the highest of these.
 	known         map[int64]storedBatch
 	highWatermark int64
+	// lowWatermark is the highest that a leader had.
+	lowWatermark int64
 	// writers names the process that appended in an epoch.
 	writers map[cluster.LeaderEpoch]cluster.NodeEpoch
 	// happened counts what the rules have decided, to tell a run that shows something
@@ -203,6 +205,7 @@ func (w *world) commit(h *host, all bool) {
 	default:
 		h.Committed(rapid.SampledFrom(ends).Draw(w.t, "written up to"))
 	}
+	h.StartCommitted(min(h.LogStart(), h.LogEnd()))
 }
 
 // start returns where the batch begins that holds the log start.
@@ -360,8 +363,15 @@ func (w *world) check(before map[cluster.NodeID]int64) {
 		if h.HighWatermark() > h.LogEnd() || h.LogEnd() > h.Next() {
 			t.Fatalf("node %d: high watermark %d, log end %d, next %d", h.id, h.HighWatermark(), h.LogEnd(), h.Next())
 		}
-		if h.Role() == Leading && h.HighWatermark() > before[h.id] {
+		if h.Role() != Leading {
+			continue
+		}
+		if h.HighWatermark() > before[h.id] {
 			w.moved(h)
+		}
+		if h.LowWatermark() > w.lowWatermark {
+			w.happened["low watermark moved"]++
+			w.lowWatermark = h.LowWatermark()
 		}
 	}
 	for _, h := range w.hosts {
@@ -371,6 +381,13 @@ func (w *world) check(before map[cluster.NodeID]int64) {
 	for _, id := range slices.Concat(p.ISR, p.ELR) {
 		if w.hosts[id].end() < w.highWatermark {
 			t.Fatalf("invariant 11: node %d is in ISR %v or ELR %v with log end %d, %d was acknowledged", id, p.ISR, p.ELR, w.hosts[id].end(), w.highWatermark)
+		}
+		start := w.hosts[id].stored.LogStart
+		if w.hosts[id].up {
+			start = w.hosts[id].StartWritten()
+		}
+		if start < w.lowWatermark {
+			t.Fatalf("invariant 20: node %d is in ISR %v or ELR %v with log start %d, all below %d was deleted", id, p.ISR, p.ELR, start, w.lowWatermark)
 		}
 	}
 }

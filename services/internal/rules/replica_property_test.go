@@ -169,7 +169,7 @@ func TestReplicaProperties(t *testing.T) {
 	}
 	wanted := []string{
 		"high watermark moved", "high watermark moved during a proposal", "high watermark moved by a superseded leader",
-		"proposal accepted", "proposal refused", "ISR expanded",
+		"low watermark moved", "proposal accepted", "proposal refused", "ISR expanded",
 	}
 	for _, o := range []FetchOutcome{FetchServed, FetchNotLeader, FetchFenced, FetchDiverges, FetchRestarts} {
 		wanted = append(wanted, fmt.Sprint("fetch ", o))
@@ -211,7 +211,7 @@ func hostile(t *rapid.T) {
 	now := time.Unix(0, 0)
 	for range rapid.IntRange(0, 60).Draw(t, "steps") {
 		before, truncated := r.HighWatermark(), false
-		switch rapid.IntRange(0, 8).Draw(t, "step") {
+		switch rapid.IntRange(0, 9).Draw(t, "step") {
 		case 0:
 			r.Apply(partition.Draw(t, "partition"), now)
 		case 1:
@@ -223,7 +223,7 @@ func hostile(t *rapid.T) {
 		case 3:
 			r.Fetch(Position{
 				Node: node.Draw(t, "node"), NodeEpoch: cluster.NodeEpoch(rapid.Int64Range(0, 3).Draw(t, "node epoch")),
-				LeaderEpoch: epoch.Draw(t, "leader epoch"), LastEpoch: epoch.Draw(t, "last epoch"), LogEnd: offset.Draw(t, "log end"),
+				LeaderEpoch: epoch.Draw(t, "leader epoch"), LastEpoch: epoch.Draw(t, "last epoch"), LogEnd: offset.Draw(t, "log end"), LogStart: offset.Draw(t, "log start"),
 			}, now)
 		case 4:
 			in := Replicated{
@@ -269,12 +269,16 @@ func hostile(t *rapid.T) {
 			now = now.Add(time.Second)
 		case 8:
 			r.SetMinInsync(rapid.IntRange(0, 4).Draw(t, "min ISR"))
+		case 9:
+			r.StartCommitted(offset.Draw(t, "log start written"))
 		}
 		switch {
 		case r.HighWatermark() < before && !truncated:
 			t.Fatalf("the high watermark falls from %d to %d", before, r.HighWatermark())
 		case r.HighWatermark() > r.LogEnd() || r.LogEnd() > r.Next() || r.LogStart() > r.Next():
 			t.Fatalf("log start %d, high watermark %d, log end %d, next %d", r.LogStart(), r.HighWatermark(), r.LogEnd(), r.Next())
+		case r.StartWritten() > r.LogStart() || r.Role() == Leading && r.LowWatermark() > r.StartWritten():
+			t.Fatalf("low watermark %d, log start %d, of which %d is written", r.LowWatermark(), r.LogStart(), r.StartWritten())
 		}
 		for i, e := range r.Epochs() {
 			if i > 0 && (e.Epoch <= r.Epochs()[i-1].Epoch || e.StartOffset <= r.Epochs()[i-1].StartOffset) {

@@ -39,6 +39,12 @@ func at(lastEpoch cluster.LeaderEpoch, logEnd int64) Position {
 	return Position{Node: 2, NodeEpoch: 20, LeaderEpoch: 5, LastEpoch: lastEpoch, LogEnd: logEnd}
 }
 
+// from is a position of a log that starts at an offset.
+func from(logStart int64, p Position) Position {
+	p.LogStart = logStart
+	return p
+}
+
 func node(id cluster.NodeID, p Position) Position {
 	p.Node = id
 	return p
@@ -316,6 +322,7 @@ func TestReplicaRestartWithinBatch(t *testing.T) {
 		t.Errorf("before it is written: %+v, high watermark %d", p, f.HighWatermark())
 	}
 	f.Committed(10)
+	f.StartCommitted(8)
 	if !slices.Equal(f.Epochs(), Epochs{{3, 8}}) || f.HighWatermark() != 10 || f.LogStart() != 8 {
 		t.Errorf("epochs %v, high watermark %d, log start %d", f.Epochs(), f.HighWatermark(), f.LogStart())
 	}
@@ -414,21 +421,27 @@ func TestReplicaAdmission(t *testing.T) {
 		position      *Position
 		live          func(cluster.NodeID) (cluster.NodeEpoch, bool)
 		admitted      bool
+		// logStart is the leader's.
+		logStart int64
 	}{
-		{"at the high watermark and the epoch's start", 20, ptr(at(4, 20)), everyone, true},
-		{"above both", 20, ptr(at(5, 22)), everyone, true},
-		{"KIP-101: at the high watermark and below the epoch's start", 15, ptr(at(4, 19)), everyone, false},
-		{"at the epoch's start and below the high watermark", 25, ptr(at(5, 24)), everyone, false},
-		{"at the high watermark above the epoch's start", 25, ptr(at(5, 25)), everyone, true},
-		{"KIP-320: it has not fetched in this epoch", 20, nil, everyone, false},
-		{"KIP-101: it diverges", 20, ptr(at(4, 25)), everyone, false},
-		{"KIP-841: without a lease", 20, ptr(at(5, 30)), func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 20, false }, false},
-		{"KIP-903: another process is registered", 20, ptr(at(5, 30)), func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 21, true }, false},
+		{"at the high watermark and the epoch's start", 20, ptr(at(4, 20)), everyone, true, 0},
+		{"above both", 20, ptr(at(5, 22)), everyone, true, 0},
+		{"KIP-101: at the high watermark and below the epoch's start", 15, ptr(at(4, 19)), everyone, false, 0},
+		{"at the epoch's start and below the high watermark", 25, ptr(at(5, 24)), everyone, false, 0},
+		{"at the high watermark above the epoch's start", 25, ptr(at(5, 25)), everyone, true, 0},
+		{"KIP-320: it has not fetched in this epoch", 20, nil, everyone, false, 0},
+		{"KIP-101: it diverges", 20, ptr(at(4, 25)), everyone, false, 0},
+		{"KIP-841: without a lease", 20, ptr(at(5, 30)), func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 20, false }, false, 0},
+		{"KIP-903: another process is registered", 20, ptr(at(5, 30)), func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 21, true }, false, 0},
+		{"KIP-107: its log starts where the leader's does", 20, ptr(from(12, at(5, 30))), everyone, true, 12},
+		{"KIP-107: its log starts below the leader's", 20, ptr(from(11, at(5, 30))), everyone, false, 12},
+		{"KIP-107: it tells no log start", 20, ptr(at(5, 30)), everyone, false, 12},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			r := leader(ids{1, 3})
 			r.highWatermark = test.highWatermark
+			r.AdvanceStart(test.logStart)
 			r.Fetch(node(3, at(4, 15)), start)
 			if test.position != nil {
 				r.Fetch(*test.position, start)

@@ -41,6 +41,9 @@ type history struct {
 	acked []ackedBatch
 	// start is the highest log start that was asked for.
 	start int64
+	// deletions are the log starts that leaders have answered for, in the leader epochs
+	// in which they did.
+	deletions []rules.EpochStart
 	// reached holds, for each leader epoch in which something was committed, up to where.
 	reached []rules.EpochStart
 	// leaders holds who was given each leader epoch.
@@ -256,6 +259,37 @@ func (k *checker) latest(p int, latest, acked, seen int64, epoch cluster.LeaderE
 func (k *checker) deleted(p int, offset int64) {
 	h := k.partitions[p]
 	h.start = max(h.start, offset)
+}
+
+// deletes is the answer of a leader of an epoch that all below an offset is deleted.
+func (k *checker) deletes(p int, epoch cluster.LeaderEpoch, offset int64) {
+	h := k.partitions[p]
+	h.deletions = append(h.deletions, rules.EpochStart{Epoch: epoch, StartOffset: offset})
+}
+
+// serves is a leader of an epoch with a log that begins at an offset. What leaders
+// before an unclean election have answered does not bind those after.
+func (k *checker) serves(p int, node cluster.NodeID, epoch cluster.LeaderEpoch, start int64) {
+	h := k.partitions[p]
+	if !h.binds(epoch) {
+		return
+	}
+	for _, d := range h.deletions {
+		if d.Epoch >= h.unclean && d.Epoch <= epoch && start < d.StartOffset {
+			k.fail(20, p, "node %d serves from %d on in epoch %d, and in epoch %d all below %d was deleted", node, start, epoch, d.Epoch, d.StartOffset)
+		}
+	}
+}
+
+// memberStart is where the log of a running member of ISR or ELR begins, as durable as
+// the topic asks.
+func (k *checker) memberStart(p int, node cluster.NodeID, start int64) {
+	h := k.partitions[p]
+	for _, d := range h.deletions {
+		if d.Epoch >= h.unclean && start < d.StartOffset {
+			k.fail(20, p, "the log of node %d, in ISR or ELR, begins at %d, and in epoch %d all below %d was deleted", node, start, d.Epoch, d.StartOffset)
+		}
+	}
 }
 
 // logStart is where the log of a replica begins that began at before.

@@ -102,6 +102,15 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 		{"the own record is not seen", 18, func(k *checker) { k.latest(0, 1, 2, 0, 4) }},
 		{"a consumer is not told of a truncation", 19, func(k *checker) { k.consumed(0, 1, 98, aBatch(1, 3, 11, 1), 4) }},
 		{"the log start goes back", 20, func(k *checker) { k.logStart(0, 1, 5, 4) }},
+		{"a member of the ISR has what was deleted", 20, func(k *checker) { k.deletes(0, 4, 2); k.memberStart(0, 2, 1) }},
+		{"what was deleted is served", 20, func(k *checker) { k.deletes(0, 3, 2); k.serves(0, 1, 4, 1) }},
+		{"a superseded leader serves what was deleted since", 0, func(k *checker) { k.deletes(0, 5, 2); k.serves(0, 1, 4, 1) }},
+		{"an unclean election brings back what was deleted", 0, func(k *checker) {
+			k.deletes(0, 4, 2)
+			k.electedUncleanly(0, 5)
+			k.resumes(0, 5, 0, []batch{aBatch(0, 3, 10, 0), aBatch(1, 3, 11, 1)})
+			k.serves(0, 1, 5, 0)
+		}},
 		{"the leader is not in the ISR", 22, agreed(func(p *rules.PartitionState) { p.ISR = []cluster.NodeID{2, 3} })},
 		{"the leader changes in its epoch", 22, agreed(func(p *rules.PartitionState) { p.Leader = 2 })},
 		{"a leader epoch is skipped", 22, agreed(func(p *rules.PartitionState) { p.Leader, p.LeaderEpoch = 2, 6 })},

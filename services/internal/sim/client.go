@@ -343,7 +343,8 @@ func (c *client) polled(at consumer, r read, acked, latest int64) {
 	c.consumer.read++
 }
 
-// deleteRecords moves the log start to somewhere below what was read.
+// deleteRecords moves the log start to somewhere below what was read. The leader's
+// answer is checked where it is given.
 func (c *client) deleteRecords() {
 	leader, ok := c.leader()
 	if !ok || c.consumer.offset == 0 || c.w.calm {
@@ -353,8 +354,13 @@ func (c *client) deleteRecords() {
 	c.w.send(&c.process, &leader.process, func() {
 		r := leader.replicas[c.index]
 		if leader.epoch != 0 && r.rules.Role() == rules.Leading && !r.cutting && to <= r.rules.HighWatermark() {
+			if have, need := r.rules.InSync(); have < need {
+				return
+			}
 			c.w.check.deleted(c.index, to)
+			r.deletions = append(r.deletions, to)
 			r.start(to)
+			r.moved()
 		}
 	})
 }

@@ -28,7 +28,7 @@ var invariants = map[int]string{
 	17: "a consumer reads on where it stopped",
 	18: "a client that has its acknowledgement sees the record",
 	19: "a truncation is told to a consumer that has read what was cut",
-	20: "the log start does not go back",
+	20: "the log start of a replica does not go back, nor below what a leader has answered to be deleted",
 	22: "the states of a partition follow one from the other as they may",
 	23: "a term that was followed by another one writes nothing any more",
 	24: "the epochs of a node rise, and whoever is added to an ISR is the process that is registered and live",

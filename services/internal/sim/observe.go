@@ -27,6 +27,7 @@ func (w *world) checkStep() {
 				}
 				r := n.replicas[i]
 				w.check.member(i, id, r.rules.LogEnd())
+				w.check.memberStart(i, id, r.file.start)
 				w.verify(r, min(h.end(), r.rules.LogEnd()), 11)
 			}
 		}
@@ -153,6 +154,7 @@ func (w *world) checkLeads(r *replica) {
 		r.note("resumes", before, h.end())
 	}
 	w.check.leads(r.index, r.n.id, r.rules.Epoch(), r.rules.LogEnd())
+	w.check.serves(r.index, r.n.id, r.rules.Epoch(), r.rules.LogStart())
 	w.verify(r, min(h.before(r.rules.Epoch()), r.rules.LogEnd()), 10)
 }
 

@@ -44,6 +44,8 @@ type replica struct {
 	// lives are those of the processes that have shown it.
 	lives   []int
 	waiters []waiter
+	// deletions are log starts that were asked for and wait for the low watermark.
+	deletions []int64
 
 	// possible is what this leadership has proposed on the partition epoch on, kept
 	// apart from what the rules make of it.
@@ -67,6 +69,7 @@ func newReplica(n *node, index int, f *file) *replica {
 	if !n.lossy[index] {
 		n.w.check.logStart(index, n.id, f.start, r.rules.LogStart())
 	}
+	f.start = r.rules.LogStart()
 	r.verified, r.checkedHigh = r.rules.LogStart(), r.rules.HighWatermark()
 	if len(r.batches) > 0 {
 		r.verified = r.batches[0].base
@@ -128,6 +131,7 @@ func (r *replica) committed(n int) {
 	if !r.cutting {
 		// A truncation is only made with nothing queued, and nothing is queued behind it.
 		r.rules.Committed(r.file.ops[n-1].state.LogEnd)
+		r.rules.StartCommitted(r.file.ops[n-1].state.LogStart)
 	}
 	r.flush()
 	if !r.cutting && r.assigned != nil {
@@ -201,7 +205,7 @@ func (r *replica) applied(before cluster.LeaderEpoch, a rules.Applied) {
 // fail answers all that wait: the next leader may have what they appended.
 func (r *replica) fail() {
 	waiting := r.waiters
-	r.waiters = nil
+	r.waiters, r.deletions = nil, nil
 	for _, x := range waiting {
 		x.done.outcome = producedUnknown
 		x.reply(x.done)
@@ -228,6 +232,15 @@ func (r *replica) moved() {
 		x.reply(x.done)
 	}
 	r.waiters = kept
+	r.deletions = slices.DeleteFunc(r.deletions, func(start int64) bool {
+		if r.rules.Role() != rules.Leading || start > r.rules.LowWatermark() {
+			return false
+		}
+		r.note("has deleted", start)
+		r.w.counts.Deletions++
+		r.w.check.deletes(r.index, r.rules.Epoch(), start)
+		return true
+	})
 }
 
 // tick looks after what is late.

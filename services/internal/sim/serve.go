@@ -88,6 +88,7 @@ func (r *replica) consume(at consumer, epoch cluster.LeaderEpoch) read {
 		// Earlier leaders may have let readers see more (KIP-207).
 		return read{}
 	}
+	r.w.check.serves(r.index, r.n.id, r.rules.Epoch(), r.rules.LogStart())
 	out := read{ok: true, epoch: r.rules.Epoch(), latest: r.rules.HighWatermark(), start: r.rules.LogStart()}
 	if _, end, diverges := r.rules.Epochs().Diverges(last, offset, r.rules.Next()); diverges {
 		out.truncated, out.end = true, end

@@ -43,7 +43,7 @@ type Result struct {
 
 // Counts says how often what happened.
 type Counts struct {
-	Acked, Consumed, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
+	Acked, Consumed, Deletions, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
 	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Superseded int
 }
 
@@ -293,6 +293,7 @@ func (c *Counts) add(o Counts) {
 	c.Acked += o.Acked
 	c.Consumed += o.Consumed
 	c.Elections += o.Elections
+	c.Deletions += o.Deletions
 	c.Unclean += o.Unclean
 	c.ISRChanges += o.ISRChanges
 	c.Truncations += o.Truncations

@@ -43,7 +43,7 @@ func TestSeeds(t *testing.T) {
 		"acknowledgements": total.Acked, "batches read": total.Consumed, "elections": total.Elections, "ISR changes": total.ISRChanges,
 		"truncations": total.Truncations, "restarts of a log": total.Restarts, "crashes": total.Crashes, "machine crashes": total.MachineCrashes,
 		"clean stops": total.CleanStops, "duplicates": total.Duplicates, "fences": total.Fences, "terms": total.Terms, "mass losses of leases": total.MassLosses,
-		"unclean elections": total.Unclean, "truncations told to consumers": total.Truncated,
+		"unclean elections": total.Unclean, "deletions": total.Deletions, "truncations told to consumers": total.Truncated,
 		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "controllers that were superseded": total.Superseded,
 	} {
 		if n == 0 {

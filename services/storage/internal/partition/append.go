@@ -191,7 +191,7 @@ func (p *Partition) admitLocked(a Append) error {
 // awaitLocked completes an append at once if its acknowledgement need not wait,
 // and queues it otherwise.
 func (p *Partition) awaitLocked(w waiter, acks logv1.Acks) {
-	w.result.LogStart = p.logStart
+	w.result.LogStart = p.replica.StartWritten()
 	queue, reached := &p.forAll, p.replica.HighWatermark()
 	switch acks {
 	case logv1.Acks_ACKS_NONE:

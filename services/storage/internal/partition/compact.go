@@ -72,7 +72,7 @@ func milliseconds(n int64) time.Duration { return time.Duration(n) * time.Millis
 // soilLocked has the host's compactor look after the partition if there may be
 // something to compact.
 func (p *Partition) soilLocked() {
-	if !p.compaction.queued && p.unavailable == nil && p.replica.HighWatermark() > p.logStart && p.topic.Config().Compacted() {
+	if !p.compaction.queued && p.unavailable == nil && p.replica.HighWatermark() > p.replica.StartWritten() && p.topic.Config().Compacted() {
 		p.compaction.queued = true
 		p.host.compactor.add(p)
 	}

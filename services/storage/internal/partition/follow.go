@@ -48,7 +48,7 @@ func (p *Partition) BeginAnew(ctx context.Context) error {
 	p.appending.Lock()
 	defer p.appending.Unlock()
 	p.mu.Lock()
-	due, start := p.beginsAnewLocked(), p.logStart
+	due, start := p.beginsAnewLocked(), p.replica.StartWritten()
 	p.mu.Unlock()
 	if !due {
 		return nil
@@ -295,7 +295,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	}
 	p.mu.Lock()
 	p.replica.Restart(offset)
-	p.logStart, p.checkpointed = offset, offset
+	p.checkpointed = offset
 	p.host.tails.drop(&p.tail)
 	p.mu.Unlock()
 	p.producers, p.loaded = rules.NewProducers(p.host.config.ProducersPerPartition), nil

@@ -109,8 +109,6 @@ type Partition struct {
 	replica rules.Replica
 	// unavailable is why the partition serves nobody any more.
 	unavailable error
-	// logStart is the log start that readers see: the one that is durable.
-	logStart int64
 	// commits are the appends that the store has not confirmed yet.
 	commits fifo[commit]
 	// forLeader and forAll are appends whose acknowledgement waits for the log
@@ -144,7 +142,6 @@ func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 		loaded:           producers,
 		checkpointed:     state.HighWatermark,
 		coordinatorEpoch: state.CoordinatorEpoch,
-		logStart:         state.LogStart,
 		replica: rules.NewReplica(host.Self(), topic.Config().MinInsyncReplicas, rules.ReplicaLog{
 			Epochs: state.Epochs, LogStart: state.LogStart, LogEnd: state.LogEnd, HighWatermark: state.HighWatermark,
 		}),
@@ -214,6 +211,7 @@ func (p *Partition) apply(change func() rules.Applied) error {
 		p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 			"the records were appended to %s, but this node stopped leading it in leader epoch %d before they were acknowledged; an idempotent producer may repeat them with the same sequence number",
 			p.name(), epoch))
+		p.undeletedLocked(p.notLeaderLocked())
 	}
 	if now != role || p.replica.Epoch() != epoch {
 		p.wakeLocked()
@@ -264,6 +262,7 @@ func (p *Partition) shutLocked(cause error) {
 	}
 	p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT,
 		"the records were appended to %s, but their acknowledgement did not come before the partition was closed on this node; an idempotent producer may repeat them with the same sequence number", p.name()))
+	p.undeletedLocked(p.unavailable)
 	p.host.tails.drop(&p.tail)
 	p.wakeLocked()
 }
@@ -315,10 +314,10 @@ func (p *Partition) committed(err error) {
 	if err != nil {
 		p.shutLocked(p.failed(err))
 	} else {
-		logEnd, highWatermark := p.replica.LogEnd(), p.replica.HighWatermark()
+		logStart, logEnd, highWatermark := p.replica.StartWritten(), p.replica.LogEnd(), p.replica.HighWatermark()
 		p.replica.Committed(c.logEnd)
-		if c.logStart > p.logStart {
-			p.logStart = c.logStart
+		p.replica.StartCommitted(c.logStart)
+		if p.replica.StartWritten() > logStart {
 			p.wakeLocked()
 		}
 		for p.forLeader.len() > 0 && p.forLeader.front().end <= p.replica.LogEnd() {
@@ -339,9 +338,10 @@ func (p *Partition) committed(err error) {
 	}
 }
 
-// movedLocked acts on how far the high watermark has moved since: it completes what
-// waited for it and wakes readers.
+// movedLocked acts on how far the high watermark has moved since, and the low one: it
+// completes what waited for them and wakes readers.
 func (p *Partition) movedLocked(since int64) {
+	p.deletedLocked()
 	now := p.replica.HighWatermark()
 	if now <= since {
 		return

@@ -66,7 +66,7 @@ func (p *Partition) Bounds(believed cluster.LeaderEpoch) (Bounds, error) {
 }
 
 func (p *Partition) boundsLocked() Bounds {
-	return Bounds{LogStart: p.logStart, HighWatermark: p.replica.HighWatermark(), LeaderEpoch: p.replica.Epoch()}
+	return Bounds{LogStart: p.replica.StartWritten(), HighWatermark: p.replica.HighWatermark(), LeaderEpoch: p.replica.Epoch()}
 }
 
 // Read returns batches below the high watermark: from memory if they are among
@@ -124,7 +124,7 @@ func (p *Partition) readableLocked(offset int64, believed cluster.LeaderEpoch) e
 	if offset > p.replica.HighWatermark() && p.replica.HighWatermark() < p.replica.EpochStart() {
 		return p.notAvailableLocked()
 	}
-	if offset < p.logStart || offset > p.replica.HighWatermark() {
+	if offset < p.replica.StartWritten() || offset > p.replica.HighWatermark() {
 		return p.outOfRangeLocked(offset)
 	}
 	return nil
@@ -242,41 +242,6 @@ func (p *Partition) Forget(ready *Ready) {
 	}
 }
 
-// DeleteRecords moves the log start forward to an offset, at most the high
-// watermark, and returns the log start once it is durable. An offset below the
-// log start changes nothing.
-func (p *Partition) DeleteRecords(ctx context.Context, offset int64, believed cluster.LeaderEpoch) (int64, error) {
-	durable := make(chan error, 1)
-	start, err := p.advanceStart(offset, believed, func(err error) { durable <- err })
-	if err != nil {
-		return 0, err
-	}
-	return start, wait(ctx, durable)
-}
-
-// advanceStart is DeleteRecords for those who do not wait. done is called unless
-// there is an error.
-func (p *Partition) advanceStart(offset int64, believed cluster.LeaderEpoch, done func(error)) (int64, error) {
-	p.appending.Lock()
-	defer p.appending.Unlock()
-	p.mu.Lock()
-	err := p.servesLocked(believed)
-	if err == nil && offset > p.replica.HighWatermark() {
-		err = p.outOfRangeLocked(offset)
-	}
-	start := max(offset, p.replica.LogStart())
-	if err == nil {
-		p.replica.AdvanceStart(start)
-	}
-	p.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
-	// Written even if nothing changes: an earlier call may still be on its way.
-	p.writeAppending(nil, done)
-	return start, nil
-}
-
 func (p *Partition) notAvailableLocked() error {
 	return rpcerr.New(errorsv1.Reason_REASON_OFFSET_NOT_AVAILABLE,
 		"the leader of %s has just been elected and does not know its high watermark yet; try again", p.name())
@@ -284,7 +249,7 @@ func (p *Partition) notAvailableLocked() error {
 
 func (p *Partition) outOfRangeLocked(offset int64) error {
 	return rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
-		"offset %d of %s is outside of what can be read, %d to %d; reset the position to one of these", offset, p.name(), p.logStart, p.replica.HighWatermark()).
+		"offset %d of %s is outside of what can be read, %d to %d; reset the position to one of these", offset, p.name(), p.replica.StartWritten(), p.replica.HighWatermark()).
 		WithDetail(p.rangeDetailLocked(offset))
 }
 
@@ -306,7 +271,7 @@ func (p *Partition) truncatedLocked(offset int64, lastRead, epoch cluster.Leader
 
 func (p *Partition) rangeDetailLocked(offset int64) *errorsv1.OffsetOutOfRange {
 	return &errorsv1.OffsetOutOfRange{
-		Topic: p.topic.Name, Partition: p.index, Offset: offset, EarliestOffset: p.logStart, LatestOffset: p.replica.HighWatermark(),
+		Topic: p.topic.Name, Partition: p.index, Offset: offset, EarliestOffset: p.replica.StartWritten(), LatestOffset: p.replica.HighWatermark(),
 	}
 }
 

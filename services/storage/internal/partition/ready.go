@@ -46,7 +46,11 @@ type armedReader struct {
 
 // news are the readers and the followers that wait for news of a partition. A nil
 // one has none.
-type news struct{ readers, followers []armedReader }
+type news struct {
+	readers, followers []armedReader
+	// deletions is a list of those that wait for the low watermark.
+	deletions *Deletion
+}
 
 func (n *news) wakeFollowers() {
 	if n != nil {

@@ -77,7 +77,7 @@ func (p *Partition) ReadFollower(ctx context.Context, epoch cluster.LeaderEpoch,
 	if err := p.servesLocked(epoch); err != nil {
 		return rules.Replicated{}, nil, err
 	}
-	out.HighWatermark, out.LogStart = p.replica.HighWatermark(), p.logStart
+	out.HighWatermark, out.LogStart = p.replica.HighWatermark(), p.replica.StartWritten()
 	for _, e := range p.replica.Epochs() {
 		if e.StartOffset >= offset && e.StartOffset <= last {
 			out.Epochs = append(out.Epochs, e)
@@ -172,7 +172,7 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := &p.replica
-	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.logStart > sent.LogStart {
+	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.replica.StartWritten() > sent.LogStart {
 		return false
 	}
 	n := p.newsLocked()

@@ -193,7 +193,7 @@ type ends struct{ start, next, logEnd, highWatermark int64 }
 func (p *Partition) ends() ends {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return ends{p.logStart, p.replica.Next(), p.replica.LogEnd(), p.replica.HighWatermark()}
+	return ends{p.replica.StartWritten(), p.replica.Next(), p.replica.LogEnd(), p.replica.HighWatermark()}
 }
 
 func (s *replicas) batches(m *member, from int64) [][]byte {
@@ -671,10 +671,57 @@ func TestAwaitFollower(t *testing.T) {
 	wait("the high watermark", func() { s.catchUp(one, two) })
 	sent.HighWatermark = 2
 	wait("the log start", func() {
-		if _, err := one.p.DeleteRecords(t.Context(), 1, rules.NoEpoch); err != nil {
+		if _, err := one.p.BeginDelete(1, rules.NoEpoch); err != nil {
 			t.Fatal(err)
 		}
 	})
 	sent.LogStart = 1
 	wait("the end of the leadership", func() { s.elect(two, []cluster.NodeID{2}, one, two) })
+}
+
+// TestDeleteRecordsReplicated: a deletion is done once every member of the ISR has told
+// a log start that it has written. Below min.insync.replicas nothing is deleted.
+func TestDeleteRecordsReplicated(t *testing.T) {
+	t.Parallel()
+	s := replicated(t, 3, rules.MinInsyncReplicas, "2")
+	one, two, three := s.members[1], s.members[2], s.members[3]
+	s.write(one, plain(t, "a", "b"))
+	s.catchUp(one, two)
+	s.catchUp(one, three)
+	d, err := one.p.BeginDelete(2, rules.NoEpoch)
+	if err != nil || d.LogStart != 2 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	waits := func(what string) {
+		t.Helper()
+		one.p.mu.Lock()
+		defer one.p.mu.Unlock()
+		if one.p.news == nil || one.p.news.deletions != d {
+			t.Fatalf("done %s", what)
+		}
+	}
+	for s.message(one, two); one.p.ends().start != 2; {
+		s.message(one, two)
+	}
+	waits("before a follower has it")
+	s.catchUp(one, two)
+	waits("before the other has it")
+	_, in, batches := s.message(one, three)
+	s.receive(three, in, batches)
+	waits("before the other has told")
+	s.message(one, three)
+	if err := d.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.agree(func(p *cluster.Partition) { p.ISR = []cluster.NodeID{1} }, one, two, three)
+	_, err = one.p.BeginDelete(3, rules.NoEpoch)
+	wantReason(t, err, errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS)
+	if got := one.p.ends().start; got != 2 {
+		t.Errorf("the log starts at %d", got)
+	}
+	s.restart(two)
+	s.elect(two, []cluster.NodeID{2, 3}, one, two, three)
+	if got := two.p.ends().start; got != 2 {
+		t.Errorf("the next leader's log starts at %d", got)
+	}
 }

@@ -47,7 +47,7 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 	}
 	rule := rules.Retention{NowMs: now.UnixMilli(), RetentionMs: config.RetentionMs, RetentionBytes: config.RetentionBytes}
 	p.mu.Lock()
-	rule.LogStart, rule.HighWatermark = p.logStart, p.replica.HighWatermark()
+	rule.LogStart, rule.HighWatermark = p.replica.StartWritten(), p.replica.HighWatermark()
 	leads := p.roleLocked() == rules.Leading
 	p.mu.Unlock()
 	if !leads {
@@ -67,7 +67,7 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 			removed += s.Bytes
 		}
 	}
-	_, err := p.advanceStart(start, rules.NoEpoch, func(err error) {
+	_, err := p.advanceStart(start, rules.NoEpoch, nil, func(err error) {
 		if err == nil {
 			p.host.metrics.retained.Add(float64(removed))
 		}

@@ -69,6 +69,8 @@ type followed struct {
 	// stated is the log end that was stated last, and asked the one from which the
 	// leader was asked to send; -1 for none on this stream.
 	stated, asked int64
+	// statedStart is the log start that was stated with it.
+	statedStart int64
 	// resend says that the next position asks to be sent from. missed says the same
 	// once the position has moved: what the leader sent for the one that it was asked
 	// to send from came while more was being written.
@@ -319,11 +321,11 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 	}
 	moved := position.LogEnd != f.stated
 	resend := f.resend || f.missed && moved
-	if !moved && !resend {
+	if !moved && !resend && position.LogStart == f.statedStart {
 		return nil
 	}
 	m := positionMessage(f.id, position, resend && f.stated >= 0)
-	f.stated = position.LogEnd
+	f.stated, f.statedStart = position.LogEnd, position.LogStart
 	if resend {
 		f.asked, f.resend, f.missed = position.LogEnd, false, false
 	}

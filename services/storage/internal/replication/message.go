@@ -29,6 +29,7 @@ func positionMessage(id ID, p rules.Position, resend bool) *peerv1.FollowerPosit
 		LeaderEpoch:      int32(p.LeaderEpoch),
 		LastFetchedEpoch: int32(p.LastEpoch),
 		FetchOffset:      p.LogEnd,
+		LogStartOffset:   p.LogStart,
 		Resend:           resend,
 	}
 }
@@ -39,12 +40,16 @@ func readPosition(req *peerv1.ReplicateRequest, m *peerv1.FollowerPosition) (rul
 		return rules.Position{}, fmt.Errorf("position has offset %d, last epoch %d and leader epoch %d, must be at least 0, -1 and 0",
 			m.GetFetchOffset(), m.GetLastFetchedEpoch(), m.GetLeaderEpoch())
 	}
+	if start := m.GetLogStartOffset(); start < 0 || start > m.GetFetchOffset() {
+		return rules.Position{}, fmt.Errorf("position has log start %d, must be 0 to its offset, %d", start, m.GetFetchOffset())
+	}
 	return rules.Position{
 		Node:        cluster.NodeID(req.GetNodeId()),
 		NodeEpoch:   cluster.NodeEpoch(req.GetNodeEpoch()),
 		LeaderEpoch: cluster.LeaderEpoch(m.GetLeaderEpoch()),
 		LastEpoch:   cluster.LeaderEpoch(m.GetLastFetchedEpoch()),
 		LogEnd:      m.GetFetchOffset(),
+		LogStart:    m.GetLogStartOffset(),
 	}, nil
 }
 

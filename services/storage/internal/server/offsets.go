@@ -26,8 +26,44 @@ func (s *Server) ListOffsets(ctx context.Context, req *storagev1.ListOffsetsRequ
 
 // DeleteRecords moves log starts forward. Each partition fails alone.
 func (s *Server) DeleteRecords(ctx context.Context, req *storagev1.DeleteRecordsRequest) (*storagev1.DeleteRecordsResponse, error) {
-	out, err := s.eachPosition(ctx, req.GetPartitions(), maxDeletePartitions, s.deleteRecords)
-	return &storagev1.DeleteRecordsResponse{Partitions: out}, err
+	// All log starts move before the first is waited for.
+	begun := make(map[*storagev1.PartitionOffset]*partition.Deletion)
+	out, err := s.eachPosition(ctx, req.GetPartitions(), maxDeletePartitions, func(ctx context.Context, in *storagev1.PartitionPosition, out *storagev1.PartitionOffset) error {
+		d, err := s.deleteRecords(ctx, in, out)
+		if err == nil {
+			begun[out] = d
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, deleteWithin(ctx))
+	defer cancel()
+	for _, o := range out {
+		d := begun[o]
+		if d == nil {
+			continue
+		}
+		err := d.Wait(waiting)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			o.Offset, o.LeaderEpoch, o.Failure = -1, 0, s.failure(ctx, err)
+		}
+	}
+	return &storagev1.DeleteRecordsResponse{Partitions: out}, nil
+}
+
+// deleteWithin is how long to wait for deletions: a little less than the client, which
+// is to learn why they are not done.
+func deleteWithin(ctx context.Context) time.Duration {
+	within := defaultTimeoutMs * time.Millisecond
+	if deadline, ok := ctx.Deadline(); ok {
+		within = min(within, time.Until(deadline)*9/10)
+	}
+	return within
 }
 
 // eachPosition answers the entries of a request one after another.
@@ -83,29 +119,30 @@ func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition
 	return nil
 }
 
-func (s *Server) deleteRecords(ctx context.Context, in *storagev1.PartitionPosition, out *storagev1.PartitionOffset) error {
+// deleteRecords begins one deletion.
+func (s *Server) deleteRecords(ctx context.Context, in *storagev1.PartitionPosition, out *storagev1.PartitionOffset) (*partition.Deletion, error) {
 	if strings.HasPrefix(in.GetTopic(), "__") {
-		return errInternalTopic(in.GetTopic())
+		return nil, errInternalTopic(in.GetTopic())
 	}
 	p, err := s.replicas.Partition(ctx, in.GetTopic(), nil, in.GetPartition())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	bounds, err := p.Bounds(rules.NoEpoch)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	found, err := resolve(ctx, p, bounds, in.GetPosition())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	start, err := p.DeleteRecords(ctx, found.Offset, bounds.LeaderEpoch)
+	d, err := p.BeginDelete(found.Offset, bounds.LeaderEpoch)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	out.Offset = start
-	out.LeaderEpoch = int32(p.EpochAt(start))
-	return nil
+	out.Offset = d.LogStart
+	out.LeaderEpoch = int32(p.EpochAt(d.LogStart))
+	return d, nil
 }
 
 // resolve turns a position into an offset; an unset one is the latest.

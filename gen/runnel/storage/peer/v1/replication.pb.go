@@ -103,7 +103,8 @@ type FollowerPosition struct {
 	LastFetchedEpoch int32 `protobuf:"varint,4,opt,name=last_fetched_epoch,json=lastFetchedEpoch,proto3" json:"last_fetched_epoch,omitempty"`
 	// Log end offset of the follower, after its own commit.
 	FetchOffset int64 `protobuf:"varint,5,opt,name=fetch_offset,json=fetchOffset,proto3" json:"fetch_offset,omitempty"`
-	// First offset of the follower's log.
+	// First offset of the follower's log, as durable as the topic asks; 0 promises
+	// nothing.
 	LogStartOffset int64 `protobuf:"varint,6,opt,name=log_start_offset,json=logStartOffset,proto3" json:"log_start_offset,omitempty"`
 	// Stop sending this partition.
 	Remove bool `protobuf:"varint,7,opt,name=remove,proto3" json:"remove,omitempty"`
