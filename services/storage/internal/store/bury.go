@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
 
@@ -144,11 +143,8 @@ func keysOf(db *badger.DB, id PartitionID, limit int) (keys [][]byte, fits bool)
 // any more. Who still has it can do nothing with it.
 func (s *Store) forget(l *Log) {
 	l.mu.Lock()
-	l.known = false
+	l.known, l.forgotten = false, true
 	l.stateVolume, l.stateBytes, l.stateVolumes = 0, 0, nil
-	if l.fault == nil {
-		l.fault = fmt.Errorf("%w: %v was deleted", ErrInvalidAppend, l.id)
-	}
 	l.mu.Unlock()
 	s.mu.Lock()
 	if s.logs[l.id] == l {
