@@ -364,14 +364,18 @@ func (d *disk) ample() bool {
 	return d.free >= d.min
 }
 
-// tight says whether the disk may be full before long.
+// tight says whether the disk may be full before long: less is free than what all
+// sets together reserve ahead, and as much again for somebody else.
 func (d *disk) tight() bool {
 	if d.blind {
 		return false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.free < 4*d.min
+	if time.Since(d.looked) > freshFor {
+		d.lookLocked()
+	}
+	return d.free < max(4*d.min, d.min+2*int64(len(allSets))*reserveStep)
 }
 
 // ahead returns how far ahead to reserve space: less than asked for where that

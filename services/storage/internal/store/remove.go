@@ -389,11 +389,11 @@ func (c *cleaner) release(ctx context.Context, dir string, waiting int) error {
 		if err != nil {
 			return err
 		}
-		for size := info.Size(); size > releaseStep; {
-			if err := c.releasing.wait(ctx, releaseStep/max(waiting, 1), c.store.lowOnSpace()); err != nil {
+		for size := info.Size(); size > 0; {
+			if err := c.releasing.wait(ctx, int(min(size, releaseStep))/max(waiting, 1), c.store.lowOnSpace()); err != nil {
 				return os.RemoveAll(dir)
 			}
-			size -= releaseStep
+			size = max(size-releaseStep, 0)
 			if err := os.Truncate(path, size); err != nil {
 				return errors.Join(err, os.RemoveAll(dir))
 			}
