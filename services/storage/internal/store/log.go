@@ -396,10 +396,10 @@ func (l *Log) deleteLocked() {
 	l.durable.deletedAt = l.store.cfg.Now().UnixMilli()
 	if l.durable.failed != nil {
 		l.durable.failed = nil
-		l.store.metrics.failed.Dec()
+		l.store.failures.add(-1)
 	}
 	if l.fault != nil {
-		l.store.metrics.failed.Dec()
+		l.store.failures.add(-1)
 		// Its newest record, which may be the damaged one, is not known.
 		l.durable.generation = max(l.durable.generation, unknownGeneration)
 	}
