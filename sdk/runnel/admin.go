@@ -46,7 +46,7 @@ type TopicSpec struct {
 	// ReplicationFactor is 1 to the number of live storage nodes; 0 means the
 	// cluster's default.
 	ReplicationFactor int32
-	// Config holds the settings that differ from their defaults, by name.
+	// Config holds the settings that were given to the topic, by name.
 	Config map[string]string
 	// ValidateOnly asks only whether the topic could be created.
 	ValidateOnly bool
@@ -59,7 +59,7 @@ type Topic struct {
 	// validated.
 	ID         string
 	Partitions int
-	// Config holds the settings that differ from their defaults, by name.
+	// Config holds the settings that were given to the topic, by name.
 	Config map[string]string
 }
 

@@ -32,12 +32,12 @@ both. Deletion comes in steps of about a quarter of the limit. "runnel topics
 alter" changes settings later.
 
 With -o json the topic is printed as an object with the fields name, id,
-partition_count and config (the settings that differ from their defaults).`
+partition_count and config (the settings that were given to the topic).`
 
 const topicsListHelp = `List all topics.
 
 With -o json the topics are an array of objects with the fields name, id,
-partition_count and config (the settings that differ from their defaults).`
+partition_count and config (the settings that were given to the topic).`
 
 const topicsDeleteHelp = `Delete a topic and all its records. There is no way back.
 
@@ -53,7 +53,7 @@ takes no records, and the reason says from where on it can be read. The reasons
 stand below the partitions. The exit code is 0 all the same.
 
 With -o json the topic is an object with the fields name, id, partition_count,
-config (the settings that differ from their defaults), replication_factor,
+config (the settings that were given to the topic), replication_factor,
 partitions (partition, leader, leader_epoch, replicas, isr, earliest, latest, status,
 error; null where there is no leader, no answer or no error) and settings (all of
 them: name, value, default, documentation).`

@@ -143,7 +143,7 @@ func (p *program) topicsDeleteRecords(ctx context.Context, client *runnel.Client
 func (t *topicFacts) checkDeletion(d deletion) error {
 	for _, r := range t.Replicas {
 		if int64(r.Partition) == d.partition && r.Latest >= 0 && d.offset > r.Latest {
-			return failf("partition %d of topic %q cannot lose its records before offset %d: it ends before %d, and nothing was deleted; give an offset up to that, or %d:end",
+			return failf("partition %d of topic %q cannot lose its records before offset %d: its end is %d, and nothing was deleted; give an offset up to that, or %d:end",
 				d.partition, t.Name, d.offset, r.Latest, d.partition)
 		}
 	}
