@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -123,6 +125,21 @@ func (r *volumes) condemnedVolumes() []*condemnedVolume {
 	for _, c := range r.condemned {
 		out = append(out, c)
 	}
+	return out
+}
+
+// unsettled returns those that were set aside and whose losses nobody knows yet, in
+// ascending order of their numbers.
+func (r *volumes) unsettled() []*condemnedVolume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*condemnedVolume
+	for _, c := range r.condemned {
+		if !c.settled && !c.copies {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b *condemnedVolume) int { return cmp.Compare(a.number, b.number) })
 	return out
 }
 

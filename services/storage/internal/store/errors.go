@@ -70,6 +70,9 @@ type ErrFailed struct {
 	LostTo int64
 	// LogEndUnknown says that the log may have had more records than it has now.
 	LogEndUnknown bool
+	// LogStart and LogEnd are what the store knows of the log; where they are the same
+	// nothing of it is left.
+	LogStart, LogEnd int64
 }
 
 // Error implements error.

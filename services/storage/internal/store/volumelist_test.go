@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +62,15 @@ func TestVanishedVolumeIsMissed(t *testing.T) {
 			}
 			s = open(t, cfg)
 			s.Log(partition(1)).Fail("it was lost")
+			var failed *ErrFailed
+			blamed, reason := uint64(1), "it was lost; volume 1: it is missing"
+			if c.without == volumesFolder {
+				// Of several nobody knows which it was.
+				blamed, reason = 0, reason+"; volume 2: it is missing"
+			}
+			if err := s.Log(partition(1)).Failed(); !errors.As(err, &failed) || failed.Volume != blamed || failed.Reason != reason {
+				t.Errorf("the partition has failed with %+v", failed)
+			}
 			s.SettleLosses()
 			eventually(t, "the losses to be settled", func() bool { return !s.Unsettled() })
 			closeStore(t, s)
