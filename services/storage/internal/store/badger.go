@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -52,14 +53,73 @@ func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*
 	readFirstPages(dir)
 	o := badgerOptions(dir, cfg)
 	o.SyncWrites = synced && !cfg.withoutSync
-	o.Logger = logger
-	db, err := openMapped(o)
+	db, err := openInTime(o, logger)
 	if err != nil {
 		return nil, err
 	}
 	// Without it managed mode keeps all versions for ever.
 	db.SetDiscardTs(math.MaxUint64)
 	return db, nil
+}
+
+// openInTime opens a directory for writing. Where Badger cannot write a table of
+// what it finds, for lack of open files, say, it tries again for ever, and waits
+// for that before it returns an error: what it has opened is left behind then, as
+// after any other error the process has to stop or go on without the directory.
+func openInTime(o badger.Options, logger badger.Logger) (*badger.DB, error) {
+	watched := &openLog{Logger: logger, failed: make(chan error, 1)}
+	o.Logger = watched
+	type outcome struct {
+		db  *badger.DB
+		err error
+	}
+	opened := make(chan outcome, 1)
+	go func() {
+		db, err := openMapped(o)
+		opened <- outcome{db, err}
+	}()
+	select {
+	case got := <-opened:
+		return got.db, got.err
+	case err := <-watched.failed:
+		return nil, err
+	}
+}
+
+// openLog passes Badger's lines on, and tells of the first fatal one.
+type openLog struct {
+	badger.Logger
+	failed chan error
+}
+
+func (l *openLog) Errorf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Errorf(format, args...)
+	}
+	if isFatal(format) {
+		select {
+		case l.failed <- fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))):
+		default:
+		}
+	}
+}
+
+func (l *openLog) Warningf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Warningf(format, args...)
+	}
+}
+
+func (l *openLog) Infof(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Infof(format, args...)
+	}
+}
+
+func (l *openLog) Debugf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Debugf(format, args...)
+	}
 }
 
 // openMapped opens a directory in which Badger begins log files. Their first
@@ -138,11 +198,13 @@ type badgerLog struct {
 func (l *badgerLog) Errorf(format string, args ...any) {
 	line := strings.TrimSpace(fmt.Sprintf(format, args...))
 	l.logger.Error("badger: " + line)
-	for _, f := range fatalFormats {
-		if strings.HasPrefix(format, f) {
-			l.fail(fmt.Errorf("badger: %s", line))
-		}
+	if isFatal(format) {
+		l.fail(fmt.Errorf("badger: %s", line))
 	}
+}
+
+func isFatal(format string) bool {
+	return slices.ContainsFunc(fatalFormats, func(f string) bool { return strings.HasPrefix(format, f) })
 }
 
 func (l *badgerLog) Warningf(format string, args ...any) {

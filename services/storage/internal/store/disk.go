@@ -428,7 +428,7 @@ func (s *Store) repairSpace() (need int64) {
 }
 
 func outOfSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return comesFrom(err, syscall.ENOSPC) || comesFrom(err, syscall.EDQUOT)
 }
 
 // noRoom says that an error is only about space on the disk.

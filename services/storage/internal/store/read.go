@@ -79,13 +79,21 @@ func (l *Log) movedSince(err error) bool {
 // The errors are [ErrOffsetOutOfRange], [*ErrCorrupt], [ErrClosed] and those of
 // ctx. Batches before a damaged one are returned without it.
 func (l *Log) Read(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
+	batches, err := l.readStable(ctx, offset, endOffset, maxBytes)
+	l.noteCorruption(err, func(ctx context.Context) error {
+		_, err := l.readStable(ctx, offset, endOffset, maxBytes)
+		return err
+	})
+	return batches, err
+}
+
+// readStable reads until the log is not truncated meanwhile.
+func (l *Log) readStable(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
 	for {
 		batches, cuts, err := l.read(ctx, offset, endOffset, maxBytes)
-		if l.truncatedSince(cuts) || l.movedSince(err) {
-			continue
+		if !l.truncatedSince(cuts) && !l.movedSince(err) {
+			return batches, err
 		}
-		l.noteCorruption(err)
-		return batches, err
 	}
 }
 
@@ -230,20 +238,28 @@ func epochAt(epochs []EpochStart, last int64) (int32, bool) {
 // same errors. Which record it is, and whether there is one at all, the records
 // tell.
 func (l *Log) OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*Batch, error) {
+	offset, err := l.findTimeStable(ctx, timestamp, endOffset)
+	l.noteCorruption(err, func(ctx context.Context) error {
+		_, err := l.findTimeStable(ctx, timestamp, endOffset)
+		return err
+	})
+	if err != nil || offset < 0 {
+		return nil, err
+	}
+	batches, err := l.Read(ctx, offset, endOffset, 1)
+	if err != nil || len(batches) == 0 {
+		return nil, err
+	}
+	return &batches[0], nil
+}
+
+// findTimeStable looks until the log is not truncated meanwhile.
+func (l *Log) findTimeStable(ctx context.Context, timestamp, endOffset int64) (int64, error) {
 	for {
 		offset, cuts, err := l.findTime(ctx, timestamp, endOffset)
-		if l.truncatedSince(cuts) || l.movedSince(err) {
-			continue
+		if !l.truncatedSince(cuts) && !l.movedSince(err) {
+			return offset, err
 		}
-		l.noteCorruption(err)
-		if err != nil || offset < 0 {
-			return nil, err
-		}
-		batches, err := l.Read(ctx, offset, endOffset, 1)
-		if err != nil || len(batches) == 0 {
-			return nil, err
-		}
-		return &batches[0], nil
 	}
 }
 

@@ -21,6 +21,8 @@ const (
 type suspect struct {
 	log   *Log
 	fault *ErrCorrupt
+	// again does once more what met it.
+	again func(context.Context) error
 }
 
 // scrubber is the goroutine that reads whole volumes: to record their checksums
@@ -165,18 +167,27 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// follow records that a batch of a log is lost. If the volume that it lies in is
-// sealed, all of it is verified, and set aside where it is not what was written.
+// follow verifies the volume that a batch was found damaged in, if it is sealed,
+// and sets it aside where it is not what was written. Else, or if that is not the
+// end of it, the batch is lost once it is damaged at a second look too: the first
+// one may have been of a machine that had run out of something.
 func (c *scrubber) follow(ctx context.Context, s suspect) {
-	f := s.fault
-	c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
-	v := c.store.volumes.sealed(f.Volume)
-	if v == nil {
+	if v := c.store.volumes.sealed(s.fault.Volume); v != nil {
+		if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
+			c.store.condemnLive(v, err)
+		}
+	}
+	err := s.again(ctx)
+	var f *ErrCorrupt
+	if errors.As(err, &f) {
+		c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
 		return
 	}
-	if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
-		c.store.condemnLive(v, err)
+	if ctx.Err() != nil {
+		return
 	}
+	c.store.cfg.Logger.Warn("a batch could not be read, but is not lost", "partition", s.log.id.String(), "offset", s.fault.Offset,
+		"volume", s.fault.Volume, "reason", s.fault.Error(), "now", err)
 }
 
 // round verifies all sealed volumes once; false when the store closes.
@@ -278,14 +289,15 @@ func (s *Store) condemnLive(v *volume, cause error) {
 	s.scrub.poke()
 }
 
-// noteCorruption counts errors that mean damage, and has it followed up.
-func (l *Log) noteCorruption(err error) {
+// noteCorruption counts errors that mean damage, and has it followed up with
+// another look, at what again reads.
+func (l *Log) noteCorruption(err error, again func(context.Context) error) {
 	var corrupt *ErrCorrupt
 	if !errors.As(err, &corrupt) {
 		return
 	}
 	l.store.metrics.corrupt.Inc()
 	if corrupt.Volume != 0 && l.Err() == nil {
-		l.store.scrub.suspect(suspect{log: l, fault: corrupt})
+		l.store.scrub.suspect(suspect{log: l, fault: corrupt, again: again})
 	}
 }

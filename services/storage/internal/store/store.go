@@ -101,7 +101,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if err != nil {
 		metrics.unregister()
-		return nil, err
+		return nil, remedied(err)
 	}
 	s := &Store{
 		cfg:       cfg,
@@ -130,7 +130,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		err = errors.Join(err, s.volumes.close(), directory.Close())
 		metrics.unregister()
-		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), err)
+		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), remedied(err))
 	}
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
 	s.cleaner.start()
