@@ -108,8 +108,9 @@ type Config struct {
 	// Streams bounds the goroutines that serve streams, two for Produce, one for Consume
 	// and another while it reads from the disk; at least 2. Default 20,000.
 	Streams int
-	// ResponseBytes is what the responses that are being sent to consumers may hold
-	// together, but for one batch and 64 KiB each; at least 1. Default 128 MiB.
+	// ResponseBytes is what the responses that are being sent to consumers, and those
+	// that were read ahead, may hold together, but for two batches or 128 KiB each; at
+	// least 1. Default 128 MiB.
 	ResponseBytes int
 }
 

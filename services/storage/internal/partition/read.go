@@ -112,6 +112,18 @@ func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
 	return out, nil
 }
 
+// Recheck returns what was fetched a while ago as Read would do now: with the
+// present bounds, or with the error that the offset meets by now. It reads nothing.
+func (p *Partition) Recheck(f Fetch, fetched Fetched) (Fetched, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.readableLocked(f.Offset, f.LeaderEpoch); err != nil {
+		return Fetched{}, err
+	}
+	fetched.Bounds = p.boundsLocked()
+	return fetched, nil
+}
+
 // errBound says that the high watermark does not lie where a batch begins.
 var errBound = errors.New("the batch there reaches beyond the high watermark")
 
