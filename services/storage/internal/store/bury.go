@@ -97,7 +97,10 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 			}
 			failpoint.Hit("bury/before-erase")
 			// Anything without a state record would be damage, so that goes last.
-			keys, fits := keysOf(w.volume.db, l.id, min(erasedKeys, w.limits.deletes()))
+			keys, fits, err := c.store.volumes.keysOf(w.volume, l.id, min(erasedKeys, w.limits.deletes()))
+			if err != nil {
+				return false, err
+			}
 			if more = !fits; fits {
 				keys = append(keys, appendPartitionKey(nil, kindProgress, l.id), appendPartitionKey(nil, kindState, l.id))
 				w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
@@ -123,20 +126,23 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 
 // keysOf returns the keys of a partition's producers, time index and batches, up
 // to a limit; fits says that these are all.
-func keysOf(db *badger.DB, id PartitionID, limit int) (keys [][]byte, fits bool) {
-	txn := db.NewTransactionAt(math.MaxUint64, false)
-	defer txn.Discard()
-	for _, k := range []kind{kindProducer, kindTime, kindBatch} {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
-		for it.Rewind(); it.Valid() && len(keys) <= limit; it.Next() {
-			keys = append(keys, it.Item().KeyCopy(nil))
+func (r *volumes) keysOf(v *volume, id PartitionID, limit int) (keys [][]byte, fits bool, err error) {
+	err = r.read(v, func() error {
+		txn := v.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		for _, k := range []kind{kindProducer, kindTime, kindBatch} {
+			it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
+			for it.Rewind(); it.Valid() && len(keys) <= limit; it.Next() {
+				keys = append(keys, it.Item().KeyCopy(nil))
+			}
+			it.Close()
 		}
-		it.Close()
-	}
+		return nil
+	})
 	if len(keys) > limit {
-		return keys[:limit], false
+		return keys[:limit], false, err
 	}
-	return keys, true
+	return keys, true, err
 }
 
 // forget removes the log of a deleted partition of which the disk knows nothing

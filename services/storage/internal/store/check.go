@@ -29,13 +29,11 @@ type CheckOptions struct {
 // where there is one, since Badger can panic over damage that nobody foresaw. An
 // [*ErrDamagedVolume] says that the volume must be set aside; any other error is
 // about the process or the machine.
-func CheckVolume(ctx context.Context, dir string, options CheckOptions) (err error) {
-	defer func() {
-		// Only of this goroutine: Badger has others.
-		if p := recover(); p != nil {
-			err = damage(dir, "", fmt.Errorf("it cannot be read: %.200v", p))
-		}
-	}()
+func CheckVolume(ctx context.Context, dir string, options CheckOptions) error {
+	return guarded(dir, func() error { return checkVolume(ctx, dir, options) })
+}
+
+func checkVolume(ctx context.Context, dir string, options CheckOptions) error {
 	v, err := readVolume(dir)
 	if err != nil {
 		return damage(dir, volumeFile, err)

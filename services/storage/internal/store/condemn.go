@@ -164,14 +164,25 @@ func (r *volumes) settle() error {
 // against the checksums of its files, or where there are none by the scan that an
 // unclean stop asks for.
 func (r *volumes) verify(v *volume) error {
+	suspect := isSuspect(v.path)
+	if suspect && !v.sealed {
+		if err := removeChecksums(v.path); err != nil {
+			return err
+		}
+	}
 	list, err := readChecksums(v.path)
 	if err != nil {
 		return err
 	}
 	if list != nil {
-		return verifyBeforeOpening(context.Background(), v.path, list, nil)
+		err = verifyBeforeOpening(context.Background(), v.path, list, nil)
+	} else {
+		err = r.cfg.CheckVolume(context.Background(), v.path)
 	}
-	return r.cfg.CheckVolume(context.Background(), v.path)
+	if err != nil || !suspect {
+		return err
+	}
+	return clearSuspect(v.path, !v.sealed)
 }
 
 // check does that once. Its error is an [*ErrDamagedVolume], or about the process.
@@ -191,13 +202,17 @@ func (r *volumes) check(v *volume) error {
 	return nil
 }
 
-// unlisted says whether a volume that is not sealed has no checksums.
+// unlisted says whether a volume that is not sealed has no checksums, or none that
+// hold.
 func (r *volumes) unlisted() (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, v := range r.byNumber {
 		if v.sealed {
 			continue
+		}
+		if isSuspect(v.path) {
+			return true, nil
 		}
 		if list, err := readChecksums(v.path); err != nil || list == nil {
 			return true, err

@@ -46,6 +46,9 @@ type ErrCorrupt struct {
 	Reason string
 	// Cause may be nil.
 	Cause error
+
+	// file says that more than the value of a batch seems to be damaged.
+	file bool
 }
 
 // Error implements error.
@@ -104,7 +107,7 @@ func (e *ErrDamagedVolume) Error() string {
 // damage says what is wrong with a file of the volume in a directory, unless the
 // error is about the process or the machine: those must not condemn a volume.
 func damage(dir, file string, err error) error {
-	if transient(err) {
+	if transient(err) || IsDamagedVolume(err) {
 		return err
 	}
 	return &ErrDamagedVolume{Volume: filepath.Base(dir), File: file, Reason: err.Error()}

@@ -38,8 +38,10 @@ type scrubber struct {
 	// unrecorded counts the state records on their way that say of losses.
 	unrecorded atomic.Int64
 
-	mu       sync.Mutex
-	seals    []*volume
+	mu    sync.Mutex
+	seals []*volume
+	// doubts are sealed volumes that could not be read; each comes once.
+	doubts   []*volume
 	suspects []suspect
 }
 
@@ -89,6 +91,14 @@ func (c *scrubber) suspect(s suspect) {
 	c.poke()
 }
 
+// doubt has a sealed volume verified that could not be read.
+func (c *scrubber) doubt(v *volume) {
+	c.mu.Lock()
+	c.doubts = append(c.doubts, v)
+	c.mu.Unlock()
+	c.poke()
+}
+
 func (c *scrubber) run(ctx context.Context) {
 	cfg := &c.store.cfg
 	timer := time.NewTimer(cfg.ScrubEvery)
@@ -119,22 +129,35 @@ func (c *scrubber) run(ctx context.Context) {
 func (c *scrubber) urgent(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
-		seals, suspects := c.seals, c.suspects
-		c.seals, c.suspects = nil, nil
+		seals, suspects, doubts := c.seals, c.suspects, c.doubts
+		c.seals, c.suspects, c.doubts = nil, nil, nil
 		c.mu.Unlock()
 		if c.unrecorded.Load() == 0 {
 			if err := c.store.volumes.settle(); err != nil {
 				c.store.cfg.Logger.Warn("what was set aside is looked at again by the next start", "error", err)
 			}
 		}
-		if len(seals)+len(suspects) == 0 {
+		if len(seals)+len(suspects)+len(doubts) == 0 {
 			return
+		}
+		for _, v := range doubts {
+			if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
+				c.store.condemnLive(v, err)
+			} else if ctx.Err() == nil {
+				c.store.cfg.Logger.Warn("a volume could not be read, but what it holds is sound; it stays open until the process ends", "volume", v.number, "error", err)
+			}
 		}
 		for _, s := range suspects {
 			c.follow(ctx, s)
 		}
 		for _, v := range seals {
-			if err := c.store.volumes.seal(v, restful(ctx)); err != nil && ctx.Err() == nil {
+			err := c.store.volumes.seal(v, restful(ctx))
+			switch {
+			case err == nil || ctx.Err() != nil:
+			case IsDamagedVolume(err):
+				// To stop would help nobody: the next start would come to the same place.
+				c.store.condemnLive(v, err)
+			default:
 				c.store.fail(err)
 				return
 			}
@@ -255,6 +278,16 @@ func (r *volumes) sealed(number uint64) *volume {
 	return nil
 }
 
+// unsealed returns a volume that is not sealed, or nil.
+func (r *volumes) unsealed(number uint64) *volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.byNumber[number]; v != nil && !v.sealed {
+		return v
+	}
+	return nil
+}
+
 // condemnLive sets a sealed volume aside that was found damaged while the store is
 // open. What the store knows of partitions it holds in memory, so that nothing is
 // lost but batches.
@@ -297,6 +330,9 @@ func (l *Log) noteCorruption(err error, again func(context.Context) error) {
 		return
 	}
 	l.store.metrics.corrupt.Inc()
+	if v := l.store.volumes.unsealed(corrupt.Volume); v != nil && corrupt.file {
+		l.store.volumes.suspect(v, corrupt.Error())
+	}
 	if corrupt.Volume != 0 && l.Err() == nil {
 		l.store.scrub.suspect(suspect{log: l, fault: corrupt, again: again})
 	}

@@ -132,6 +132,7 @@ func Open(cfg Config) (*Store, error) {
 		metrics.unregister()
 		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), remedied(err))
 	}
+	s.volumes.doubted = s.doubt
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
 	s.cleaner.start()
 	s.scrub.start()
@@ -334,6 +335,16 @@ func (s *Store) activeSet(volume uint64) (Set, bool) {
 		}
 	}
 	return "", false
+}
+
+// doubt follows up that a volume could not be read, see [volumes.read].
+func (s *Store) doubt(v *volume, written bool, err error) {
+	switch {
+	case written:
+		s.fail(err)
+	case s.volumes.sealed(v.number) == v:
+		s.scrub.doubt(v)
+	}
 }
 
 // lowOnSpace says whether cleaning should be as fast as it can be.
