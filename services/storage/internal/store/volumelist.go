@@ -58,6 +58,10 @@ func (r *volumes) miss(expected []*diskv1.ListedVolume) error {
 			continue
 		}
 		path := filepath.Join(r.path, volumeName(Set(m.GetSet()), number))
+		if other := r.renamed[number]; other != "" {
+			return fmt.Errorf("volume %s is missing, and %s is it under another name; give the folder its name back, or move it out of %s to go on without its records",
+				filepath.Base(path), other, r.path)
+		}
 		c := &condemnedVolume{
 			number: number, set: Set(m.GetSet()), path: path + removedSuffix, reason: "it is missing", at: time.Now(), copies: m.GetCopies(),
 		}
@@ -68,6 +72,21 @@ func (r *volumes) miss(expected []*diskv1.ListedVolume) error {
 		r.cfg.Logger.Error("a volume is missing; the partitions in it have failed, all others are served", "volume", filepath.Base(path))
 	}
 	r.metrics.condemned.Set(float64(len(r.condemned)))
+	return nil
+}
+
+// stranger looks at an entry of the volumes' folder that no volume has the name of.
+// It is somebody else's and left alone, unless a newer release wrote it.
+func (r *volumes) stranger(path string) error {
+	r.cfg.Logger.Warn("something that is no volume lies among the volumes; it is left alone", "path", path)
+	var m diskv1.VolumeDescription
+	if datadir.ReadMessage(filepath.Join(path, volumeFile), &m) != nil {
+		return nil
+	}
+	if m.GetFormatVersion() > formatVersion {
+		return datadir.NewerFormat("volume "+path, int(m.GetFormatVersion()), formatVersion)
+	}
+	r.renamed[m.GetVolume()] = path
 	return nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +41,9 @@ type volumes struct {
 	byNumber map[uint64]*volume
 	// condemned are those that were set aside; they are not in byNumber.
 	condemned map[uint64]*condemnedVolume
+	// renamed are the folders, by the numbers of the volumes, that are one under a name
+	// which no volume has.
+	renamed map[uint64]string
 	// next is the number of the next volume.
 	next uint64
 	// open counts the volumes that are open, or being opened, for readers only.
@@ -62,7 +64,7 @@ type volumes struct {
 func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *volumes {
 	return &volumes{
 		path: path, cfg: cfg, logger: logger, metrics: m,
-		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume),
+		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume), renamed: make(map[uint64]string),
 		next: 1, changed: make(chan struct{}), freed: func() {},
 		doubted: func(*volume, bool, error) {},
 	}
@@ -76,21 +78,27 @@ func (r *volumes) scan() error {
 		return err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), removedSuffix) {
-			if err := os.RemoveAll(filepath.Join(r.path, e.Name())); err != nil {
+		path := filepath.Join(r.path, e.Name())
+		number, suffix, named := parseVolumeName(e.Name())
+		if !named {
+			if err := r.stranger(path); err != nil {
 				return err
 			}
 			continue
 		}
-		path := filepath.Join(r.path, e.Name())
-		number, suffix, named := parseVolumeName(e.Name())
+		if suffix == removedSuffix {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+			continue
+		}
 		if suffix == condemnedSuffix {
 			r.condemned[number] = readCondemned(path, number, setOfName(e.Name()))
 			r.next = max(r.next, number+1)
 			continue
 		}
 		v, err := readVolume(path)
-		if err != nil && named && !errors.Is(err, ErrNewerFormat) && !transient(err) {
+		if err != nil && !errors.Is(err, ErrNewerFormat) && !transient(err) {
 			// Nothing is certain about it but its name.
 			if r.condemned[number], err = r.setAside(number, setOfName(e.Name()), path, false, err); err != nil {
 				return err
