@@ -56,6 +56,7 @@ type Config struct {
 	// MinFreeBytes is how much of the disk stays free: while less is, records are
 	// refused; at least 0. 0 stands for 1 GiB, or an eighth of the disk if that is
 	// less. Default 0.
+	// At least 32 MiB are, or a sixteenth of a smaller disk.
 	MinFreeBytes int64
 
 	// CleaningRate bounds how fast batches are copied to make room on the disk, in

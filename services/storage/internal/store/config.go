@@ -49,6 +49,7 @@ type Config struct {
 	QueueBytes int
 	// MinFreeBytes is how much of the disk is kept free: while less is, [Log.Admit]
 	// refuses. 0 stands for 1 GiB, or an eighth of the disk if that is less.
+	// At least 32 MiB are, or a sixteenth of a smaller disk.
 	MinFreeBytes int64
 	// CleaningRate bounds how fast batches are copied to make room, in bytes per
 	// second; at least 1.

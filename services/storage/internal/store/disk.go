@@ -22,6 +22,9 @@ const (
 	// disks it is a part of the disk.
 	maxMinFree = 1 << 30
 	maxBallast = 64 << 20
+	// leastMinFree is the least that may be configured, or a sixteenth of a smaller
+	// disk: what nobody can reserve, tables above all, has to find room there.
+	leastMinFree = 32 << 20
 
 	// lookEvery is how often an idle store looks at the disk, and lookLow how often
 	// below the watermark; appends look if nobody has within freshFor.
@@ -137,6 +140,11 @@ func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail
 	d.min = cfg.MinFreeBytes
 	if d.min == 0 {
 		d.min = min(maxMinFree, u.total/8)
+	}
+	if least := min(leastMinFree, u.total/16); d.min < least {
+		d.logger.Warn("more is kept free of the disk than configured: that is what the store needs itself",
+			"directory", dir, "configured", mebibytes(d.min), "kept_free", mebibytes(least))
+		d.min = least
 	}
 	d.resume = d.min + d.min/4
 	d.minFiles = min(minFiles, u.totalFiles/8)

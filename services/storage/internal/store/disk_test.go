@@ -90,7 +90,9 @@ func TestDiskDefaults(t *testing.T) {
 	}{
 		{400 << 20, 0, 50 << 20, 25 << 20},
 		{1 << 40, 0, 1 << 30, 64 << 20},
-		{1 << 40, 5 << 20, 5 << 20, 64 << 20},
+		{1 << 40, 50 << 20, 50 << 20, 64 << 20},
+		{1 << 40, 5 << 20, 32 << 20, 64 << 20},
+		{160 << 20, 1, 10 << 20, 10 << 20},
 	} {
 		cfg := testConfig(t)
 		cfg.MinFreeBytes = c.configured
@@ -421,6 +423,38 @@ func TestDiskIsTold(t *testing.T) {
 		said := log.String()
 		if n, m := strings.Count(said, "the disk is full"), strings.Count(said, "room again"); n != round || m != round {
 			t.Fatalf("after round %d the log says %d times that the disk is full, and %d times that it has room: %s", round, n, m, said)
+		}
+	}
+}
+
+// TestValuesAreReserved: no transaction is begun whose values have no space, also the
+// first one of a value log, and while the next step is being reserved.
+func TestValuesAreReserved(t *testing.T) {
+	cfg := testConfig(t)
+	disk := &fakeDisk{usage: usage{free: 100 << 30, total: 1 << 40}}
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	l := s.Log(partition(0))
+	files := func() *logFiles { return s.sets[SetSynced].writer.files }
+	logs := make(map[string]bool)
+	for offset := int64(0); len(logs) < 4; offset++ {
+		one(t, l, SetSynced, offset, 1, 300_000)
+		// The commit goroutine waits for the next append now.
+		f := files()
+		logs[f.name] = true
+		for _, values := range []int64{2000, 400_000} {
+			if _, err := f.prepare(values, 100); err != nil {
+				t.Fatal(err)
+			}
+			if f.unreservable {
+				t.Skip("the file system does not reserve space")
+			}
+			if f.reserved < f.used+values {
+				t.Fatalf("%s is reserved up to %d, and a transaction reaches to %d", f.name, f.reserved, f.used+values)
+			}
+			if got := allocated(t, f.name); got < f.used+values {
+				t.Fatalf("%s has %d bytes on the disk, and a transaction reaches to %d", f.name, got, f.used+values)
+			}
 		}
 	}
 }
