@@ -925,7 +925,11 @@ type PartitionOffset struct {
 	Failure *v11.Failure `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
 	// Why the partition takes no more records although what it has can be read:
 	// some were lost. Unset when it takes them.
-	Failed        *v11.Failure `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed *v11.Failure `protobuf:"bytes,7,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Bytes of the partition's batches on the leader's disk, with those below its log
+	// start whose space is not given back yet because the rest of their piece is
+	// needed. Set by ListOffsets, where failure is not.
+	SizeBytes     *int64 `protobuf:"varint,9,opt,name=size_bytes,json=sizeBytes,proto3,oneof" json:"size_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1007,6 +1011,13 @@ func (x *PartitionOffset) GetFailed() *v11.Failure {
 		return x.Failed
 	}
 	return nil
+}
+
+func (x *PartitionOffset) GetSizeBytes() int64 {
+	if x != nil && x.SizeBytes != nil {
+		return *x.SizeBytes
+	}
+	return 0
 }
 
 // DeleteRecordsRequest asks for records to be deleted.
@@ -1272,7 +1283,7 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\x13ListOffsetsResponse\x12B\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2\".runnel.storage.v1.PartitionOffsetR\n" +
-	"partitions\"\x98\x02\n" +
+	"partitions\"\xcb\x02\n" +
 	"\x0fPartitionOffset\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
@@ -1280,7 +1291,10 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12!\n" +
 	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\x123\n" +
 	"\afailure\x18\x06 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x121\n" +
-	"\x06failed\x18\a \x01(\v2\x19.runnel.errors.v1.FailureR\x06failed\"\\\n" +
+	"\x06failed\x18\a \x01(\v2\x19.runnel.errors.v1.FailureR\x06failed\x12\"\n" +
+	"\n" +
+	"size_bytes\x18\t \x01(\x03H\x00R\tsizeBytes\x88\x01\x01B\r\n" +
+	"\v_size_bytes\"\\\n" +
 	"\x14DeleteRecordsRequest\x12D\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2$.runnel.storage.v1.PartitionPositionR\n" +
@@ -1391,6 +1405,7 @@ func file_runnel_storage_v1_log_proto_init() {
 	}
 	file_runnel_storage_v1_log_proto_msgTypes[0].OneofWrappers = []any{}
 	file_runnel_storage_v1_log_proto_msgTypes[5].OneofWrappers = []any{}
+	file_runnel_storage_v1_log_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -46,17 +46,18 @@ With -o json an object with the field deleted, the name of the topic, is printed
 const topicsDescribeHelp = `Describe a topic: its partitions with their leaders and offsets, and its settings.
 
 EARLIEST is the first offset that the partition holds, LATEST the one after the
-last that can be read. LEADER is a node; "none" means that the partition cannot be
-read or written at the moment. STATUS is "ok", "no leader", "no answer", or
-"failed" where records on the disk of the leader are damaged: such a partition
-takes no records, and the reason says from where on it can be read. The reasons
-stand below the partitions. The exit code is 0 all the same.
+last that can be read, SIZE what its records take on the leader's disk. LEADER is
+a node; "none" means that the partition cannot be read or written at the moment.
+STATUS is "ok", "no leader", "no answer", or "failed" where records on the disk of
+the leader are damaged: such a partition takes no records, and the reason says what
+can be done. The reasons stand below the partitions. The exit code is 0 all the
+same.
 
 With -o json the topic is an object with the fields name, id, partition_count,
-config (the settings that were given to the topic), replication_factor,
-partitions (partition, leader, leader_epoch, replicas, isr, earliest, latest, status,
-error; null where there is no leader, no answer or no error) and settings (all of
-them: name, value, default, documentation).`
+config (the settings that were given to the topic), replication_factor, partitions
+(partition, leader, leader_epoch, replicas, isr, earliest, latest, size_bytes,
+status, error; null where there is no leader, no answer or no error) and settings
+(all of them: name, value, default, documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {
 	return commandGroup("topics", "Create, change, list, describe and delete topics", topicsHelp,

@@ -18,7 +18,8 @@ const topicsDeleteRecordsHelp = `Delete the oldest records of a topic. There is 
 --before 1:5000 removes all records of partition 1 before offset 5000, and
 --before 1:end all that can be read now. Partitions that are not named keep their
 records. Readers no longer find the records at once; their space on the disk is
-given back later, in pieces: a piece of which a record stays counts as needed. The offsets of the records that stay do not change.
+given back later, in pieces: a piece of which a record stays counts as needed.
+The offsets of the records that stay do not change.
 
 EARLIEST is the first offset that a partition holds afterwards. It only moves
 forward: an offset below it deletes nothing.

@@ -18,7 +18,8 @@ func (p *program) topicsDescribeCommand() *cobra.Command {
 		Short: "Describe a topic with its partitions and settings",
 		Long:  topicsDescribeHelp,
 		Example: `  runnel topics describe orders
-  runnel topics describe orders -o json | jq '.partitions[].latest'`,
+  runnel topics describe orders -o json | jq '.partitions[].latest'
+  runnel topics describe orders -o json | jq '[.partitions[].size_bytes] | add'`,
 		Args:              arguments("NAME"),
 		ValidArgsFunction: p.completeTopic,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -55,6 +56,7 @@ type partitionDetails struct {
 	ISR         []int32 `json:"isr"`
 	Earliest    *int64  `json:"earliest"`
 	Latest      *int64  `json:"latest"`
+	SizeBytes   *int64  `json:"size_bytes"`
 	Status      string  `json:"status"`
 	Error       *string `json:"error"`
 }
@@ -82,6 +84,7 @@ func (t *topicFacts) object() topicDetails {
 			ISR:         append([]int32{}, r.InSync...),
 			Earliest:    known(r.Earliest),
 			Latest:      known(r.Latest),
+			SizeBytes:   known(r.Bytes),
 		}
 		status, why := partitionStatus(r)
 		d.Partitions[i].Status, d.Partitions[i].Error = status, optional(why)
@@ -137,6 +140,14 @@ func numberOr[T int32 | int64](n T, none string) string {
 	return plainNumber(n)
 }
 
+// sizeOr is numberOr for bytes.
+func sizeOr(n int64, none string) string {
+	if n < 0 {
+		return none
+	}
+	return byteSize(n)
+}
+
 func (t *topicFacts) tables() []*table {
 	header := newTable()
 	header.row("Name:", t.Name)
@@ -144,12 +155,12 @@ func (t *topicFacts) tables() []*table {
 	header.row("Partitions:", t.Partitions)
 	header.row("Replication factor:", t.replicationFactor())
 
-	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST", "STATUS")
+	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "REPLICAS", "ISR", "EARLIEST", "LATEST", "SIZE", "STATUS")
 	faults := newTable("PARTITION", "REASON")
 	for _, r := range t.Replicas {
 		status, why := partitionStatus(r)
 		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, nodeList(r.Replicas), nodeList(r.InSync),
-			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), status)
+			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), sizeOr(r.Bytes, "-"), status)
 		if why != "" {
 			faults.row(r.Partition, strings.ReplaceAll(why, "\n", " "))
 		}

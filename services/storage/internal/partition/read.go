@@ -169,6 +169,14 @@ func (p *Partition) EpochAt(offset int64) cluster.LeaderEpoch {
 	return p.epochs.At(offset)
 }
 
+// Size returns the bytes of the batches that the log consists of.
+func (p *Partition) Size() (bytes int64) {
+	for _, s := range p.log.Spans(nil) {
+		bytes += s.Bytes
+	}
+	return bytes
+}
+
 // RecordAt is a record that was found by its time.
 type RecordAt struct {
 	Offset int64

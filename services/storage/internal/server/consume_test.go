@@ -424,6 +424,9 @@ func TestListOffsets(t *testing.T) {
 		if got.GetOffset() != want.offset || got.GetLeaderEpoch() != want.epoch || got.GetFailure().GetReason() != want.reason || (got.Time != nil) != (want.ms > 0) {
 			t.Errorf("position %d: %v, want %+v", i, got, want)
 		}
+		if known := got.SizeBytes != nil; known != (want.offset >= 0) || known && got.GetSizeBytes() <= int64(len(timed)) {
+			t.Errorf("position %d: the partition has %d bytes, want more than its first batch, %d", i, got.GetSizeBytes(), len(timed))
+		}
 		if want.ms > 0 && got.GetTime().AsTime().UnixMilli() != want.ms {
 			t.Errorf("position %d: time %v", i, got.GetTime())
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	logv1 "github.com/runnel-mesh/runnel/gen/runnel/log/v1"
@@ -74,6 +75,7 @@ func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition
 	}
 	out.Offset = found.Offset
 	out.LeaderEpoch = int32(p.EpochAt(found.Offset))
+	out.SizeBytes = proto.Int64(p.Size())
 	if found.Found {
 		out.Time = timestamppb.New(time.UnixMilli(found.Timestamp))
 	}
