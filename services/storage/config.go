@@ -40,7 +40,8 @@ type Config struct {
 	Grace time.Duration
 
 	// VolumeBytes is how many bytes of batches the store puts into one volume; at
-	// least 65,536. Default 1 GiB.
+	// least 65,536. On a disk of less than 16 times as much it is a sixteenth of the
+	// disk, or 16 MiB. Default 1 GiB.
 	VolumeBytes int64
 	// VolumeAge is the age at which a volume is closed to new batches; at least 1 s.
 	// Default 24 h.

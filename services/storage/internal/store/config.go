@@ -33,7 +33,8 @@ type Config struct {
 	// Dir is the store's directory. Open creates it where it is missing.
 	Dir string
 	// VolumeBytes is how many bytes of batches a volume takes before it is
-	// sealed; at least 64 KiB. A volume becomes somewhat larger.
+	// sealed; at least 64 KiB. A volume becomes somewhat larger; on a disk of less
+	// than 16 times as much it takes a sixteenth of the disk, or 16 MiB.
 	VolumeBytes int64
 	// VolumeAge is how long after its first append a volume is sealed; at least a
 	// second.

@@ -25,6 +25,8 @@ const (
 	// leastMinFree is the least that may be configured, or a sixteenth of a smaller
 	// disk: what nobody can reserve, tables above all, has to find room there.
 	leastMinFree = 32 << 20
+	// leastVolume is how large volumes become on the smallest disks.
+	leastVolume = 16 << 20
 
 	// lookEvery is how often an idle store looks at the disk, and lookLow how often
 	// below the watermark; appends look if nobody has within freshFor.
@@ -94,6 +96,8 @@ type disk struct {
 	minFiles, resumeFiles int64
 	// ballastBytes is the size of the ballast; 0 for none.
 	ballastBytes int64
+	// total is the size of the file system; 0 where it does not tell.
+	total int64
 	// blind says that the file system does not tell, or cannot reserve.
 	blind bool
 
@@ -137,6 +141,7 @@ func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail
 		d.blind = true
 		return d
 	}
+	d.total = u.total
 	d.min = cfg.MinFreeBytes
 	if d.min == 0 {
 		d.min = min(maxMinFree, u.total/8)
@@ -322,6 +327,15 @@ func (d *disk) fullLocked(bytes int64) error {
 	}
 	return fmt.Errorf("%w: %s are free on the disk of %s, of which %s are kept free, and %s are missing for %s of records, while fewer may fit; %s",
 		ErrDiskFull, mebibytes(d.free), d.dir, mebibytes(d.min), mebibytes(missing+1<<20/10), mebibytes(bytes), remedy)
+}
+
+// volumeBytes is how large volumes become, at most as configured: of each set the
+// active one gives nothing back, so that on a small disk it is a part of the disk.
+func (d *disk) volumeBytes(configured int64) int64 {
+	if d.total == 0 {
+		return configured
+	}
+	return min(configured, max(d.total/16, leastVolume))
 }
 
 // low says whether batches are refused.

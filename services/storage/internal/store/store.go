@@ -116,6 +116,7 @@ func Open(cfg Config) (*Store, error) {
 		failures:  failures{gauge: metrics.failed, tell: cfg.OnFailed},
 	}
 	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, s.failed, func(err error) { s.fail(err) })
+	s.cfg.VolumeBytes = s.disk.volumeBytes(cfg.VolumeBytes)
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }, beforeTable: s.awaitTable}, metrics)
 	s.cleaner = newCleaner(s)
 	s.volumes.freed = s.cleaner.poke
