@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4/y"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -37,6 +40,9 @@ type cut struct {
 func (c cut) String() string {
 	return fmt.Sprintf("%s %s %s %d %s", c.state, c.volume, c.file, c.divisor, c.reader)
 }
+
+// notCut stands for a file where something else is wrong.
+const notCut = "none"
 
 func parseCut(s string) (c cut) {
 	if _, err := fmt.Sscan(s, &c.state, &c.volume, &c.file, &c.divisor, &c.reader); err != nil {
@@ -92,9 +98,40 @@ func runCut(t *testing.T, dir string, c cut) {
 	}
 }
 
+// TestCutLargeValues cuts a value log with values that are fetched before they are
+// touched.
+func TestCutLargeValues(t *testing.T) {
+	for _, divisor := range []int64{0, 2, 3} {
+		runCut(t, memoryDir(t), cut{"large", "synced-000001", "*.vlog", divisor, "read"})
+	}
+}
+
+// TestGuardHoldsAssertions shows that Badger's assertions do not end the process
+// under a guard.
+func TestGuardHoldsAssertions(t *testing.T) {
+	var broken *errUnreadable
+	if err := guard(func() error { y.AssertTrue(false); return nil }); !errors.As(err, &broken) || !strings.Contains(broken.reason, "Assert failed") {
+		t.Errorf("got %v", err)
+	}
+	if err := guarded("/volumes/synced-000001", func() error { y.Check(errors.New("bad")); return nil }); !IsDamagedVolume(err) {
+		t.Errorf("got %v", err)
+	}
+	before := log.Writer()
+	defer log.SetOutput(before)
+	var lines lockedBuffer
+	log.SetOutput(&lines)
+	if err := guard(func() error { log.Print("a line"); return io.EOF }); err != io.EOF || !strings.Contains(lines.String(), "a line") {
+		t.Errorf("got %v, and the lines %q", err, lines.String())
+	}
+}
+
 func init() {
 	children[cutVictim] = func(dir string) {
-		if err := survive(dir, parseCut(os.Getenv(cutHow))); err != nil {
+		c, scenario := parseCut(os.Getenv(cutHow)), survive
+		if c.state == "large" {
+			scenario = surviveLarge
+		}
+		if err := scenario(dir, c); err != nil {
 			fmt.Println("fail", err)
 			os.Exit(1)
 		}
@@ -107,8 +144,8 @@ func init() {
 // been otherwise.
 func survive(dir string, c cut) error {
 	cfg := damageConfig(dir)
-	var log lockedBuffer
-	cfg.Logger = log.logger()
+	var lines lockedBuffer
+	cfg.Logger = lines.logger()
 	registry := prometheus.NewRegistry()
 	cfg.Registerer = registry
 	fatal := make(chan error, 1)
@@ -136,7 +173,11 @@ func survive(dir string, c cut) error {
 		}
 		return faults
 	}
-	if faults := touch(append(damagedPartitions, soundPartition)...); len(faults) > 0 {
+	ids := append(damagedPartitions[:2:2], soundPartition)
+	if c.file == notCut {
+		ids = nil
+	}
+	if faults := touch(ids...); len(faults) > 0 {
 		return faults[0]
 	}
 	number, _, _ := parseVolumeName(c.volume)
@@ -146,7 +187,7 @@ func survive(dir string, c cut) error {
 		s.volumes.mu.Unlock()
 	}
 	files, err := filepath.Glob(filepath.Join(dir, volumesFolder, c.volume, c.file))
-	if err != nil || len(files) == 0 {
+	if err != nil || len(files) == 0 && c.file != notCut {
 		return fmt.Errorf("no file is cut: %w", err)
 	}
 	for _, file := range files {
@@ -175,7 +216,7 @@ func survive(dir string, c cut) error {
 		return nil
 	}
 	if err := until(func() bool { return !s.volumes.has(number) }); err != nil {
-		return fmt.Errorf("the volume was not set aside; the log is:\n%s", log.String())
+		return fmt.Errorf("the volume was not set aside; the log is:\n%s", lines.String())
 	}
 	if faults := touch(soundPartition); len(faults) > 0 {
 		return faults[0]
@@ -194,13 +235,66 @@ func survive(dir string, c cut) error {
 			return errors.New("the metric does not count the volume")
 		}
 	}
-	if !strings.Contains(log.String(), "set aside") {
+	if !strings.Contains(lines.String(), "set aside") {
 		return errors.New("nothing is logged")
 	}
 	select {
 	case err := <-fatal:
 		return err
 	default:
+	}
+	return s.Close(1)
+}
+
+// surviveLarge does that with large values.
+func surviveLarge(dir string, c cut) error {
+	const end = 30
+	cfg := damageConfig(dir)
+	cfg.VolumeBytes, cfg.valueLogBytes = 1<<20, 4<<20
+	s, err := Open(cfg)
+	if err != nil {
+		return err
+	}
+	l := s.Log(partition(1))
+	for o := range int64(end) {
+		outcome := make(chan error, 1)
+		state := State{LogEnd: o + 1, HighWatermark: o + 1, Epochs: epochZero}
+		l.Append(Append{Set: SetSynced, Batches: []Batch{makeBatch(o, 1, 100<<10, 0, 1000+o, 1)}, State: state}, func(err error) { outcome <- err })
+		if err := <-outcome; err != nil {
+			return err
+		}
+	}
+	if err := until(func() bool { return s.volumes.sealed(1) != nil }); err != nil {
+		return err
+	}
+	touch := func() (faults int) {
+		for o := range int64(end) {
+			if _, err := l.Read(context.Background(), o, o+1, 1); err != nil {
+				faults++
+			}
+		}
+		return faults
+	}
+	if touch() != 0 {
+		return errors.New("what is sound cannot be read")
+	}
+	path := filepath.Join(dir, volumesFolder, c.volume, "000001.vlog")
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	keep := int64(0)
+	if c.divisor > 0 {
+		keep = info.Size() / c.divisor
+	}
+	if err := os.Truncate(path, keep); err != nil {
+		return err
+	}
+	if n := touch(); n == 0 || n == end {
+		return fmt.Errorf("%d of %d batches cannot be read", n, end)
+	}
+	if err := until(func() bool { return !s.volumes.has(1) && l.Failed() != nil }); err != nil {
+		return errors.New("the volume was not set aside")
 	}
 	return s.Close(1)
 }
