@@ -13,7 +13,9 @@ import (
 // doom hands the log of a deleted partition over to the cleaner.
 func (c *cleaner) doom(l *Log) {
 	c.mu.Lock()
-	c.graveyard[l] = true
+	if _, known := c.graveyard[l]; !known {
+		c.graveyard[l] = time.Now()
+	}
 	c.mu.Unlock()
 	c.poke()
 }
@@ -59,9 +61,19 @@ func (c *cleaner) bury(ctx context.Context) error {
 	return drops.err()
 }
 
-// quarantineLocked returns for how long a deleted partition stays at least.
+// quarantineLocked returns for how long a deleted partition stays at least. The
+// clock may have been put back since the deletion: then what counts is for how long
+// this process has known of it.
 func (l *Log) quarantineLocked(now time.Time) time.Duration {
-	return time.UnixMilli(l.durable.deletedAt).Add(l.store.cfg.Quarantine).Sub(now)
+	left := time.UnixMilli(l.durable.deletedAt).Add(l.store.cfg.Quarantine).Sub(now)
+	c := l.store.cleaner
+	c.mu.Lock()
+	since, known := c.graveyard[l]
+	c.mu.Unlock()
+	if known {
+		left = min(left, l.store.cfg.Quarantine-time.Since(since))
+	}
+	return left
 }
 
 // isActive says whether these are the active volume of one set and no other.

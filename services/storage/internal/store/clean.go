@@ -43,9 +43,9 @@ type cleaner struct {
 	retries map[uint64]retry
 
 	// mu guards graveyard, the logs of partitions that are deleted and not
-	// forgotten yet. It is taken after Log.mu.
+	// forgotten yet, with since when the process knows. It is taken after Log.mu.
 	mu        sync.Mutex
-	graveyard map[*Log]bool
+	graveyard map[*Log]time.Time
 }
 
 type retry struct {
@@ -56,7 +56,7 @@ type retry struct {
 func newCleaner(s *Store) *cleaner {
 	return &cleaner{
 		store: s, copier: newCopier(s), releasing: newPacer(releaseRate), wake: make(chan struct{}, 1), stop: func() {},
-		retries: make(map[uint64]retry), graveyard: make(map[*Log]bool),
+		retries: make(map[uint64]retry), graveyard: make(map[*Log]time.Time),
 	}
 }
 
