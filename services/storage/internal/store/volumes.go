@@ -57,6 +57,8 @@ type volumes struct {
 	// is what it says; nil for nobody knows.
 	listing sync.Mutex
 	onDisk  *diskv1.VolumeList
+	// removeAll is os.RemoveAll; tests replace it.
+	removeAll func(path string) error
 	// stopped is set when the store closes: nobody may acquire a volume any more.
 	stopped bool
 }
@@ -65,7 +67,7 @@ func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *vol
 	return &volumes{
 		path: path, cfg: cfg, logger: logger, metrics: m,
 		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume), renamed: make(map[uint64]string),
-		next: 1, changed: make(chan struct{}), freed: func() {},
+		next: 1, changed: make(chan struct{}), freed: func() {}, removeAll: os.RemoveAll,
 		doubted: func(*volume, bool, error) {},
 	}
 }
@@ -87,8 +89,10 @@ func (r *volumes) scan() error {
 			continue
 		}
 		if suffix == removedSuffix {
-			if err := os.RemoveAll(path); err != nil {
-				return err
+			if err := r.removeAll(path); err != nil {
+				r.cfg.Logger.Warn("what is left of a removed volume stays", "path", path, "error", err)
+				// Its name stays taken.
+				r.next = max(r.next, number+1)
 			}
 			continue
 		}
