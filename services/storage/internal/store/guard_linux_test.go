@@ -12,16 +12,24 @@ import (
 // TestUnreadableSectors has the disk report errors for the second half of a file,
 // and starts twice on what is left.
 func TestUnreadableSectors(t *testing.T) {
-	for _, c := range []struct{ state, volume, file string }{
-		{"sealed", "synced-000001", "000001.vlog"},
-		{"unread", "synced-000001", "checksums.json"},
-		{"unread", "synced-000001", "000001.sst"},
-		{"idle", "synced-000003", "000001.vlog"},
+	for _, c := range []struct{ stop, state, volume, file string }{
+		{"clean", "sealed", "synced-000001", "000001.vlog"},
+		{"clean", "unread", "synced-000001", "checksums.json"},
+		{"clean", "unread", "synced-000001", "000001.sst"},
+		{"clean", "idle", "synced-000003", "000001.vlog"},
+		{"kill", "idle", "synced-000003", "000001.vlog"},
+		{"kill", "unread", "synced-000003", "000001.sst"},
+		{"kill", "unread", "synced-000003", floorFile},
+		{"kill", "unread", "", bootFile},
+		{"kill", "unread", "", listFile},
 	} {
-		t.Run(c.volume+" "+c.file, func(t *testing.T) {
+		t.Run(c.stop+" "+c.volume+" "+c.file, func(t *testing.T) {
 			disk := loopdisk.New(t, 16<<20)
-			dir, end := victim(t, "clean")
-			path := filepath.Join(dir, volumesFolder, c.volume, c.file)
+			dir, end := victim(t, c.stop)
+			path := filepath.Join(dir, c.file)
+			if c.volume != "" {
+				path = filepath.Join(dir, volumesFolder, c.volume, c.file)
+			}
 			raw, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)

@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"math"
 	"os"
@@ -25,11 +24,11 @@ const bootFile = "boot"
 // then. Where nobody knows, it is not, and what is missing counts as damage.
 func (d *directory) otherBoot(id string) (bool, error) {
 	raw, err := os.ReadFile(d.Path(bootFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	if transient(err) {
+		return false, err
 	}
 	if err != nil {
-		return false, err
+		return false, nil
 	}
 	before := strings.TrimSpace(string(raw))
 	return before != "" && id != "" && before != id, nil

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,8 +30,9 @@ const setUnknown Set = "unknown"
 func (d *directory) expected() (list []*diskv1.ListedVolume, last uint64, err error) {
 	var m diskv1.VolumeList
 	err = datadir.ReadMessage(d.Path(listFile), &m)
-	// A directory of an earlier release has no list; one that is damaged says nothing.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, datadir.ErrDamaged) {
+	// A directory of an earlier release has no list; one that is damaged, or cannot be
+	// read, says nothing.
+	if transient(err) || errors.Is(err, ErrNewerFormat) {
 		return nil, 0, err
 	}
 	list, last = m.GetVolumes(), m.GetLastVolume()
