@@ -263,6 +263,11 @@ func surviveLarge(dir string, c cut) error {
 		if err := <-outcome; err != nil {
 			return err
 		}
+		if o == end/3 {
+			if err := s.sets[SetSynced].roll(context.Background()); err != nil {
+				return err
+			}
+		}
 	}
 	if err := until(func() bool { return s.volumes.sealed(1) != nil }); err != nil {
 		return err
