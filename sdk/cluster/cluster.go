@@ -84,7 +84,7 @@ type Partition struct {
 type Topic struct {
 	ID   TopicID
 	Name string
-	// Config holds the settings that differ from their defaults.
+	// Config holds the settings that were given to the topic.
 	Config     map[string]string
 	Partitions []Partition
 }

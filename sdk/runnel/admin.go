@@ -47,7 +47,7 @@ type TopicSpec struct {
 	// ReplicationFactor is 1 to the number of live storage nodes; 0 means the
 	// cluster's default.
 	ReplicationFactor int32
-	// Config holds the settings that differ from their defaults, by name.
+	// Config holds the settings that were given to the topic, by name.
 	Config map[string]string
 	// ValidateOnly asks only whether the topic could be created.
 	ValidateOnly bool
@@ -60,7 +60,7 @@ type Topic struct {
 	// validated.
 	ID         string
 	Partitions int
-	// Config holds the settings that differ from their defaults, by name.
+	// Config holds the settings that were given to the topic, by name.
 	Config map[string]string
 }
 
@@ -100,6 +100,8 @@ type PartitionDescription struct {
 	// Earliest is the first offset that the partition holds, Latest its high
 	// watermark. They are -1 if Err says why they could not be asked for.
 	Earliest, Latest int64
+	// Bytes is what its batches take on the leader's disk; -1 where that is not known.
+	Bytes int64
 	// Err is also set where the partition has lost records and takes no more.
 	Err error
 }
@@ -148,6 +150,9 @@ type PartitionOffset struct {
 	// Failed says why the partition takes no more records although what is left of
 	// it can be read: some were lost.
 	Failed error
+	// Bytes is what the partition's batches take on the leader's disk; -1 where that is
+	// not known.
+	Bytes int64
 }
 
 // CreateTopic creates a topic with all its partitions, or nothing. Once it
@@ -343,6 +348,7 @@ func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescriptio
 	for i := range d.Replicas {
 		earliest, latest := &offsets[2*i], &offsets[2*i+1]
 		d.Replicas[i].Earliest, d.Replicas[i].Latest = earliest.Offset, latest.Offset
+		d.Replicas[i].Bytes = latest.Bytes
 		d.Replicas[i].Err = errors.Join(earliest.Err, latest.Err)
 		if d.Replicas[i].Err == nil {
 			d.Replicas[i].Err = latest.Failed
@@ -500,7 +506,7 @@ func (a *Admin) atLeaders(ctx context.Context, positions []Assignment, limit int
 		if _, err := view.topic(ctx, p.topic); err != nil {
 			return nil, err
 		}
-		results[i] = PartitionOffset{TopicPartition: TopicPartition{Topic: p.topic, Partition: p.partition}, Offset: -1}
+		results[i] = PartitionOffset{TopicPartition: TopicPartition{Topic: p.topic, Partition: p.partition}, Offset: -1, Bytes: -1}
 		open[i] = i
 	}
 	routes := make(map[TopicPartition]route)
@@ -593,6 +599,9 @@ func (r *PartitionOffset) answer(o *storagev1.PartitionOffset, routes map[TopicP
 		return
 	}
 	r.Offset, r.LeaderEpoch = o.GetOffset(), o.GetLeaderEpoch()
+	if o.SizeBytes != nil {
+		r.Bytes = o.GetSizeBytes()
+	}
 	if failed := o.GetFailed(); failed != nil {
 		r.Failed = failureError(failed)
 	}

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect/v2"
+
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 )
 
@@ -250,6 +252,15 @@ func TestErrorsTellTheirReason(t *testing.T) {
 	}
 	err = callError(context.Background(), "a:1", errors.New("broken"))
 	if e, ok := errors.AsType[*Error](err); !ok || e.Retriable() || !e.OutcomeUnknown() {
+		t.Errorf("error = %v", err)
+	}
+	for _, status := range []string{"404 Not Found", "HTTP status 415 Unsupported Media Type"} {
+		err = callError(context.Background(), "a:1", connect.NewError(connect.CodeUnknown, status))
+		if want := "a:1: " + status + ", which no client address of Runnel says: give the address that a node has as --listen"; err.Error() != want {
+			t.Errorf("error = %v", err)
+		}
+	}
+	if err = callError(context.Background(), "a:1", connect.NewError(connect.CodeUnknown, "404 lines are lost")); err.Error() != "a:1: 404 lines are lost" {
 		t.Errorf("error = %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())

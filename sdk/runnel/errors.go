@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -224,9 +226,20 @@ func connectionFault(err error) string {
 		return "connection closed"
 	}
 	if remote, ok := errors.AsType[*connect.Error](err); ok && remote.Message() != "" {
+		if onlyStatus(remote.Message()) {
+			return remote.Message() + ", which no client address of Runnel says: give the address that a node has as --listen"
+		}
 		return remote.Message()
 	}
 	return err.Error()
+}
+
+// onlyStatus reports whether a message is the status line of an HTTP response,
+// such as "404 Not Found": who answers does not offer the service.
+func onlyStatus(message string) bool {
+	number, text, _ := strings.Cut(strings.TrimPrefix(message, "HTTP status "), " ")
+	code, err := strconv.Atoi(number)
+	return err == nil && text != "" && text == http.StatusText(code)
 }
 
 // BootstrapError says that no node could be reached.

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"context"
-	"path/filepath"
 
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
@@ -15,10 +14,10 @@ func CheckVolume(ctx context.Context, dir string) error {
 	return store.CheckVolume(ctx, dir, store.CheckOptions{BootID: bootID()})
 }
 
-// DamagedVolume is the error which says that the volume in a folder is damaged.
-func DamagedVolume(dir, reason string) error {
-	return &store.ErrDamagedVolume{Volume: filepath.Base(dir), Reason: reason}
-}
+// DamagedVolume is the error which says that the volume in a folder is damaged,
+// unless the reason is about the process or the machine, such as too many open
+// files.
+func DamagedVolume(dir, reason string) error { return store.DamagedVolume(dir, reason) }
 
 // IsDamagedVolume says whether an error is one of [DamagedVolume].
 func IsDamagedVolume(err error) bool { return store.IsDamagedVolume(err) }

@@ -41,7 +41,8 @@ type Config struct {
 	Grace time.Duration
 
 	// VolumeBytes is how many bytes of batches the store puts into one volume; at
-	// least 65,536. Default 1 GiB.
+	// least 65,536. On a disk of less than 16 times as much it is a sixteenth of the
+	// disk, or 16 MiB. Default 1 GiB.
 	VolumeBytes int64
 	// VolumeAge is the age at which a volume is closed to new batches; at least 1 s.
 	// Default 24 h.
@@ -57,6 +58,7 @@ type Config struct {
 	// MinFreeBytes is how much of the disk stays free: while less is, records are
 	// refused; at least 0. 0 stands for 1 GiB, or an eighth of the disk if that is
 	// less. Default 0.
+	// At least 32 MiB are, or a sixteenth of a smaller disk.
 	MinFreeBytes int64
 
 	// CleaningRate bounds how fast batches are copied to make room on the disk, in
@@ -109,8 +111,9 @@ type Config struct {
 	// Streams bounds the goroutines that serve streams, two for Produce, one for Consume
 	// and another while it reads from the disk; at least 2. Default 20,000.
 	Streams int
-	// ResponseBytes is what the responses that are being sent to consumers may hold
-	// together, but for one batch and 64 KiB each; at least 1. Default 128 MiB.
+	// ResponseBytes is what the responses that are being sent to consumers, and those
+	// that were read ahead, may hold together, but for two batches or 128 KiB each; at
+	// least 1. Default 128 MiB.
 	ResponseBytes int
 
 	// ReplicaLag is for how long a follower may lack records of a partition that

@@ -210,7 +210,7 @@ func (n *nodeProcess) wantFull(err error) {
 	if rpcerr.ReasonOf(err) != errorsv1.Reason_REASON_DISK_FULL {
 		n.t.Fatalf("refused with %v\n%s", err, n.output())
 	}
-	for _, part := range []string{"storage", "bytes are free", "make room"} {
+	for _, part := range []string{"storage", "MiB are free", "make room"} {
 		if !strings.Contains(err.Error(), part) {
 			n.t.Errorf("%q does not say %q", err, part)
 		}

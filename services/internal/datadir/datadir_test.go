@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -166,9 +167,10 @@ func TestIdentity(t *testing.T) {
   "formatVersion": 1,
   "clusterId": "c1000000-0000-0000-0000-000000000000",
   "nodeId": 3,
-  "directoryId": "%s"
+  "directoryId": "%s",
+  "crc32c": %d
 }
-`, uuid.UUID(first.DirectoryID))
+`, uuid.UUID(first.DirectoryID), checksum(&diskv1.NodeIdentity{FormatVersion: 1}, want))
 	if got := read(t, d.Path(IdentityFile)); got != text {
 		t.Errorf("the file holds %s", got)
 	}
@@ -211,6 +213,7 @@ func TestIdentityThatCannotBeUsed(t *testing.T) {
 		"no format":     {`{` + id + `}`, ErrDamaged, "format 0"},
 		"no directory":  {`{"formatVersion": 1}`, ErrDamaged, "directory id"},
 		"bad cluster":   {`{"formatVersion": 1, "clusterId": "x", ` + id + `}`, ErrDamaged, "cluster id"},
+		"checksum":      {`{"formatVersion": 1, "crc32c": 7, ` + id + `}`, ErrDamaged, "its checksum does not hold; put a backup of it in its place, however old"},
 		"negative node": {`{"formatVersion": 1, "nodeId": -1, ` + id + `}`, ErrDamaged, "node id -1"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -222,6 +225,43 @@ func TestIdentityThatCannotBeUsed(t *testing.T) {
 				t.Errorf("the file was changed to %s", got)
 			}
 		})
+	}
+}
+
+// A damaged byte is found, wherever it is, or changes nothing that the file says.
+func TestDamagedIdentity(t *testing.T) {
+	d := open(t, t.TempDir())
+	want := Identity{ClusterID: [16]byte{0xc1}, NodeID: 3, DirectoryID: [16]byte{0xd1}}
+	if err := d.SetIdentity(want); err != nil {
+		t.Fatal(err)
+	}
+	intact := []byte(read(t, d.Path(IdentityFile)))
+	for at := range intact {
+		for bit := range 8 {
+			damaged := bytes.Clone(intact)
+			damaged[at] ^= 1 << bit
+			got, err := parseIdentity("x", damaged)
+			if err == nil && got != want || err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewerFormat) {
+				t.Errorf("with bit %d of byte %d flipped it is %+v, %v:\n%s", bit, at, got, err, damaged)
+			}
+		}
+	}
+	// An earlier release wrote none.
+	without := regexp.MustCompile(`,\s*"crc32c": \d+`).ReplaceAll(intact, nil)
+	if got, err := parseIdentity("x", without); err != nil || got != want || bytes.Equal(without, intact) {
+		t.Errorf("without a checksum it is %+v, %v:\n%s", got, err, without)
+	}
+}
+
+// What systems leave in any folder belongs to no node.
+func TestIdentityAmongWhatSystemsLeave(t *testing.T) {
+	d := open(t, t.TempDir())
+	if err := os.MkdirAll(d.Path("volumes", "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d.Path("volumes", ".DS_Store"), "x")
+	if _, err := d.Identity("volumes"); err != nil {
+		t.Error(err)
 	}
 }
 

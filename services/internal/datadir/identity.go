@@ -1,12 +1,17 @@
 package datadir
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	diskv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/disk/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -56,38 +61,60 @@ func (d *Dir) found(folders []string) (Identity, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Identity{}, Unusable(d.path, err)
 		}
-		if len(entries) > 0 {
-			return Identity{}, Damaged(d.Path(IdentityFile), fmt.Errorf("it is missing, but there are %s", folder))
+		if slices.ContainsFunc(entries, counts) {
+			return Identity{}, damagedIdentity(d.Path(IdentityFile), fmt.Errorf("it is missing, but there are %s", folder))
 		}
 	}
 	identity := Identity{DirectoryID: uuid.New()}
 	return identity, d.SetIdentity(identity)
 }
 
+// counts says whether an entry of a folder is something that a node has written,
+// and nothing that systems leave in any folder.
+func counts(e fs.DirEntry) bool { return e.Name() != "lost+found" && !strings.HasPrefix(e.Name(), ".") }
+
+// damagedIdentity is [Damaged] for the identity: nothing can stand in for it, but
+// any copy can.
+func damagedIdentity(file string, cause error) error {
+	return &refusal{reason: ErrDamaged, cause: cause, text: fmt.Sprintf(
+		"%s is damaged: %v; put a backup of it in its place, however old, since it stays as it is once the node has registered, or choose another data directory", file, cause)}
+}
+
+// checksum is what a file that says this must have.
+func checksum(m *diskv1.NodeIdentity, identity Identity) uint32 {
+	raw := binary.BigEndian.AppendUint32(nil, uint32(m.GetFormatVersion()))
+	raw = append(raw, identity.ClusterID[:]...)
+	raw = binary.BigEndian.AppendUint32(raw, uint32(identity.NodeID))
+	return crc32.Checksum(append(raw, identity.DirectoryID[:]...), crc32.MakeTable(crc32.Castagnoli))
+}
+
 // parseIdentity reads what the file, which errors name, holds.
 func parseIdentity(file string, raw []byte) (Identity, error) {
 	var m diskv1.NodeIdentity
 	if err := decode(raw, &m); err != nil {
-		return Identity{}, Damaged(file, err)
+		return Identity{}, damagedIdentity(file, err)
 	}
 	if v := m.GetFormatVersion(); v > FormatVersion {
 		return Identity{}, NewerFormat(file, int(v), FormatVersion)
 	}
 	if m.GetFormatVersion() < 1 || m.GetNodeId() < 0 {
-		return Identity{}, Damaged(file, fmt.Errorf("it has format %d and node id %d", m.GetFormatVersion(), m.GetNodeId()))
+		return Identity{}, damagedIdentity(file, fmt.Errorf("it has format %d and node id %d", m.GetFormatVersion(), m.GetNodeId()))
 	}
 	identity := Identity{NodeID: cluster.NodeID(m.GetNodeId())}
 	directoryID, err := uuid.Parse(m.GetDirectoryId())
 	if err != nil {
-		return Identity{}, Damaged(file, fmt.Errorf("directory id: %w", err))
+		return Identity{}, damagedIdentity(file, fmt.Errorf("directory id: %w", err))
 	}
 	identity.DirectoryID = directoryID
 	if text := m.GetClusterId(); text != "" {
 		clusterID, err := uuid.Parse(text)
 		if err != nil {
-			return Identity{}, Damaged(file, fmt.Errorf("cluster id: %w", err))
+			return Identity{}, damagedIdentity(file, fmt.Errorf("cluster id: %w", err))
 		}
 		identity.ClusterID = clusterID
+	}
+	if m.Crc32C != nil && m.GetCrc32C() != checksum(&m, identity) {
+		return Identity{}, damagedIdentity(file, errors.New("its checksum does not hold"))
 	}
 	return identity, nil
 }
@@ -103,6 +130,7 @@ func (d *Dir) SetIdentity(identity Identity) error {
 	if identity.Known() {
 		m.ClusterId = uuid.UUID(identity.ClusterID).String()
 	}
+	m.Crc32C = proto.Uint32(checksum(m, identity))
 	if err := WriteMessage(d.Path(IdentityFile), m); err != nil {
 		return Unusable(d.path, err)
 	}

@@ -30,7 +30,7 @@ func TestAlterTopicConfig(t *testing.T) {
 		{name: "both", set: config{RetentionMs: "5"}, unset: []string{RetentionMs}, says: "retention.ms is both given a value and unset"},
 		{name: "unknown", set: config{"retention.msec": "5"}, says: `"retention.msec" is unknown: use one of cleanup.policy`},
 		{name: "unset unknown", unset: []string{"retention.msec"}, says: `"retention.msec" is unknown and cannot be unset: use one of cleanup.policy`},
-		{name: "senseless", set: config{RetentionMs: "-7"}, says: `retention.ms cannot be "-7": use 1 to`},
+		{name: "senseless", set: config{RetentionMs: "-7"}, says: `retention.ms cannot be "-7": use a number from 1 to`},
 		{name: "one of two is senseless", set: config{RetentionMs: "7", RetentionBytes: "x"}, says: "retention.bytes cannot be"},
 		{name: "already not understood", config: config{"future": "1"}, set: config{RetentionMs: "5"}, says: `"future" is unknown`},
 	} {

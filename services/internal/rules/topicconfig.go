@@ -314,9 +314,9 @@ func integer(target *int64, value string, least, most int64, unlimited bool) str
 		*target = n
 		return ""
 	case unlimited:
-		return fmt.Sprintf("%d to %d, or -1 for no limit", least, most)
+		return fmt.Sprintf("a number from %d to %d without a unit, or -1 for no limit", least, most)
 	default:
-		return fmt.Sprintf("%d to %d", least, most)
+		return fmt.Sprintf("a number from %d to %d without a unit", least, most)
 	}
 }
 

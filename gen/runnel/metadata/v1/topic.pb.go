@@ -92,7 +92,7 @@ type CreateTopicRequest struct {
 	// Replicas of each partition, from 1 to the number of live storage nodes; 0
 	// means the cluster's default. Set by the client.
 	ReplicationFactor int32 `protobuf:"varint,3,opt,name=replication_factor,json=replicationFactor,proto3" json:"replication_factor,omitempty"`
-	// Settings that differ from their defaults, by name. Set by the client.
+	// Settings that were given to the topic, by name. Set by the client.
 	Config map[string]string `protobuf:"bytes,4,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Only check whether the topic could be created. Set by the client.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`

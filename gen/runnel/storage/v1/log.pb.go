@@ -929,8 +929,12 @@ type PartitionOffset struct {
 	// Leader epoch of the record before the offset; unset where the log has none.
 	// It is the last_read_epoch of a reader that begins at the offset.
 	PrecedingEpoch *int32 `protobuf:"varint,8,opt,name=preceding_epoch,json=precedingEpoch,proto3,oneof" json:"preceding_epoch,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Bytes of the partition's batches on the leader's disk, with those below its log
+	// start whose space is not given back yet because the rest of their piece is
+	// needed. Set by ListOffsets, where failure is not.
+	SizeBytes     *int64 `protobuf:"varint,9,opt,name=size_bytes,json=sizeBytes,proto3,oneof" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PartitionOffset) Reset() {
@@ -1015,6 +1019,13 @@ func (x *PartitionOffset) GetFailed() *v11.Failure {
 func (x *PartitionOffset) GetPrecedingEpoch() int32 {
 	if x != nil && x.PrecedingEpoch != nil {
 		return *x.PrecedingEpoch
+	}
+	return 0
+}
+
+func (x *PartitionOffset) GetSizeBytes() int64 {
+	if x != nil && x.SizeBytes != nil {
+		return *x.SizeBytes
 	}
 	return 0
 }
@@ -1282,7 +1293,7 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\x13ListOffsetsResponse\x12B\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2\".runnel.storage.v1.PartitionOffsetR\n" +
-	"partitions\"\xda\x02\n" +
+	"partitions\"\x8d\x03\n" +
 	"\x0fPartitionOffset\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
@@ -1291,8 +1302,11 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\x123\n" +
 	"\afailure\x18\x06 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x121\n" +
 	"\x06failed\x18\a \x01(\v2\x19.runnel.errors.v1.FailureR\x06failed\x12,\n" +
-	"\x0fpreceding_epoch\x18\b \x01(\x05H\x00R\x0eprecedingEpoch\x88\x01\x01B\x12\n" +
-	"\x10_preceding_epoch\"\\\n" +
+	"\x0fpreceding_epoch\x18\b \x01(\x05H\x00R\x0eprecedingEpoch\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"size_bytes\x18\t \x01(\x03H\x01R\tsizeBytes\x88\x01\x01B\x12\n" +
+	"\x10_preceding_epochB\r\n" +
+	"\v_size_bytes\"\\\n" +
 	"\x14DeleteRecordsRequest\x12D\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2$.runnel.storage.v1.PartitionPositionR\n" +

@@ -151,8 +151,9 @@ func (p *program) openBenchTopic(ctx context.Context, client *runnel.Client, o *
 	return topic, true, err
 }
 
-// reporter writes interim results until stop is called, which waits for it.
-func (p *program) reporter(m *meter, verb string) (stop func()) {
+// reporter writes interim results until stop is called, which waits for it. why
+// tells what holds the records up, as [runnel.Producer.HeldUp] does; it may be nil.
+func (p *program) reporter(m *meter, verb string, why func() error) (stop func()) {
 	stopping, done := make(chan struct{}), make(chan struct{}) // closed by stop and by the goroutine
 	go func() {
 		defer close(done)
@@ -161,7 +162,7 @@ func (p *program) reporter(m *meter, verb string) (stop func()) {
 		for {
 			select {
 			case now := <-ticks.C:
-				p.notef("%s", m.interim(verb, now))
+				p.notef("%s", m.interim(verb, now, why))
 			case <-stopping:
 				return
 			}

@@ -29,7 +29,7 @@ func (p *program) benchConsume(command *cobra.Command, client *runnel.Client, o 
 
 	start := time.Now()
 	m := newMeter(start)
-	stopReports := p.reporter(m, "read")
+	stopReports := p.reporter(m, "read", nil)
 	defer stopReports()
 	if err := assign(ctx, consumer, []runnel.Assignment{runnel.AtAll(topic.Name, runnel.Earliest()).UntilEnd()}); err != nil {
 		return nil, err

@@ -59,7 +59,7 @@ func (p *program) benchLatency(command *cobra.Command, client *runnel.Client, o 
 		pace:     newSchedule(start, o.rate.value),
 		arrivals: make(chan struct{}, 1),
 	}
-	stopReports := p.reporter(run.meter, "read")
+	stopReports := p.reporter(run.meter, "read", func() error { return producer.HeldUp(topic.Name) })
 	received := make(chan error, 1) // never closed: it takes the reader's one result
 	go func() {
 		err := run.receive(ctx, consumer)

@@ -84,8 +84,9 @@ func (m *meter) fail() {
 }
 
 // interim returns what happened since it was last called, as a line for
-// people, and begins the next window.
-func (m *meter) interim(verb string, now time.Time) string {
+// people, and begins the next window. Where nothing happened the line says why, if
+// that is known; why may be nil.
+func (m *meter) interim(verb string, now time.Time, why func() error) string {
 	m.mu.Lock()
 	w := m.window
 	m.window = window{start: now}
@@ -96,6 +97,11 @@ func (m *meter) interim(verb string, now time.Time) string {
 	if w.sum > 0 {
 		line += fmt.Sprintf(", %.2f ms avg latency, %.2f ms max latency",
 			milliseconds(w.sum)/float64(w.records), milliseconds(w.max))
+	}
+	if w.records == 0 && why != nil {
+		if err := why(); err != nil {
+			line += ": " + sentence(err)
+		}
 	}
 	return line
 }

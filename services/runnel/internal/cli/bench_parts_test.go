@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
 func TestPayloadsAreHalfCompressible(t *testing.T) {
@@ -102,12 +104,16 @@ func TestMeter(t *testing.T) {
 	calls.Wait()
 	m.fail()
 	end := start.Add(1999 * time.Millisecond)
-	line := m.interim("sent", end)
+	held := func() error { return &runnel.Error{Message: "the disk is full"} }
+	line := m.interim("sent", end, held)
 	if want := "1000 records sent, 500.3 records/s (0.05 MB/s), 500.50 ms avg latency, 1000.00 ms max latency"; line != want {
 		t.Errorf("got  %s\nwant %s", line, want)
 	}
-	if line := m.interim("sent", end.Add(time.Second)); line != "0 records sent, 0.0 records/s (0.00 MB/s)" {
+	if line := m.interim("sent", end.Add(time.Second), nil); line != "0 records sent, 0.0 records/s (0.00 MB/s)" {
 		t.Errorf("the next window begins with %s", line)
+	}
+	if line := m.interim("sent", end.Add(2*time.Second), held); line != "0 records sent, 0.0 records/s (0.00 MB/s): the disk is full" {
+		t.Errorf("a window without records is %s", line)
 	}
 	r := m.report("produce", "t")
 	if r.Records != 1000 || r.Failed != 1 || r.Bytes != 100_000 || r.Seconds != 1.999 {

@@ -30,7 +30,7 @@ func (p *program) sendPayloads(ctx context.Context, client *runnel.Client, o *be
 
 	start := time.Now()
 	m := newMeter(start)
-	stopReports := p.reporter(m, "sent")
+	stopReports := p.reporter(m, "sent", func() error { return producer.HeldUp(topic.Name) })
 	pace := newSchedule(start, o.rate.value)
 	for i := range records {
 		began, err := pace.wait(ctx, i)

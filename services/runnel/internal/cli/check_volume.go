@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,6 +69,27 @@ func (p *program) checkVolume() func(context.Context, string) error {
 	}
 }
 
+// crashOverDamage returns the line of a child's output with which it died over what
+// it read; empty where it did not, or where it was the machine that had no memory,
+// threads or files for it. The runtime's other fatal errors are about the process.
+func crashOverDamage(stderr string) string {
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSpace(line)
+		for _, crash := range []string{"panic: ", "unexpected fault address", "fatal error: fault", "fatal error: unexpected signal"} {
+			if strings.HasPrefix(line, crash) && !slices.ContainsFunc(machineErrors, func(text string) bool { return strings.Contains(line, text) }) {
+				return line
+			}
+		}
+	}
+	return ""
+}
+
+// machineErrors are what the system says where it cannot give a process what it
+// asks for.
+var machineErrors = []string{
+	syscall.ENOMEM.Error(), syscall.EAGAIN.Error(), syscall.EMFILE.Error(), syscall.ENFILE.Error(), syscall.ENOSPC.Error(), syscall.EDQUOT.Error(),
+}
+
 // volumeVerdict reads what a child process says about a volume. One that panics
 // says that the volume is damaged: that is what it was started for. One that
 // another process killed says nothing.
@@ -77,12 +100,8 @@ func volumeVerdict(dir, stdout, stderr string, err error) error {
 	if err == nil && strings.TrimSpace(stdout) == volumeSound {
 		return nil
 	}
-	for line := range strings.Lines(stderr) {
-		for _, crash := range []string{"panic: ", "fatal error: ", "unexpected fault address"} {
-			if strings.HasPrefix(line, crash) {
-				return storage.DamagedVolume(dir, "Badger cannot open it: "+strings.TrimSpace(line))
-			}
-		}
+	if line := crashOverDamage(stderr); line != "" {
+		return storage.DamagedVolume(dir, "Badger cannot open it: "+line)
 	}
 	if err == nil {
 		err = errors.New("it said nothing")

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -141,6 +143,9 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 		return err
 	}
 	if err := assign(ctx, consumer, assignments); err != nil {
+		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			return o.unassigned(ctx, client, name, err)
+		}
 		return err
 	}
 	if o.waitsAtEnd() && isTerminal(p.Stdout) && isTerminal(p.Stderr) {
@@ -178,6 +183,28 @@ func assign(ctx context.Context, consumer *runnel.Consumer, assignments []runnel
 	limited, cancel := context.WithTimeout(ctx, assignPatience)
 	defer cancel()
 	return consumer.Assign(limited, assignments...)
+}
+
+// unassigned says why reading could not begin in time, as far as the cluster tells.
+func (o *consumeOptions) unassigned(ctx context.Context, client *runnel.Client, name string, cause error) error {
+	limited, cancel := context.WithTimeout(ctx, obstaclePatience)
+	defer cancel()
+	topic, err := client.Admin().DescribeTopic(limited, name)
+	if err != nil {
+		return cause
+	}
+	return o.unreadable(topic, nodesNow(limited, client), cause)
+}
+
+func (o *consumeOptions) unreadable(topic runnel.TopicDescription, nodes []runnel.Node, cause error) error {
+	// What is left of a damaged partition can be read.
+	topic.Replicas = slices.DeleteFunc(topic.Replicas, func(r runnel.PartitionDescription) bool {
+		return !o.reads(r.Partition) || runnel.ReasonOf(r.Err) == errorsv1.Reason_REASON_CORRUPT_LOG
+	})
+	if why := obstacleIn(topic, nodes); why != "" {
+		return &failure{message: fmt.Sprintf("cannot be read after %v: %s", assignPatience, why), cause: cause}
+	}
+	return cause
 }
 
 // textRecords returns the writer that the --print flags ask for.

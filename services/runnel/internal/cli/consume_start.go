@@ -129,7 +129,7 @@ func (t *topicFacts) checkOffset(at partitionOffset) error {
 			continue
 		}
 		if at.offset < r.Earliest || at.offset > r.Latest {
-			return failf("partition %d of topic %q does not hold offset %d: it begins at %d and ends before %d",
+			return failf("partition %d of topic %q does not hold offset %d: it begins at %d and its end is %d",
 				at.partition, t.Name, at.offset, r.Earliest, r.Latest)
 		}
 	}

@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -47,9 +50,9 @@ func TestAssignments(t *testing.T) {
 
 		{"--partition 3", nil, `topic "t" has no partition 3, only 0 to 2`},
 		{"--offset 4:0", nil, `topic "t" has no partition 4, only 0 to 2`},
-		{"--offset 0:9", nil, `partition 0 of topic "t" does not hold offset 9: it begins at 10 and ends before 20`},
-		{"--offset 0:21", nil, `partition 0 of topic "t" does not hold offset 21: it begins at 10 and ends before 20`},
-		{"--offset 1:1", nil, `partition 1 of topic "t" does not hold offset 1: it begins at 0 and ends before 0`},
+		{"--offset 0:9", nil, `partition 0 of topic "t" does not hold offset 9: it begins at 10 and its end is 20`},
+		{"--offset 0:21", nil, `partition 0 of topic "t" does not hold offset 21: it begins at 10 and its end is 20`},
+		{"--offset 1:1", nil, `partition 1 of topic "t" does not hold offset 1: it begins at 0 and its end is 0`},
 	}
 	for _, test := range tests {
 		t.Run(test.args, func(t *testing.T) {
@@ -77,5 +80,25 @@ func TestAssignments(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)
 			}
 		})
+	}
+}
+
+// TestUnreadable: who has waited in vain hears which of the partitions that were
+// asked for is in the way.
+func TestUnreadable(t *testing.T) {
+	topic := runnel.TopicDescription{Topic: runnel.Topic{Name: "t"}, Replicas: []runnel.PartitionDescription{
+		{Leader: 1, Err: &runnel.Error{Reason: errorsv1.Reason_REASON_CORRUPT_LOG, Message: "damaged"}},
+		{Partition: 1, Leader: 1},
+		{Partition: 2, Leader: -1},
+	}}
+	for _, test := range []struct{ flags, want string }{
+		{"", `cannot be read after 30s: partition 2 of topic "t" has no leader: see "runnel cluster describe" for nodes that are down`},
+		{"--partition 0 --partition 1", "the cluster does not answer in time; try again, or look for the reason in the logs of its nodes"},
+	} {
+		given := topic
+		given.Replicas = slices.Clone(topic.Replicas)
+		if err := parsedConsume(t, test.flags).unreadable(given, nil, context.DeadlineExceeded); sentence(err) != test.want || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%q: %v", test.flags, err)
+		}
 	}
 }

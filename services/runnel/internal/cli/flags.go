@@ -176,7 +176,7 @@ func parseSize(text string) (int64, error) {
 
 // minFreeFlag adds the flag that says how much of the disk stays free.
 func minFreeFlag(flags *pflag.FlagSet) *parsed[int64] {
-	return newFlag(flags, "min-free", "", "SIZE", "", "refuse records while less than this is free on the disk (default: 1GiB, or an eighth of a smaller disk)", parseSize)
+	return newFlag(flags, "min-free", "", "SIZE", "", "refuse records while less than this is free on the disk (default: 1GiB, or an eighth of a smaller disk; at least 32MiB, or a sixteenth)", parseSize)
 }
 
 // pair is a key=value argument.

@@ -145,7 +145,7 @@ func inspectionTables(in *storage.Inspection, partitions bool) []*table {
 		disk += v.DiskBytes
 		live += v.LiveBytes
 	}
-	header.row("Partitions:", len(in.Partitions))
+	header.row("Partitions:", partitionsText(in))
 	header.row("On disk:", fmt.Sprintf("%s in %s", byteSize(disk), plural(int64(len(in.Volumes)), "volume")))
 	header.row("Live:", byteSize(live))
 	header.row("Damage:", damageText(in))
@@ -166,6 +166,18 @@ func inspectionTables(in *storage.Inspection, partitions bool) []*table {
 		tables = append(tables, damageTable(in.Damage))
 	}
 	return tables
+}
+
+// partitionsText counts the partitions that are known: those whose every record lies
+// in volumes that cannot be read are not.
+func partitionsText(in *storage.Inspection) string {
+	text := fmt.Sprint(len(in.Partitions))
+	for _, v := range in.Volumes {
+		if v.Unreadable != "" {
+			return text + " known, and perhaps others in the volumes that are unreadable"
+		}
+	}
+	return text
 }
 
 func lastStop(clean bool) string {

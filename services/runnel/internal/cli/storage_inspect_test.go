@@ -57,7 +57,7 @@ func TestInspectionTables(t *testing.T) {
 	id := "01000000-0000-0000-0000-000000000000"
 	for _, line := range []string{
 		`Directory: +/data/storage`, `Node: +7 of cluster 02000000-.*`, `Last stop: +not in good order.*`,
-		`Partitions: +3`, `On disk: +3\.0 GiB in 4 volumes`, `Live: +1\.5 KiB`, `Damage: +2 places, see below`,
+		`Partitions: +3 known, and perhaps others in the volumes that are unreadable`, `On disk: +3\.0 GiB in 4 volumes`, `Live: +1\.5 KiB`, `Damage: +2 places, see below`,
 		`VOLUME +SET +STATE +DISK +LIVE +SPANS +PARTITIONS +CREATED`,
 		`1 +synced +sealed +5\.0 MiB +1\.5 KiB +1 +1 +2026-11-23T08:00:00Z`,
 		`2 +synced +condemned +3\.0 GiB .*`, `3 +synced +active, copies +100 bytes .*`, `4 +- +unreadable .* -`,

@@ -37,12 +37,12 @@ both. Deletion comes in steps of about a quarter of the limit. "runnel topics
 alter" changes settings later.
 
 With -o json the topic is printed as an object with the fields name, id,
-partition_count and config (the settings that differ from their defaults).`
+partition_count and config (the settings that were given to the topic).`
 
 const topicsListHelp = `List all topics.
 
 With -o json the topics are an array of objects with the fields name, id,
-partition_count and config (the settings that differ from their defaults).`
+partition_count and config (the settings that were given to the topic).`
 
 const topicsDeleteHelp = `Delete a topic and all its records. There is no way back.
 
@@ -51,14 +51,14 @@ With -o json an object with the field deleted, the name of the topic, is printed
 const topicsDescribeHelp = `Describe a topic: its partitions with their leaders and offsets, and its settings.
 
 EARLIEST is the first offset that the partition holds, LATEST the one after the
-last that can be read. LEADER is a node; "none" means that the partition cannot be
-read or written at the moment. ISR are the replicas that are in sync, ELR those
+last that can be read, SIZE what its records take on the leader's disk. LEADER is a
+node; "none" means that the partition cannot be read or written at the moment. ISR are the replicas that are in sync, ELR those
 outside of it that still hold all that was acknowledged. Epochs only grow: one with
 each leader, the other with each change of the partition.
 
 STATUS is "ok" or the worst of these: "no leader"; "no answer"; "failed" where
 records on the disk of the leader are damaged: such a partition takes no records,
-and the reason says from where on it can be read; "below min ISR" where records
+and the reason says what can be done; "below min ISR" where records
 with acks=all are refused, which producers repeat until their time is up, because
 fewer than min.insync.replicas are in sync; "under-replicated" where a replica is
 not. The reasons stand below the partitions. The exit code is 0 all the same.
@@ -68,9 +68,9 @@ all topics, and the exit code is 1 if there is any. With -o json that is an arra
 objects as in partitions below, each with a field topic.
 
 With -o json the topic is an object with the fields name, id, partition_count,
-config (the settings that differ from their defaults), replication_factor,
+config (the settings that were given to the topic), replication_factor,
 partitions (partition, leader, leader_epoch, partition_epoch, replicas, isr, elr,
-earliest, latest, status, error; null where there is no leader, no answer or no
+earliest, latest, size_bytes, status, error; null where there is no leader, no answer or no
 fault) and settings (all of them: name, value, default, documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {

@@ -25,7 +25,7 @@ are appended from now on. Mind that a shorter retention deletes for good, and
 that cleanup.policy=compact deletes records without a key and refuses new ones.
 
 With -o json the topic is printed as an object with the fields name, id,
-partition_count and config (the settings that differ from their defaults).`
+partition_count and config (the settings that were given to the topic).`
 
 func (p *program) topicsAlterCommand() *cobra.Command {
 	command := &cobra.Command{

@@ -18,7 +18,8 @@ const topicsDeleteRecordsHelp = `Delete the oldest records of a topic. There is 
 --before 1:5000 removes all records of partition 1 before offset 5000, and
 --before 1:end all that can be read now. Partitions that are not named keep their
 records. Readers no longer find the records at once; their space on the disk is
-given back later. The offsets of the records that stay do not change.
+given back later, in pieces: a piece of which a record stays counts as needed.
+The offsets of the records that stay do not change.
 
 EARLIEST is the first offset that a partition holds afterwards. It only moves
 forward: an offset below it deletes nothing.
@@ -143,7 +144,7 @@ func (p *program) topicsDeleteRecords(ctx context.Context, client *runnel.Client
 func (t *topicFacts) checkDeletion(d deletion) error {
 	for _, r := range t.Replicas {
 		if int64(r.Partition) == d.partition && r.Latest >= 0 && d.offset > r.Latest {
-			return failf("partition %d of topic %q cannot lose its records before offset %d: it ends before %d, and nothing was deleted; give an offset up to that, or %d:end",
+			return failf("partition %d of topic %q cannot lose its records before offset %d: its end is %d, and nothing was deleted; give an offset up to that, or %d:end",
 				d.partition, t.Name, d.offset, r.Latest, d.partition)
 		}
 	}

@@ -19,6 +19,7 @@ func (p *program) topicsDescribeCommand() *cobra.Command {
 		Long:  topicsDescribeHelp,
 		Example: `  runnel topics describe orders
   runnel topics describe orders -o json | jq '.partitions[].latest'
+  runnel topics describe orders -o json | jq '[.partitions[].size_bytes] | add'
   runnel topics describe --unhealthy`,
 		ValidArgsFunction: p.completeTopic,
 	}
@@ -71,6 +72,7 @@ type partitionDetails struct {
 	ELR            []int32 `json:"elr"`
 	Earliest       *int64  `json:"earliest"`
 	Latest         *int64  `json:"latest"`
+	SizeBytes      *int64  `json:"size_bytes"`
 	Status         string  `json:"status"`
 	Error          *string `json:"error"`
 }
@@ -100,6 +102,7 @@ func (t *topicFacts) object() topicDetails {
 			ELR:            append([]int32{}, r.Eligible...),
 			Earliest:       known(r.Earliest),
 			Latest:         known(r.Latest),
+			SizeBytes:      known(r.Bytes),
 		}
 		status, why := t.partitionStatus(r)
 		d.Partitions[i].Status, d.Partitions[i].Error = status, optional(why)
@@ -165,6 +168,14 @@ func numberOr[T int32 | int64](n T, none string) string {
 	return plainNumber(n)
 }
 
+// sizeOr is numberOr for bytes.
+func sizeOr(n int64, none string) string {
+	if n < 0 {
+		return none
+	}
+	return byteSize(n)
+}
+
 func (t *topicFacts) tables() []*table {
 	header := newTable()
 	header.row("Name:", t.Name)
@@ -175,12 +186,12 @@ func (t *topicFacts) tables() []*table {
 		header.row("Health:", health)
 	}
 
-	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "PARTITION EPOCH", "REPLICAS", "ISR", "ELR", "EARLIEST", "LATEST", "STATUS")
+	partitions := newTable("PARTITION", "LEADER", "LEADER EPOCH", "PARTITION EPOCH", "REPLICAS", "ISR", "ELR", "EARLIEST", "LATEST", "SIZE", "STATUS")
 	faults := newTable("PARTITION", "REASON")
 	for _, r := range t.Replicas {
 		status, why := t.partitionStatus(r)
 		partitions.row(r.Partition, numberOr(r.Leader, "none"), r.LeaderEpoch, r.PartitionEpoch, nodeList(r.Replicas), nodeList(r.InSync), nodeList(r.Eligible),
-			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), status)
+			numberOr(r.Earliest, "-"), numberOr(r.Latest, "-"), sizeOr(r.Bytes, "-"), status)
 		if why != "" {
 			faults.row(r.Partition, strings.ReplaceAll(why, "\n", " "))
 		}

@@ -18,11 +18,11 @@ func TestDescribeFaults(t *testing.T) {
 	facts := &topicFacts{TopicDescription: runnel.TopicDescription{
 		Topic: runnel.Topic{Name: "t", Partitions: 4},
 		Replicas: []runnel.PartitionDescription{
-			{Partition: 0, Leader: 2, PartitionEpoch: 9, Replicas: []int32{2}, InSync: []int32{2}, Latest: 5},
+			{Partition: 0, Leader: 2, PartitionEpoch: 9, Replicas: []int32{2}, InSync: []int32{2}, Latest: 5, Bytes: 1536},
 			// Both questions, for the earliest and the latest offset, have failed.
-			{Partition: 1, Leader: 2, Replicas: []int32{2}, InSync: []int32{2}, Earliest: -1, Latest: -1, Err: errors.Join(corrupt, corrupt)},
-			{Partition: 2, Leader: -1, Replicas: []int32{3}, Earliest: -1, Latest: -1, Err: &runnel.Error{Reason: errorsv1.Reason_REASON_NO_LEADER, Message: "t-2 has no leader"}},
-			{Partition: 3, Leader: 2, Replicas: []int32{2}, InSync: []int32{2}, Earliest: -1, Latest: -1, Err: errors.New("connection\nrefused")},
+			{Partition: 1, Leader: 2, Replicas: []int32{2}, InSync: []int32{2}, Earliest: -1, Latest: -1, Bytes: -1, Err: errors.Join(corrupt, corrupt)},
+			{Partition: 2, Leader: -1, Replicas: []int32{3}, Earliest: -1, Latest: -1, Bytes: -1, Err: &runnel.Error{Reason: errorsv1.Reason_REASON_NO_LEADER, Message: "t-2 has no leader"}},
+			{Partition: 3, Leader: 2, Replicas: []int32{2}, InSync: []int32{2}, Earliest: -1, Latest: -1, Bytes: -1, Err: errors.New("connection\nrefused")},
 		},
 	}}
 	var text bytes.Buffer
@@ -32,10 +32,10 @@ func TestDescribeFaults(t *testing.T) {
 		}
 	}
 	for _, lines := range []string{
-		"0          2       0             9                2         2     none  0         5       ok\n" +
-			"1          2       0             0                2         2     none  -         -       failed\n" +
-			"2          none    0             0                3         none  none  -         -       no leader\n" +
-			"3          2       0             0                2         2     none  -         -       no answer\n",
+		"0          2       0             9                2         2     none  0         5       1.5 KiB  ok\n" +
+			"1          2       0             0                2         2     none  -         -       -        failed\n" +
+			"2          none    0             0                3         none  none  -         -       -        no leader\n" +
+			"3          2       0             0                2         2     none  -         -       -        no answer\n",
 		"Health:              3 of 4 partitions not well: 1 no leader, 1 failed, 1 no answer\n",
 		"PARTITION  REASON\n1          t-1 is damaged from offset 7 on\n2          start node 3\n3          connection refused\n",
 	} {
@@ -48,8 +48,8 @@ func TestDescribeFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"latest":5,"status":"ok","error":null}`, `"latest":null,"status":"failed","error":"t-1 is damaged from offset 7 on"}`,
-		`"leader":null,"leader_epoch":0,"partition_epoch":0,"replicas":[3],"isr":[],"elr":[],"earliest":null,"latest":null,"status":"no leader","error":"start node 3"}`,
+		`"latest":5,"size_bytes":1536,"status":"ok","error":null}`, `"latest":null,"size_bytes":null,"status":"failed","error":"t-1 is damaged from offset 7 on"}`,
+		`"leader":null,"leader_epoch":0,"partition_epoch":0,"replicas":[3],"isr":[],"elr":[],"earliest":null,"latest":null,"size_bytes":null,"status":"no leader","error":"start node 3"}`,
 	} {
 		if !strings.Contains(string(encoded), want) {
 			t.Errorf("no %s in %s", want, encoded)

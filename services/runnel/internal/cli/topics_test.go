@@ -35,8 +35,8 @@ func TestTopics(t *testing.T) {
 	described := succeed(t, "", "topics", "describe", topic).stdout
 	for _, line := range []string{
 		`Name: +` + topic, `Id: +` + created.ID, `Partitions: +2`, `Replication factor: +1`, ``,
-		`PARTITION +LEADER +LEADER EPOCH +PARTITION EPOCH +REPLICAS +ISR +ELR +EARLIEST +LATEST +STATUS`,
-		`0 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +0 +ok`, `1 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +2 +ok`,
+		`PARTITION +LEADER +LEADER EPOCH +PARTITION EPOCH +REPLICAS +ISR +ELR +EARLIEST +LATEST +SIZE +STATUS`,
+		`0 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +0 +0 bytes +ok`, `1 +\d+ +\d+ +\d+ +\d+ +\d+ +none +0 +2 +[1-9]\d+ bytes +ok`,
 		`CONFIG +VALUE +SET BY`, `cleanup.policy +delete +default`, `retention.ms +1000 +topic`,
 		`min.insync.replicas +2 \(1 in effect: replication factor 1\) +default`,
 	} {
@@ -48,7 +48,7 @@ func TestTopics(t *testing.T) {
 	if err := json.Unmarshal([]byte(succeed(t, "", "topics", "describe", topic, "-o", "json").stdout), &details); err != nil {
 		t.Fatal(err)
 	}
-	if details.ID != created.ID || details.ReplicationFactor != 1 || len(details.Partitions) != 2 || *details.Partitions[1].Latest != 2 || len(details.Settings) < 7 {
+	if details.ID != created.ID || details.ReplicationFactor != 1 || len(details.Partitions) != 2 || *details.Partitions[1].Latest != 2 || *details.Partitions[1].SizeBytes <= 0 || len(details.Settings) < 7 {
 		t.Errorf("described as %+v", details)
 	}
 

@@ -23,7 +23,7 @@ type Disk struct {
 	// Dir is where it is mounted.
 	Dir string
 
-	device string
+	image, device string
 }
 
 // New makes and mounts a file system of that many bytes. When the test ends,
@@ -51,7 +51,7 @@ func New(t *testing.T, bytes int64) *Disk {
 	if err != nil {
 		t.Skipf("needs loop devices: %v", err)
 	}
-	d := &Disk{device: strings.TrimSpace(string(device)), Dir: filepath.Join(folder, "mounted")}
+	d := &Disk{image: image, device: strings.TrimSpace(string(device)), Dir: filepath.Join(folder, "mounted")}
 	t.Cleanup(func() {
 		if err := run("losetup", "--detach", d.device); err != nil {
 			t.Error(err)

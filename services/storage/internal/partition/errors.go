@@ -133,8 +133,11 @@ func (p *Partition) lost(err error) error {
 		return p.unreadable(0, err)
 	}
 	remedy := fmt.Sprintf("delete its records below offset %d to go on without them", failed.LostTo)
-	if failed.LogEndUnknown {
-		remedy = "what it still has can be read; copy that to another topic, then delete this one and create it anew"
+	switch {
+	case failed.LogEndUnknown && failed.LogStart >= failed.LogEnd:
+		remedy = "nothing of it is left on this node; delete the topic and create it anew"
+	case failed.LogEndUnknown:
+		remedy = fmt.Sprintf("what is intact of its offsets %d to %d can be read; copy that to another topic, then delete this one and create it anew", failed.LogStart, failed.LogEnd-1)
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG, "%s has lost records and takes no more: %s; %s", p.name(), failed.Reason, remedy).WithCause(err)
 }

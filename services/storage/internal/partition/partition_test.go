@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -680,6 +681,27 @@ func TestStoreFails(t *testing.T) {
 		t.Errorf("the message tells clients of %q", e.Message)
 	}
 	log.commit(1, errors.New("disk on fire"))
+}
+
+// The reason names what can still be done, and nothing that cannot.
+func TestFailedPartitionNamesTheRemedy(t *testing.T) {
+	t.Parallel()
+	log := &memoryLog{}
+	_, p := open(t, log)
+	for _, c := range []struct {
+		failed store.ErrFailed
+		says   string
+	}{
+		{store.ErrFailed{LogEndUnknown: true}, `partition 3 of topic "orders" has lost records and takes no more: volume 1 is lost; nothing of it is left on this node; delete the topic and create it anew`},
+		{store.ErrFailed{LogEndUnknown: true, LogStart: 3, LogEnd: 9}, "; what is intact of its offsets 3 to 8 can be read; copy that to another topic, then delete this one and create it anew"},
+		{store.ErrFailed{LostTo: 7, LogEnd: 9}, "; delete its records below offset 7 to go on without them"},
+	} {
+		c.failed.Reason = "volume 1 is lost"
+		log.failed = &c.failed
+		if e := wantReason(t, p.Failed(), errorsv1.Reason_REASON_CORRUPT_LOG); !strings.HasSuffix(e.Message, c.says) {
+			t.Errorf("the reason is %s, want %s", e.Message, c.says)
+		}
+	}
 }
 
 func TestDelete(t *testing.T) {

@@ -113,6 +113,18 @@ func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
 	return out, nil
 }
 
+// Recheck returns what was fetched a while ago as Read would do now: with the
+// present bounds, or with the error that the offset meets by now. It reads nothing.
+func (p *Partition) Recheck(f Fetch, fetched Fetched) (Fetched, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.readableLocked(f.Offset, f.LeaderEpoch); err != nil {
+		return Fetched{}, err
+	}
+	fetched.Bounds = p.boundsLocked()
+	return fetched, nil
+}
+
 // errBound says that the high watermark does not lie where a batch begins.
 var errBound = errors.New("the batch there reaches beyond the high watermark")
 
@@ -154,6 +166,14 @@ func (p *Partition) EpochAt(offset int64) cluster.LeaderEpoch {
 		return p.replica.Epoch()
 	}
 	return p.replica.Epochs().At(offset)
+}
+
+// Size returns the bytes of the batches that the log consists of.
+func (p *Partition) Size() (bytes int64) {
+	for _, s := range p.log.Spans(nil) {
+		bytes += s.Bytes
+	}
+	return bytes
 }
 
 // RecordAt is a record that was found by its time.

@@ -247,6 +247,37 @@ func TestAwait(t *testing.T) {
 	}
 }
 
+// What was fetched a while ago meets the errors of now, and has the bounds of now.
+func TestRecheck(t *testing.T) {
+	t.Parallel()
+	log := &memoryLog{}
+	_, p := open(t, log)
+	for _, value := range []string{"a", "b", "c"} {
+		add(t, p, plain(t, value), leader)
+	}
+	f := Fetch{Offset: 1, End: 2, MaxBytes: 1 << 20, LeaderEpoch: 0}
+	fetched, err := p.Read(t.Context(), f)
+	if err != nil || len(fetched.Batches) != 1 {
+		t.Fatalf("fetched %+v, %v", fetched, err)
+	}
+	add(t, p, plain(t, "d"), leader)
+	if _, err := p.DeleteRecords(t.Context(), 1, rules.NoEpoch); err != nil {
+		t.Fatal(err)
+	}
+	again, err := p.Recheck(f, fetched)
+	if err != nil || again.LogStart != 1 || again.HighWatermark != 4 || again.NextOffset != 2 || len(again.Batches) != 1 {
+		t.Errorf("later it is %+v, %v", again, err)
+	}
+	if _, err := p.DeleteRecords(t.Context(), 2, rules.NoEpoch); err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.Recheck(f, fetched)
+	wantReason(t, err, errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE)
+	apply(t, p, led(1))
+	_, err = p.Recheck(f, fetched)
+	wantReason(t, err, errorsv1.Reason_REASON_FENCED_LEADER_EPOCH)
+}
+
 func TestReadErrors(t *testing.T) {
 	t.Parallel()
 	_, p := open(t, &memoryLog{})

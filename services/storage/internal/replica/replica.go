@@ -122,7 +122,7 @@ func (r *Replicas) failLost(st *store.Store, image *cluster.Image, found map[clu
 			if _, stored := slices.BinarySearch(found[t.ID], index); stored || !r.holds(assignment) {
 				continue
 			}
-			st.Log(store.PartitionID{Topic: t.ID, Index: index}).Fail("nothing is known of it since a volume was found damaged and set aside")
+			st.Log(store.PartitionID{Topic: t.ID, Index: index}).Fail("nothing is known of it here, and what there was may have been in a volume that is lost")
 			lost = append(lost, index)
 		}
 		found[t.ID] = append(found[t.ID], lost...)

@@ -24,7 +24,8 @@ const (
 
 // Consume serves a stream. It sends from one partition after another, one
 // response each, and sleeps when it has sent what there is. While the client does
-// not read, it waits in Send and holds nothing but the response at hand.
+// not read, it waits in Send and holds nothing but the response at hand, and what
+// was read for the next.
 func (s *Server) Consume(ctx context.Context, req *storagev1.ConsumeRequest, stream storagev1connect.LogServiceConsumeServerStream) error {
 	if err := checkConsume(req); err != nil {
 		return err
@@ -69,7 +70,7 @@ func (s *Server) share(asked int) int {
 type consumeStream struct {
 	server   *Server
 	req      *storagev1.ConsumeRequest
-	stream   storagev1connect.LogServiceConsumeServerStream
+	stream   responseSender
 	maxBytes int
 	// left is how many records may still be sent; with max_records only.
 	left    int64
@@ -84,15 +85,9 @@ type consumeStream struct {
 	ahead *readAhead
 }
 
-// readAhead is a read from the disk in a goroutine of its own. The stream waits
-// for it before it ends.
-type readAhead struct {
-	slot     int
-	position int64
-	done     chan struct{}
-	// fetched and err are set when done is closed.
-	fetched partition.Fetched
-	err     error
+// responseSender takes the responses; it is the stream but for tests.
+type responseSender interface {
+	Send(*storagev1.ConsumeResponse) error
 }
 
 // reader is a partition of the stream. The zero value has ended.
@@ -111,13 +106,6 @@ type reader struct {
 }
 
 func (c *consumeStream) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		cancel()
-		if c.ahead != nil {
-			<-c.ahead.done
-		}
-	}()
 	for slot, start := range c.req.GetPartitions() {
 		r, err := c.open(ctx, start)
 		if err != nil {
@@ -130,6 +118,18 @@ func (c *consumeStream) run(ctx context.Context) error {
 		c.queue = append(c.queue, slot)
 		c.live++
 	}
+	return c.serve(ctx)
+}
+
+// serve gives the readers their turns until all have ended.
+func (c *consumeStream) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		if c.ahead != nil {
+			<-c.ahead.done
+		}
+	}()
 	drain := c.server.drain
 	for c.live > 0 {
 		if len(c.queue) == 0 {
@@ -209,7 +209,7 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 	switch {
 	case len(f.Batches) > 0 && c.req.GetForm() == storagev1.RecordForm_RECORD_FORM_BATCHES:
 		r.position = f.NextOffset
-		c.readOn(ctx, slot, f.Stored)
+		c.readOn(ctx, slot, f)
 		out := c.response(slot, f)
 		out.Batches = f.Batches
 		if err := c.send(r, out); err != nil {
@@ -232,47 +232,6 @@ func (c *consumeStream) turn(ctx context.Context, slot int) (again bool, err err
 		return false, nil
 	}
 	return !r.partition.Await(c.ready, slot, r.position, r.epoch), nil
-}
-
-// read returns what a partition has at the reader's position.
-func (c *consumeStream) read(ctx context.Context, slot int) (partition.Fetched, error) {
-	r := &c.readers[slot]
-	if a := c.ahead; a != nil && a.slot == slot {
-		<-a.done
-		// What failed is tried again, and tells what there is to tell now.
-		if c.ahead = nil; a.position == r.position && a.err == nil && len(a.fetched.Batches) > 0 {
-			return a.fetched, nil
-		}
-	}
-	return r.partition.Read(ctx, c.fetch(r))
-}
-
-func (c *consumeStream) fetch(r *reader) partition.Fetch {
-	return partition.Fetch{Offset: r.position, End: r.end, MaxBytes: c.server.share(c.maxBytes), LeaderEpoch: r.epoch}
-}
-
-// readOn begins to read for the turn that comes next, if this one read from the
-// disk and had more to come, so that disk and network work at the same time. A
-// stream holds one response more for it.
-func (c *consumeStream) readOn(ctx context.Context, slot int, stored bool) {
-	if len(c.queue) > 0 {
-		slot = c.queue[0]
-	}
-	if a := c.ahead; a != nil && c.readers[a.slot].partition == nil {
-		<-a.done
-		c.ahead = nil
-	}
-	r := &c.readers[slot]
-	if !stored || c.ahead != nil || r.partition == nil || r.position >= r.end {
-		return
-	}
-	a := &readAhead{slot: slot, position: r.position, done: make(chan struct{})}
-	c.ahead = a
-	p, f := r.partition, c.fetch(r)
-	c.server.calls.child(func() {
-		defer close(a.done)
-		a.fetched, a.err = p.Read(ctx, f)
-	})
 }
 
 // response returns one without records, at the reader's position.

@@ -429,6 +429,9 @@ func TestListOffsets(t *testing.T) {
 		if (got.PrecedingEpoch != nil) != (want.before != nil) || want.before != nil && got.GetPrecedingEpoch() != *want.before {
 			t.Errorf("position %d: the record before is of epoch %d, known: %t; want %+v", i, got.GetPrecedingEpoch(), got.PrecedingEpoch != nil, want)
 		}
+		if known := got.SizeBytes != nil; known != (want.offset >= 0) || known && got.GetSizeBytes() <= int64(len(timed)) {
+			t.Errorf("position %d: the partition has %d bytes, want more than its first batch, %d", i, got.GetSizeBytes(), len(timed))
+		}
 		if want.ms > 0 && got.GetTime().AsTime().UnixMilli() != want.ms {
 			t.Errorf("position %d: time %v", i, got.GetTime())
 		}

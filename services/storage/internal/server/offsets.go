@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	logv1 "github.com/runnel-mesh/runnel/gen/runnel/log/v1"
@@ -113,6 +114,7 @@ func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition
 	if preceding := p.EpochAt(found.Offset - 1); preceding != rules.NoEpoch {
 		out.PrecedingEpoch = new(int32(preceding))
 	}
+	out.SizeBytes = proto.Int64(p.Size())
 	if found.Found {
 		out.Time = timestamppb.New(time.UnixMilli(found.Timestamp))
 	}

@@ -26,8 +26,9 @@ type Config struct {
 	// Streams bounds the goroutines that serve streams, two for Produce, one for Consume
 	// and another while it reads from the disk; 2 or more.
 	Streams int
-	// ResponseBytes is what the responses that Consume streams are sending may hold
-	// together, but for one batch and 64 KiB each; 1 or more.
+	// ResponseBytes is what the responses that Consume streams are sending, and those
+	// that were read ahead, may hold together, but for two batches or 128 KiB each; 1
+	// or more.
 	ResponseBytes int
 }
 

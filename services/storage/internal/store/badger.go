@@ -1,12 +1,14 @@
 package store
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -32,8 +34,9 @@ func badgerOptions(dir string, cfg *Config) badger.Options {
 	o.IndexCacheSize = 0
 	o.DetectConflicts = false
 	o.MetricsEnabled = false
-	// Batches have a checksum, but the lengths around them are Badger's: it panics
-	// over those.
+	// Everything has a checksum of ours, but the lengths around it are Badger's. Over
+	// damaged ones it panics, with a lock held that a volume needs which is written. Of
+	// others it must not read a whole value before [sequentialReader.fetch] does.
 	o.VerifyValueChecksum = true
 	o.ChecksumVerificationMode = options.OnBlockRead
 	return o
@@ -49,11 +52,12 @@ func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*
 	if err := removeFloor(dir); err != nil {
 		return nil, err
 	}
-	readFirstPages(dir)
+	if err := probe(dir); err != nil {
+		return nil, err
+	}
 	o := badgerOptions(dir, cfg)
 	o.SyncWrites = synced && !cfg.withoutSync
-	o.Logger = logger
-	db, err := openMapped(o)
+	db, err := openInTime(o, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -62,21 +66,79 @@ func openWritable(dir string, synced bool, cfg *Config, logger badger.Logger) (*
 	return db, nil
 }
 
+// openInTime opens a directory for writing. Where Badger cannot write a table of
+// what it finds, for lack of open files, say, it tries again for ever, and waits
+// for that before it returns an error: what it has opened is left behind then, as
+// after any other error the process has to stop or go on without the directory.
+func openInTime(o badger.Options, logger badger.Logger) (*badger.DB, error) {
+	watched := &openLog{Logger: logger, failed: make(chan error, 1)}
+	o.Logger = watched
+	type outcome struct {
+		db  *badger.DB
+		err error
+	}
+	opened := make(chan outcome, 1)
+	go func() {
+		db, err := openMapped(o)
+		opened <- outcome{db, err}
+	}()
+	select {
+	case got := <-opened:
+		return got.db, got.err
+	case err := <-watched.failed:
+		return nil, err
+	}
+}
+
+// openLog passes Badger's lines on, and tells of the first fatal one.
+type openLog struct {
+	badger.Logger
+	failed chan error
+}
+
+func (l *openLog) Errorf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Errorf(format, args...)
+	}
+	if isFatal(format) {
+		select {
+		case l.failed <- fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))):
+		default:
+		}
+	}
+}
+
+func (l *openLog) Warningf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Warningf(format, args...)
+	}
+}
+
+func (l *openLog) Infof(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Infof(format, args...)
+	}
+}
+
+func (l *openLog) Debugf(format string, args ...any) {
+	if l.Logger != nil {
+		l.Logger.Debugf(format, args...)
+	}
+}
+
 // openMapped opens a directory in which Badger begins log files. Their first
 // pages nobody can reserve; where the disk has none, that is an error here and
 // not the end of the process. What Badger has opened by then stays open.
-func openMapped(o badger.Options) (_ *badger.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case interface{ Addr() uintptr }:
-			err = fmt.Errorf("%w: a log file in %s could not be begun; make room on the disk", ErrDiskFull, o.Dir)
-		default:
-			panic(r)
-		}
-	}()
-	return badger.OpenManaged(o)
+func openMapped(o badger.Options) (db *badger.DB, err error) {
+	err = guard(func() (err error) {
+		db, err = badger.OpenManaged(o)
+		return err
+	})
+	if broken, ok := err.(*errUnreadable); ok && broken.fault {
+		// What was there before could be read a moment ago.
+		err = fmt.Errorf("%w: a log file in %s could not be begun; make room on the disk", ErrDiskFull, o.Dir)
+	}
+	return db, err
 }
 
 // openReadOnly opens the Badger directory of a volume that was closed in good
@@ -84,9 +146,40 @@ func openMapped(o badger.Options) (_ *badger.DB, err error) {
 func openReadOnly(dir string, cfg *Config, logger badger.Logger) (*badger.DB, error) {
 	o := badgerOptions(dir, cfg)
 	o.ReadOnly = true
+	o.VerifyValueChecksum = false
 	o.Logger = logger
-	readFirstPages(dir)
-	return badger.OpenManaged(o)
+	if err := probe(dir); err != nil {
+		return nil, err
+	}
+	var db *badger.DB
+	err := guard(func() (err error) {
+		db, err = badger.OpenManaged(o)
+		return err
+	})
+	return db, err
+}
+
+// probe reads what Badger looks at through mappings when it opens the files of a
+// volume, for tables in goroutines that nobody guards: the first pages of value
+// logs, and the index and the last block of each table. The files were verified
+// when the volume was first opened, but that may be long ago.
+func probe(dir string) error {
+	if err := readFirstPages(dir); err != nil {
+		return err
+	}
+	list, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return damage(dir, badger.ManifestFilename, err)
+	}
+	defer list.Close()
+	return guarded(dir, func() error {
+		o := &offline{dir: dir}
+		defer o.close()
+		return o.openTables(list)
+	})
 }
 
 // removeEmptyLogs removes log files without a byte. Badger leaves one when the
@@ -138,11 +231,13 @@ type badgerLog struct {
 func (l *badgerLog) Errorf(format string, args ...any) {
 	line := strings.TrimSpace(fmt.Sprintf(format, args...))
 	l.logger.Error("badger: " + line)
-	for _, f := range fatalFormats {
-		if strings.HasPrefix(format, f) {
-			l.fail(fmt.Errorf("badger: %s", line))
-		}
+	if isFatal(format) {
+		l.fail(fmt.Errorf("badger: %s", line))
 	}
+}
+
+func isFatal(format string) bool {
+	return slices.ContainsFunc(fatalFormats, func(f string) bool { return strings.HasPrefix(format, f) })
 }
 
 func (l *badgerLog) Warningf(format string, args ...any) {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
 
@@ -14,7 +13,9 @@ import (
 // doom hands the log of a deleted partition over to the cleaner.
 func (c *cleaner) doom(l *Log) {
 	c.mu.Lock()
-	c.graveyard[l] = true
+	if _, known := c.graveyard[l]; !known {
+		c.graveyard[l] = time.Now()
+	}
 	c.mu.Unlock()
 	c.poke()
 }
@@ -60,9 +61,19 @@ func (c *cleaner) bury(ctx context.Context) error {
 	return drops.err()
 }
 
-// quarantineLocked returns for how long a deleted partition stays at least.
+// quarantineLocked returns for how long a deleted partition stays at least. The
+// clock may have been put back since the deletion: then what counts is for how long
+// this process has known of it.
 func (l *Log) quarantineLocked(now time.Time) time.Duration {
-	return time.UnixMilli(l.durable.deletedAt).Add(l.store.cfg.Quarantine).Sub(now)
+	left := time.UnixMilli(l.durable.deletedAt).Add(l.store.cfg.Quarantine).Sub(now)
+	c := l.store.cleaner
+	c.mu.Lock()
+	since, known := c.graveyard[l]
+	c.mu.Unlock()
+	if known {
+		left = min(left, l.store.cfg.Quarantine-time.Since(since))
+	}
+	return left
 }
 
 // isActive says whether these are the active volume of one set and no other.
@@ -98,7 +109,10 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 			}
 			failpoint.Hit("bury/before-erase")
 			// Anything without a state record would be damage, so that goes last.
-			keys, fits := keysOf(w.volume.db, l.id, min(erasedKeys, w.limits.deletes()))
+			keys, fits, err := c.store.volumes.keysOf(w.volume, l.id, min(erasedKeys, w.limits.deletes()))
+			if err != nil {
+				return false, err
+			}
 			if more = !fits; fits {
 				keys = append(keys, appendPartitionKey(nil, kindProgress, l.id), appendPartitionKey(nil, kindState, l.id))
 				w.uses = append(w.uses, use{volume: l.stateVolume, records: -l.stateBytes})
@@ -124,31 +138,31 @@ func (c *cleaner) erase(ctx context.Context, l *Log) error {
 
 // keysOf returns the keys of a partition's producers, time index and batches, up
 // to a limit; fits says that these are all.
-func keysOf(db *badger.DB, id PartitionID, limit int) (keys [][]byte, fits bool) {
-	txn := db.NewTransactionAt(math.MaxUint64, false)
-	defer txn.Discard()
-	for _, k := range []kind{kindProducer, kindTime, kindBatch} {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
-		for it.Rewind(); it.Valid() && len(keys) <= limit; it.Next() {
-			keys = append(keys, it.Item().KeyCopy(nil))
+func (r *volumes) keysOf(v *volume, id PartitionID, limit int) (keys [][]byte, fits bool, err error) {
+	err = r.read(v, func() error {
+		txn := v.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		for _, k := range []kind{kindProducer, kindTime, kindBatch} {
+			it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
+			for it.Rewind(); it.Valid() && len(keys) <= limit; it.Next() {
+				keys = append(keys, it.Item().KeyCopy(nil))
+			}
+			it.Close()
 		}
-		it.Close()
-	}
+		return nil
+	})
 	if len(keys) > limit {
-		return keys[:limit], false
+		return keys[:limit], false, err
 	}
-	return keys, true
+	return keys, true, err
 }
 
 // forget removes the log of a deleted partition of which the disk knows nothing
 // any more. Who still has it can do nothing with it.
 func (s *Store) forget(l *Log) {
 	l.mu.Lock()
-	l.known = false
+	l.known, l.forgotten = false, true
 	l.stateVolume, l.stateBytes, l.stateVolumes = 0, 0, nil
-	if l.fault == nil {
-		l.fault = fmt.Errorf("%w: %v was deleted", ErrInvalidAppend, l.id)
-	}
 	l.mu.Unlock()
 	s.mu.Lock()
 	if s.logs[l.id] == l {

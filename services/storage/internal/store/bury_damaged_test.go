@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ func TestDamagedPartitionIsDeleted(t *testing.T) {
 			clock := newTestClock()
 			cfg := testConfig(t)
 			cfg.Quarantine, cfg.Now = time.Hour, clock.Now
+			var failed atomic.Int64
+			cfg.OnFailed = func(partitions int) { failed.Store(int64(partitions)) }
 			s := open(t, cfg)
 			if name == "volume" {
 				fill(t, s.Log(partition(1)), SetReplicated, 0, 4, 2000)
@@ -46,9 +49,15 @@ func TestDamagedPartitionIsDeleted(t *testing.T) {
 			if l.Failed() == nil {
 				t.Fatal("nothing is wrong with the partition")
 			}
+			if n := failed.Load(); n != 1 {
+				t.Errorf("%d partitions are said to have failed, want 1", n)
+			}
 			state, _ := l.Loaded()
 			state.Deleted = true
 			mustAppend(t, l, Append{Set: SetSynced, State: state})
+			if n := failed.Load(); n != 0 {
+				t.Errorf("%d partitions are said to have failed after the deletion, want none", n)
+			}
 			for range 2 {
 				closeUnclean(t, s)
 				s = open(t, cfg)

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -274,4 +276,47 @@ func TestSpansAreSplit(t *testing.T) {
 	}
 	moveStart(t, l, SetSynced, 6, 9)
 	want(ends(), 7, 9)
+}
+
+// A partition that was deleted while something was under way for it is forgotten
+// as soon as that is over, and nothing brings it back: neither a compaction that
+// was under way nor an append to the log that somebody still has.
+func TestBusyPartitionIsForgotten(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Quarantine = 0
+	s := open(t, cfg)
+	l := s.Log(partition(1))
+	fill(t, l, SetReplicated, 0, 8, 1000)
+	l.mu.Lock()
+	l.pending++
+	l.mu.Unlock()
+	mustAppend(t, l, Append{Set: SetReplicated, State: State{LogEnd: l.next, Deleted: true}})
+	eventually(t, "its batches are dropped", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.durable.spans) == 0
+	})
+	if !s.knows(partition(1)) {
+		t.Fatal("the partition was forgotten while something was under way for it")
+	}
+	l.complete()
+	eventually(t, "the partition is forgotten", func() bool { return !s.knows(partition(1)) })
+	if _, err := l.Compact(t.Context(), CompactOptions{Set: SetReplicated, Below: math.MaxInt64, Now: time.Now(), MapBytes: 1 << 20}); err != nil {
+		t.Errorf("compaction: %v", err)
+	}
+	if _, err := l.Read(t.Context(), 0, 8, 1); !errors.Is(err, ErrOffsetOutOfRange) {
+		t.Errorf("read: %v", err)
+	}
+	for _, set := range []Set{SetReplicated, SetSynced} {
+		if err := appendSync(t, l, Append{Set: set, State: State{LogEnd: l.next}}); !errors.Is(err, ErrInvalidAppend) {
+			t.Errorf("append to the set %s: %v", set, err)
+		}
+	}
+	if _, err := l.Truncate(t.Context(), 0, State{}); !errors.Is(err, ErrInvalidAppend) {
+		t.Errorf("truncate: %v", err)
+	}
+	closeUnclean(t, s)
+	if s = open(t, cfg); s.knows(partition(1)) {
+		t.Error("the partition is there again")
+	}
 }

@@ -29,13 +29,11 @@ type CheckOptions struct {
 // where there is one, since Badger can panic over damage that nobody foresaw. An
 // [*ErrDamagedVolume] says that the volume must be set aside; any other error is
 // about the process or the machine.
-func CheckVolume(ctx context.Context, dir string, options CheckOptions) (err error) {
-	defer func() {
-		// Only of this goroutine: Badger has others.
-		if p := recover(); p != nil {
-			err = damage(dir, "", fmt.Errorf("it cannot be read: %.200v", p))
-		}
-	}()
+func CheckVolume(ctx context.Context, dir string, options CheckOptions) error {
+	return guarded(dir, func() error { return checkVolume(ctx, dir, options) })
+}
+
+func checkVolume(ctx context.Context, dir string, options CheckOptions) error {
 	v, err := readVolume(dir)
 	if err != nil {
 		return damage(dir, volumeFile, err)
@@ -213,17 +211,22 @@ type numberedFile struct {
 // numberedFiles returns the files with an extension in the order of their
 // numbers.
 func numberedFiles(dir, extension string) ([]numberedFile, error) {
-	paths, err := filepath.Glob(filepath.Join(dir, "*"+extension))
+	// Not with a pattern: that takes a folder which cannot be read for an empty one.
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	var out []numberedFile
-	for _, path := range paths {
-		number, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(path), extension), 10, 32)
-		if err != nil {
-			return nil, damage(dir, filepath.Base(path), err)
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), extension)
+		if !ok {
+			continue
 		}
-		out = append(out, numberedFile{path: path, number: number})
+		number, err := strconv.ParseUint(name, 10, 32)
+		if err != nil {
+			return nil, damage(dir, e.Name(), err)
+		}
+		out = append(out, numberedFile{path: filepath.Join(dir, e.Name()), number: number})
 	}
 	slices.SortFunc(out, func(a, b numberedFile) int { return int(int64(a.number) - int64(b.number)) })
 	return out, nil

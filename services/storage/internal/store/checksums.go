@@ -57,7 +57,7 @@ func sumFiles(dir string, sizeOnly bool, wait pace) (*diskv1.ChecksumList, error
 			}
 			f.Bytes = info.Size()
 		} else if f.Bytes, f.Crc32C, err = sumFile(filepath.Join(dir, e.Name()), wait); err != nil {
-			return nil, err
+			return nil, damage(dir, e.Name(), err)
 		}
 		list.Files = append(list.Files, f)
 	}
@@ -115,10 +115,10 @@ func readChecksums(dir string) (*diskv1.ChecksumList, error) {
 	var list diskv1.ChecksumList
 	err := datadir.ReadMessage(filepath.Join(dir, checksumsFile), &list)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, datadir.ErrDamaged):
-		return nil, nil
-	case err != nil:
+	case err != nil && transient(err):
 		return nil, err
+	case err != nil:
+		return nil, nil
 	case len(list.GetFiles()) == 0 || sumOfList(&list) != list.GetCrc32C():
 		return nil, nil
 	}

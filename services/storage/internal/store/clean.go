@@ -43,9 +43,9 @@ type cleaner struct {
 	retries map[uint64]retry
 
 	// mu guards graveyard, the logs of partitions that are deleted and not
-	// forgotten yet. It is taken after Log.mu.
+	// forgotten yet, with since when the process knows. It is taken after Log.mu.
 	mu        sync.Mutex
-	graveyard map[*Log]bool
+	graveyard map[*Log]time.Time
 }
 
 type retry struct {
@@ -56,7 +56,7 @@ type retry struct {
 func newCleaner(s *Store) *cleaner {
 	return &cleaner{
 		store: s, copier: newCopier(s), releasing: newPacer(releaseRate), wake: make(chan struct{}, 1), stop: func() {},
-		retries: make(map[uint64]retry), graveyard: make(map[*Log]bool),
+		retries: make(map[uint64]retry), graveyard: make(map[*Log]time.Time),
 	}
 }
 
@@ -104,7 +104,8 @@ func (c *cleaner) run(ctx context.Context) {
 
 // patience is how long the goroutine may sleep if nobody wakes it.
 func (c *cleaner) patience() time.Duration {
-	wait := time.Hour
+	// Nobody tells that space has become tight.
+	wait := time.Minute
 	for _, r := range c.retries {
 		wait = min(wait, time.Until(r.at))
 	}
@@ -168,9 +169,12 @@ func (c *cleaner) postpone(v *volume, err error) {
 	}
 }
 
-// rollUnused replaces active volumes that are large and of which nearly nothing
-// is needed, such as after a deletion: they are cleaned once they are sealed.
+// rollUnused replaces active volumes of which nearly nothing is needed, such as
+// after a deletion, if they are large: they are cleaned once they are sealed. Where
+// space is tight it is enough that they are due for cleaning, and give back more
+// than the next volume takes.
 func (c *cleaner) rollUnused() {
+	tight, fresh := c.store.disk.tight(), c.store.openSpace(nil)
 	for _, name := range allSets {
 		set := c.store.sets[name]
 		set.mu.Lock()
@@ -179,12 +183,14 @@ func (c *cleaner) rollUnused() {
 		var due bool
 		c.store.volumes.mu.Lock()
 		if v := c.store.volumes.byNumber[active]; v != nil && !v.sealed {
-			due = v.space.size() >= c.store.cfg.VolumeBytes/2 && v.space.needed() < v.space.size()/8
+			size, needed := v.space.size(), v.space.needed()
+			due = size >= c.store.cfg.VolumeBytes/2 && needed < size/8 || tight && 2*needed < size && size-needed > fresh
 		}
 		c.store.volumes.mu.Unlock()
-		if due {
+		// The commit goroutine must not wait for space that others give back behind it.
+		if due && c.store.disk.has(fresh) == nil {
 			// It counts only for the volume that it is about.
-			set.push(&operation{kind: rollVolume, force: true, offset: int64(active), done: func(error) {}})
+			set.rollSoon(&operation{kind: rollVolume, force: true, offset: int64(active)})
 		}
 	}
 }

@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -126,6 +128,21 @@ func (r *volumes) condemnedVolumes() []*condemnedVolume {
 	return out
 }
 
+// unsettled returns those that were set aside and whose losses nobody knows yet, in
+// ascending order of their numbers.
+func (r *volumes) unsettled() []*condemnedVolume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*condemnedVolume
+	for _, c := range r.condemned {
+		if !c.settled && !c.copies {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b *condemnedVolume) int { return cmp.Compare(a.number, b.number) })
+	return out
+}
+
 // settle records of the volumes that were set aside that the losses are.
 func (r *volumes) settle() error {
 	for _, c := range r.condemnedVolumes() {
@@ -147,14 +164,25 @@ func (r *volumes) settle() error {
 // against the checksums of its files, or where there are none by the scan that an
 // unclean stop asks for.
 func (r *volumes) verify(v *volume) error {
+	suspect := isSuspect(v.path)
+	if suspect && !v.sealed {
+		if err := removeChecksums(v.path); err != nil {
+			return err
+		}
+	}
 	list, err := readChecksums(v.path)
 	if err != nil {
 		return err
 	}
 	if list != nil {
-		return verifyBeforeOpening(context.Background(), v.path, list, nil)
+		err = verifyBeforeOpening(context.Background(), v.path, list, nil)
+	} else {
+		err = r.cfg.CheckVolume(context.Background(), v.path)
 	}
-	return r.cfg.CheckVolume(context.Background(), v.path)
+	if err != nil || !suspect {
+		return err
+	}
+	return clearSuspect(v.path, !v.sealed)
 }
 
 // check does that once. Its error is an [*ErrDamagedVolume], or about the process.
@@ -174,13 +202,17 @@ func (r *volumes) check(v *volume) error {
 	return nil
 }
 
-// unlisted says whether a volume that is not sealed has no checksums.
+// unlisted says whether a volume that is not sealed has no checksums, or none that
+// hold.
 func (r *volumes) unlisted() (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, v := range r.byNumber {
 		if v.sealed {
 			continue
+		}
+		if isSuspect(v.path) {
+			return true, nil
 		}
 		if list, err := readChecksums(v.path); err != nil || list == nil {
 			return true, err

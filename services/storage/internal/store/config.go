@@ -33,7 +33,8 @@ type Config struct {
 	// Dir is the store's directory. Open creates it where it is missing.
 	Dir string
 	// VolumeBytes is how many bytes of batches a volume takes before it is
-	// sealed; at least 64 KiB. A volume becomes somewhat larger.
+	// sealed; at least 64 KiB. A volume becomes somewhat larger; on a disk of less
+	// than 16 times as much it takes a sixteenth of the disk, or 16 MiB.
 	VolumeBytes int64
 	// VolumeAge is how long after its first append a volume is sealed; at least a
 	// second.
@@ -49,6 +50,7 @@ type Config struct {
 	QueueBytes int
 	// MinFreeBytes is how much of the disk is kept free: while less is, [Log.Admit]
 	// refuses. 0 stands for 1 GiB, or an eighth of the disk if that is less.
+	// At least 32 MiB are, or a sixteenth of a smaller disk.
 	MinFreeBytes int64
 	// CleaningRate bounds how fast batches are copied to make room, in bytes per
 	// second; at least 1.

@@ -205,7 +205,10 @@ func (c *copier) copySpan(ctx context.Context, job *copyJob, s span, epochs []Ep
 		room := copyChunk
 		batches, _, err := c.store.readSpan(ctx, job.log.id, v, nil, offset, s.end, &room)
 		if err != nil {
-			job.log.noteCorruption(err)
+			job.log.noteCorruption(err, func(ctx context.Context) error {
+				_, err := job.log.readStable(ctx, offset, offset+1, 1)
+				return err
+			})
 			return 0, err
 		}
 		if len(batches) == 0 {

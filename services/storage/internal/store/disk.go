@@ -22,12 +22,21 @@ const (
 	// disks it is a part of the disk.
 	maxMinFree = 1 << 30
 	maxBallast = 64 << 20
+	// leastMinFree is the least that may be configured, or a sixteenth of a smaller
+	// disk: what nobody can reserve, tables above all, has to find room there.
+	leastMinFree = 32 << 20
+	// leastVolume is how large volumes become on the smallest disks.
+	leastVolume = 16 << 20
 
 	// lookEvery is how often an idle store looks at the disk, and lookLow how often
 	// below the watermark; appends look if nobody has within freshFor.
 	lookEvery = time.Second
 	lookLow   = 5 * time.Millisecond
 	freshFor  = 10 * time.Millisecond
+	// minFiles is how many files can still be made where batches are refused, if the
+	// file system has a limit, and volumeFiles how many a volume may need.
+	minFiles    = 64
+	volumeFiles = 16
 	// awaitEvery is how often somebody looks who waits for space.
 	awaitEvery = 20 * time.Millisecond
 	// exhausted is how little is free when whoever takes the space meets the end of
@@ -52,7 +61,10 @@ var ErrDiskFull = errors.New("the disk is full")
 type usage struct {
 	// free is what a process without privileges may still use.
 	free, total int64
-	readOnly    bool
+	// files is how many files can still be made, totalFiles how many in all; 0 where
+	// there is no limit.
+	files, totalFiles int64
+	readOnly          bool
 }
 
 // disk watches the space of the file system that a store lies on.
@@ -80,8 +92,12 @@ type disk struct {
 
 	// min is the watermark: below it batches are refused, until there are resume.
 	min, resume int64
+	// minFiles and resumeFiles are the same for files.
+	minFiles, resumeFiles int64
 	// ballastBytes is the size of the ballast; 0 for none.
 	ballastBytes int64
+	// total is the size of the file system; 0 where it does not tell.
+	total int64
 	// blind says that the file system does not tell, or cannot reserve.
 	blind bool
 
@@ -93,13 +109,19 @@ type disk struct {
 
 	mu   sync.Mutex
 	free int64
+	// files is how many can still be made.
+	files int64
 	// fell is when less was free than at the look before.
 	fell time.Time
 	// claims are what was promised to somebody who is about to write.
 	claims   []claim
 	looked   time.Time
 	refusing bool
-	ballast  bool
+	// told says that the log has it that batches are refused, be it only those as
+	// large as wanted.
+	told    bool
+	wanted  int64
+	ballast bool
 }
 
 // claim is a promise of space.
@@ -110,7 +132,7 @@ type claim struct {
 
 // watchDisk has a first look. It makes no file.
 func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail func(error)) *disk {
-	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, failed: failed, measure: cfg.measureDisk, free: math.MaxInt64, alarm: make(chan struct{}, 1)}
+	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, failed: failed, measure: cfg.measureDisk, free: math.MaxInt64, files: math.MaxInt64, alarm: make(chan struct{}, 1)}
 	if d.measure == nil {
 		d.measure = measureDisk
 	}
@@ -119,11 +141,19 @@ func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail
 		d.blind = true
 		return d
 	}
+	d.total = u.total
 	d.min = cfg.MinFreeBytes
 	if d.min == 0 {
 		d.min = min(maxMinFree, u.total/8)
 	}
+	if least := min(leastMinFree, u.total/16); d.min < least {
+		d.logger.Warn("more is kept free of the disk than configured: that is what the store needs itself",
+			"directory", dir, "configured", mebibytes(d.min), "kept_free", mebibytes(least))
+		d.min = least
+	}
 	d.resume = d.min + d.min/4
+	d.minFiles = min(minFiles, u.totalFiles/8)
+	d.resumeFiles = d.minFiles + d.minFiles/4
 	d.ballastBytes = min(maxBallast, u.total/16)
 	if info, err := os.Stat(d.ballastPath()); err == nil && info.Size() > 0 {
 		d.ballast = true
@@ -191,24 +221,37 @@ func (d *disk) takeLocked(u usage) {
 		default:
 		}
 	}
-	d.free = u.free
+	d.free, d.files = u.free, math.MaxInt64
+	if u.totalFiles > 0 {
+		d.files = u.files
+	}
 	d.metrics.diskFree.Set(float64(u.free))
-	limit := d.min
+	limit, files := d.min, d.minFiles
 	if d.refusing {
-		limit = d.resume
+		limit, files = d.resume, d.resumeFiles
 	}
-	refusing := u.free-d.queued.Load() < limit
-	if refusing == d.refusing {
-		return
-	}
-	d.refusing = refusing
-	if refusing {
-		d.logger.Error("the disk is nearly full: records are refused until there is room; reads and deletes go on",
-			"directory", d.dir, "free_bytes", u.free, "kept_bytes", d.min)
-	} else {
-		d.logger.Info("the disk has room again: records are taken", "directory", d.dir, "free_bytes", u.free)
+	left := u.free - d.queued.Load()
+	d.refusing = left < limit || d.files < files
+	switch {
+	case d.refusing:
+		d.tellLocked()
+	case d.told && left >= d.resume && left-d.wanted >= d.min:
+		d.told, d.wanted = false, 0
+		d.logger.Warn("the disk has room again: records are taken", "directory", d.dir, "free", mebibytes(u.free))
 	}
 }
+
+// tellLocked logs that batches are refused, once.
+func (d *disk) tellLocked() {
+	if d.told {
+		return
+	}
+	d.told = true
+	d.logger.Warn("records are refused until there is room; reads and deletes go on", "reason", d.fullLocked(d.wanted).Error())
+}
+
+// mebibytes is how messages tell of space.
+func mebibytes(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
 // trimLocked gives the ballast up where next to nothing is free, and makes it
 // where it takes nothing away from anybody.
@@ -216,7 +259,7 @@ func (d *disk) trimLocked() {
 	switch {
 	case d.ballast && d.free < exhausted:
 		d.releaseLocked()
-	case !d.ballast && d.ballastBytes > 0 && d.free-d.ballastBytes >= d.resume:
+	case !d.ballast && d.ballastBytes > 0 && d.free-d.ballastBytes >= d.resume && d.files >= d.resumeFiles:
 		d.loadLocked()
 	}
 }
@@ -267,12 +310,32 @@ func (d *disk) admit(bytes int64) error {
 		return nil
 	}
 	d.metrics.refused.Inc()
-	return d.fullLocked()
+	d.wanted = max(d.wanted, bytes)
+	d.tellLocked()
+	return d.fullLocked(bytes)
 }
 
-func (d *disk) fullLocked() error {
-	return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are kept free; delete topics or records, shorten their retention, or make room on the disk",
-		ErrDiskFull, d.free, d.dir, d.min)
+func (d *disk) fullLocked(bytes int64) error {
+	const remedy = "delete topics or records, shorten their retention, or make room on the disk"
+	missing := d.min + d.queued.Load() + bytes - d.free
+	switch {
+	case d.files < d.resumeFiles:
+		return fmt.Errorf("%w: only %d more files can be made on the disk of %s, and %d are kept; %s", ErrDiskFull, d.files, d.dir, d.resumeFiles, remedy)
+	case d.refusing:
+		return fmt.Errorf("%w: %s are free on the disk of %s; records are taken again from %s on; %s",
+			ErrDiskFull, mebibytes(d.free), d.dir, mebibytes(d.resume), remedy)
+	}
+	return fmt.Errorf("%w: %s are free on the disk of %s, of which %s are kept free, and %s are missing for %s of records, while fewer may fit; %s",
+		ErrDiskFull, mebibytes(d.free), d.dir, mebibytes(d.min), mebibytes(missing+1<<20/10), mebibytes(bytes), remedy)
+}
+
+// volumeBytes is how large volumes become, at most as configured: of each set the
+// active one gives nothing back, so that on a small disk it is a part of the disk.
+func (d *disk) volumeBytes(configured int64) int64 {
+	if d.total == 0 {
+		return configured
+	}
+	return min(configured, max(d.total/16, leastVolume))
 }
 
 // low says whether batches are refused.
@@ -314,6 +377,10 @@ func (d *disk) claim(bytes int64) error {
 
 func (d *disk) hasLocked(bytes int64) error {
 	d.lookLocked()
+	if d.files < volumeFiles {
+		return fmt.Errorf("%w: only %d more files can be made on the disk of %s and %d are needed; remove files, or make room for more (df -i)",
+			ErrDiskFull, d.files, d.dir, volumeFiles)
+	}
 	d.claims = slices.DeleteFunc(d.claims, func(c claim) bool { return d.looked.After(c.until) })
 	for _, c := range d.claims {
 		bytes += c.bytes
@@ -330,7 +397,7 @@ func (d *disk) hasLocked(bytes int64) error {
 	if steady && d.free >= bytes {
 		return nil
 	}
-	return fmt.Errorf("%w: %d bytes are free on the disk of %s and %d are needed; make room on the disk", ErrDiskFull, d.free, d.dir, bytes)
+	return fmt.Errorf("%w: %s are free on the disk of %s and %s are needed; make room on the disk", ErrDiskFull, mebibytes(d.free), d.dir, mebibytes(bytes))
 }
 
 // await waits until so many bytes are free, or until called off.
@@ -361,17 +428,21 @@ func (d *disk) ample() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lookLocked()
-	return d.free >= d.min
+	return d.free >= d.min && d.files >= d.minFiles
 }
 
-// tight says whether the disk may be full before long.
+// tight says whether the disk may be full before long: less is free than what all
+// sets together reserve ahead, and as much again for somebody else.
 func (d *disk) tight() bool {
 	if d.blind {
 		return false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.free < 4*d.min
+	if time.Since(d.looked) > freshFor {
+		d.lookLocked()
+	}
+	return d.free < max(4*d.min, d.min+2*int64(len(allSets))*reserveStep)
 }
 
 // ahead returns how far ahead to reserve space: less than asked for where that
@@ -396,9 +467,15 @@ func (d *disk) spent() {
 // Badger begins two log files, and turns those that it finds into tables.
 func (s *Store) openSpace(v *volume) int64 {
 	need := memSpace(s.cfg.memTableBytes) + 1<<20
-	if v == nil {
-		return need
+	if v != nil {
+		need += s.tablesSpace(v)
 	}
+	return need
+}
+
+// tablesSpace is what the tables take at most that Badger makes of the log files of a
+// volume when it opens it.
+func (s *Store) tablesSpace(v *volume) (need int64) {
 	logs, _ := filepath.Glob(filepath.Join(v.path, "*"+memExtension)) // The pattern is well-formed.
 	for _, name := range logs {
 		if info, err := os.Stat(name); err == nil {
@@ -414,9 +491,14 @@ func (s *Store) repairSpace() (need int64) {
 		return 0
 	}
 	for _, set := range allSets {
-		for _, v := range s.volumes.ofSet(set) {
-			if !v.sealed {
+		for i, v := range s.volumes.ofSet(set) {
+			switch {
+			case v.sealed:
+			case i == 0:
 				need += s.openSpace(v)
+			default:
+				// Nothing is written to it any more: the log files that Badger begins stay empty.
+				need += s.tablesSpace(v) + 1<<20
 			}
 		}
 	}
@@ -424,7 +506,7 @@ func (s *Store) repairSpace() (need int64) {
 }
 
 func outOfSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return comesFrom(err, syscall.ENOSPC) || comesFrom(err, syscall.EDQUOT)
 }
 
 // noRoom says that an error is only about space on the disk.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,7 +90,9 @@ func TestDiskDefaults(t *testing.T) {
 	}{
 		{400 << 20, 0, 50 << 20, 25 << 20},
 		{1 << 40, 0, 1 << 30, 64 << 20},
-		{1 << 40, 5 << 20, 5 << 20, 64 << 20},
+		{1 << 40, 50 << 20, 50 << 20, 64 << 20},
+		{1 << 40, 5 << 20, 32 << 20, 64 << 20},
+		{160 << 20, 1, 10 << 20, 10 << 20},
 	} {
 		cfg := testConfig(t)
 		cfg.MinFreeBytes = c.configured
@@ -347,4 +350,111 @@ func TestDiskClaims(t *testing.T) {
 			t.Errorf("a promise is kept for ever: %v", err)
 		}
 	})
+}
+
+// TestDiskFiles: a disk without room for more files is full, and taken for nothing
+// else.
+func TestDiskFiles(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20, files: 1000, totalFiles: 2000}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	l := s.Log(partition(0))
+	files := func(n int64) {
+		disk.mu.Lock()
+		disk.files = n
+		disk.mu.Unlock()
+		s.disk.spent()
+	}
+	for _, step := range []struct {
+		files   int64
+		refused bool
+	}{{1000, false}, {64, false}, {63, true}, {70, true}, {80, false}, {15, true}} {
+		files(step.files)
+		err := l.Admit(1)
+		if errors.Is(err, ErrDiskFull) != step.refused {
+			t.Fatalf("with %d files: %v", step.files, err)
+		}
+		if step.refused && !strings.Contains(err.Error(), "files can be made") {
+			t.Errorf("the error does not say what is missing: %v", err)
+		}
+	}
+	if err := s.disk.has(1); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("a volume may be made: %v", err)
+	}
+	files(volumeFiles)
+	if err := s.disk.has(1); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDiskIsTold: the log says once that batches are refused, and once that they are
+// taken again, also where only large ones are.
+func TestDiskIsTold(t *testing.T) {
+	disk := &fakeDisk{usage: usage{free: 300 << 20, total: 400 << 20}}
+	cfg := testConfig(t)
+	cfg.measureDisk = disk.measure
+	var log lockedBuffer
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	s := open(t, cfg)
+	l := s.Log(partition(0))
+	for round := 1; round <= 2; round++ {
+		disk.set(52 << 20)
+		for range 10 {
+			s.disk.spent()
+			err := l.Admit(3 << 20)
+			wantError(t, err, ErrDiskFull)
+			if !strings.Contains(err.Error(), "52.0 MiB are free") || !strings.Contains(err.Error(), "50.0 MiB are kept free, and 1.1 MiB are missing for 3.0 MiB") {
+				t.Fatalf("the error is %v", err)
+			}
+		}
+		if round == 2 {
+			disk.set(10 << 20)
+			s.disk.spent()
+			if err := l.Admit(1); err == nil || !strings.Contains(err.Error(), "from 62.5 MiB on") {
+				t.Fatalf("the error is %v", err)
+			}
+		}
+		disk.set(300 << 20)
+		s.disk.spent()
+		if err := l.Admit(3 << 20); err != nil {
+			t.Fatal(err)
+		}
+		said := log.String()
+		if n, m := strings.Count(said, "the disk is full"), strings.Count(said, "room again"); n != round || m != round {
+			t.Fatalf("after round %d the log says %d times that the disk is full, and %d times that it has room: %s", round, n, m, said)
+		}
+	}
+}
+
+// TestValuesAreReserved: no transaction is begun whose values have no space, also the
+// first one of a value log, and while the next step is being reserved.
+func TestValuesAreReserved(t *testing.T) {
+	cfg := testConfig(t)
+	disk := &fakeDisk{usage: usage{free: 100 << 30, total: 1 << 40}}
+	cfg.measureDisk = disk.measure
+	s := open(t, cfg)
+	l := s.Log(partition(0))
+	files := func() *logFiles { return s.sets[SetSynced].writer.files }
+	logs := make(map[string]bool)
+	for offset := int64(0); len(logs) < 4; offset++ {
+		one(t, l, SetSynced, offset, 1, 300_000)
+		// The commit goroutine waits for the next append now.
+		f := files()
+		logs[f.name] = true
+		for _, values := range []int64{2000, 400_000} {
+			if _, err := f.prepare(values, 100); err != nil {
+				t.Fatal(err)
+			}
+			if f.unreservable {
+				t.Skip("the file system does not reserve space")
+			}
+			if f.reserved < f.used+values {
+				t.Fatalf("%s is reserved up to %d, and a transaction reaches to %d", f.name, f.reserved, f.used+values)
+			}
+			if got := allocated(t, f.name); got < f.used+values {
+				t.Fatalf("%s has %d bytes on the disk, and a transaction reaches to %d", f.name, got, f.used+values)
+			}
+		}
+	}
 }

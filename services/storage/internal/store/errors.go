@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/runnel-mesh/runnel/services/internal/datadir"
@@ -44,6 +46,9 @@ type ErrCorrupt struct {
 	Reason string
 	// Cause may be nil.
 	Cause error
+
+	// file says that more than the value of a batch seems to be damaged.
+	file bool
 }
 
 // Error implements error.
@@ -70,6 +75,9 @@ type ErrFailed struct {
 	LostTo int64
 	// LogEndUnknown says that the log may have had more records than it has now.
 	LogEndUnknown bool
+	// LogStart and LogEnd are what the store knows of the log; where they are the same
+	// nothing of it is left.
+	LogStart, LogEnd int64
 }
 
 // Error implements error.
@@ -99,23 +107,65 @@ func (e *ErrDamagedVolume) Error() string {
 // damage says what is wrong with a file of the volume in a directory, unless the
 // error is about the process or the machine: those must not condemn a volume.
 func damage(dir, file string, err error) error {
-	if transient(err) {
+	if transient(err) || IsDamagedVolume(err) {
 		return err
 	}
 	return &ErrDamagedVolume{Volume: filepath.Base(dir), File: file, Reason: err.Error()}
 }
 
+// machineErrors are about the process or the machine, and may be gone at the next
+// try with the same files.
+var machineErrors = []syscall.Errno{
+	syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.ENOLCK,
+	syscall.EACCES, syscall.EPERM, syscall.EROFS,
+}
+
 // transient says that an error may be gone at the next try, with the same files.
 func transient(err error) bool {
-	for _, other := range []error{
-		syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.EROFS,
-		context.Canceled, context.DeadlineExceeded, ErrClosed,
-	} {
+	for _, other := range []error{context.Canceled, context.DeadlineExceeded, ErrClosed, ErrDiskFull} {
 		if errors.Is(err, other) {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(machineErrors, func(e syscall.Errno) bool { return comesFrom(err, e) })
+}
+
+// comesFrom says whether an error is, wraps or quotes one of the system's: Badger
+// keeps only the text of what it wraps.
+func comesFrom(err error, cause syscall.Errno) bool {
+	return err != nil && (errors.Is(err, cause) || strings.Contains(err.Error(), cause.Error()))
+}
+
+// DamagedVolume says that the volume in a folder is damaged, for a reason that a
+// process gave which verified it; unless the reason is about the process or the
+// machine.
+func DamagedVolume(dir, reason string) error {
+	err := damage(dir, "", errors.New(reason))
+	if !IsDamagedVolume(err) {
+		err = fmt.Errorf("volume %s: %w", filepath.Base(dir), err)
+	}
+	return err
+}
+
+// remedied adds to an error of the machine what to do about it.
+func remedied(err error) error {
+	remedy := ""
+	switch {
+	case errors.Is(err, ErrDiskFull):
+		// It names its own.
+	case outOfSpace(err):
+		remedy = "make room on the disk, or for more files where it has bytes left (df -i)"
+	case comesFrom(err, syscall.EMFILE):
+		remedy = "allow the process more open files (ulimit -n)"
+	case comesFrom(err, syscall.ENFILE):
+		remedy = "allow the machine more open files (fs.file-max)"
+	case comesFrom(err, syscall.ENOMEM):
+		remedy = "give the process more memory, and mappings (vm.max_map_count)"
+	}
+	if remedy == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s, and start again", err, remedy)
 }
 
 // IsDamagedVolume says whether an error is or wraps an [*ErrDamagedVolume].

@@ -47,13 +47,22 @@ func (l *Log) failedLocked() error {
 	if f == nil {
 		return nil
 	}
-	return &ErrFailed{Partition: l.id, Reason: f.reason, Volume: f.volume, LostTo: f.lostTo, LogEndUnknown: f.logEndUnknown}
+	return &ErrFailed{Partition: l.id, Reason: f.reason, Volume: f.volume, LostTo: f.lostTo, LogEndUnknown: f.logEndUnknown, LogStart: l.durable.LogStart, LogEnd: l.durable.LogEnd}
 }
 
 // Fail records that batches of the log may have been lost, nobody knows how many:
-// of a log that the store does not know though it should.
+// of a log that the store does not know though it should, since [Store.Unsettled].
+// The volumes that are to blame are added to the reason.
 func (l *Log) Fail(reason string) {
-	l.store.failLog(l, failure{reason: reason, logEndUnknown: true})
+	f := failure{reason: reason, logEndUnknown: true}
+	lost := l.store.volumes.unsettled()
+	for _, c := range lost {
+		f.reason += fmt.Sprintf("; volume %d: %s", c.number, c.reason)
+	}
+	if len(lost) == 1 {
+		f.volume = lost[0].number
+	}
+	l.store.failLog(l, f)
 }
 
 // addFailureLocked adds a loss to those that are known. It reports whether it was
@@ -227,14 +236,7 @@ func (s *Store) Damaged() bool {
 // [Store.Partitions] with what there should be, calls [Log.Fail] for what is
 // missing, and then [Store.SettleLosses].
 func (s *Store) Unsettled() bool {
-	s.volumes.mu.Lock()
-	defer s.volumes.mu.Unlock()
-	for _, c := range s.volumes.condemned {
-		if !c.settled && !c.copies {
-			return true
-		}
-	}
-	return false
+	return len(s.volumes.unsettled()) > 0
 }
 
 // SettleLosses says that all partitions are known which should be. Once their failures

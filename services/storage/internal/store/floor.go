@@ -60,15 +60,15 @@ func parseFloor(raw []byte) (floor, bool) {
 	}, true
 }
 
-// readFloor returns the floor of a volume; false where there is none, or a
-// damaged one: what would follow from it can then not be checked.
+// readFloor returns the floor of a volume; false where there is none, or one that is
+// damaged or cannot be read: what would follow from it can then not be checked.
 func readFloor(dir string) (floor, bool, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, floorFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return floor{}, false, nil
+	if transient(err) {
+		return floor{}, false, err
 	}
 	if err != nil {
-		return floor{}, false, err
+		return floor{}, false, nil
 	}
 	f, ok := parseFloor(raw)
 	return f, ok, nil

@@ -209,7 +209,8 @@ func TestGoldenFiles(t *testing.T) {
 		`  "formatVersion": 1,`,
 		`  "clusterId": "c1000000-0000-0000-0000-000000000000",`,
 		`  "nodeId": 3,`,
-		`  "directoryId": "d1000000-0000-0000-0000-000000000000"`,
+		`  "directoryId": "d1000000-0000-0000-0000-000000000000",`,
+		`  "crc32c": 565258306`,
 		`}`)
 	golden(t, dir, cleanFile,
 		`{`,

@@ -347,7 +347,8 @@ func parseVolumeName(name string) (number uint64, suffix string, ok bool) {
 		return 0, "", false
 	}
 	number, err := strconv.ParseUint(name[i+1:], 10, 64)
-	if err != nil || number == 0 || volumeName(Set(name[:i]), number) != name {
+	set := Set(name[:i])
+	if err != nil || number == 0 || volumeName(set, number) != name || !slices.Contains(allSets, set) && set != setUnknown {
 		return 0, "", false
 	}
 	return number, suffix, true

@@ -433,6 +433,14 @@ func (k *killed) resolve(s *Store, log int, what string) {
 	k.Helper()
 	state, _ := s.Log(partition(log)).Loaded()
 	last := slices.IndexFunc(k.pending[log], func(o logOp) bool { return o.serial() == state.CoordinatorEpoch })
+	if state.CoordinatorEpoch == 0 {
+		// The log may have been deleted, and forgotten, before that was told.
+		for i, o := range k.pending[log] {
+			if o.Kind == opDelete {
+				last = i
+			}
+		}
+	}
 	for range last + 1 {
 		k.take(log)
 	}

@@ -101,8 +101,9 @@ type Log struct {
 	readable int64
 	// cuts counts truncations, for readers to notice one that they raced with.
 	cuts uint64
-	// doomed says that the cleaner has the log, which is deleted.
-	doomed bool
+	// doomed says that the cleaner has the log, which is deleted, and forgotten that
+	// the disk knows nothing of it any more: it must never be written again.
+	doomed, forgotten bool
 	// group is the number of the last group with operations of this log, and
 	// grouped says that it is being written; both are the commit goroutine's.
 	group   uint64
@@ -160,7 +161,7 @@ func (l *Log) Append(a Append, done func(error)) {
 	l.mu.Lock()
 	l.producers = nil
 	l.awaitSetLocked(op.append.Set)
-	if op.err == nil && l.home != "" && l.home != op.append.Set && !l.durable.moved {
+	if op.err == nil && l.home != "" && l.home != op.append.Set && !l.durable.moved && !l.forgotten {
 		l.leaveLocked()
 		l.awaitSetLocked(op.append.Set)
 	}
@@ -202,6 +203,9 @@ func (l *Log) leaveLocked() {
 
 // admitLocked says why an append must not be written.
 func (l *Log) admitLocked(a *Append) error {
+	if l.forgotten {
+		return l.forgottenError()
+	}
 	if l.fault != nil && (l.durable.Deleted || !a.State.Deleted || len(a.Batches) > 0) {
 		return l.fault
 	}
@@ -242,6 +246,10 @@ func (l *Log) admitLocked(a *Append) error {
 	return nil
 }
 
+func (l *Log) forgottenError() error {
+	return fmt.Errorf("%w: %v was deleted, and the log of a partition of that name is another one now", ErrInvalidAppend, l.id)
+}
+
 // followsLocked refuses what does not follow the log: the caller went on although
 // a truncation was refused, or did not wait for its outcome.
 func (l *Log) followsLocked(o *operation) error {
@@ -256,8 +264,13 @@ func (l *Log) complete() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pending--
-	if l.pending == 0 {
-		l.settled.Broadcast()
+	if l.pending > 0 {
+		return
+	}
+	l.settled.Broadcast()
+	if l.doomed && !l.forgotten {
+		// The cleaner leaves alone what is busy.
+		l.store.cleaner.poke()
 	}
 }
 
@@ -347,6 +360,9 @@ func (l *Log) cut(ctx context.Context, o *operation, state State) (end int64, er
 }
 
 func (l *Log) admitTruncateLocked(offset int64, state State) error {
+	if l.forgotten {
+		return l.forgottenError()
+	}
 	if l.fault != nil {
 		return l.fault
 	}
@@ -421,10 +437,10 @@ func (l *Log) deleteLocked() {
 	l.durable.deletedAt = l.store.cfg.Now().UnixMilli()
 	if l.durable.failed != nil {
 		l.durable.failed = nil
-		l.store.metrics.failed.Dec()
+		l.store.failures.add(-1)
 	}
 	if l.fault != nil {
-		l.store.metrics.failed.Dec()
+		l.store.failures.add(-1)
 		// Its newest record, which may be the damaged one, is not known.
 		l.durable.generation = max(l.durable.generation, unknownGeneration)
 	}

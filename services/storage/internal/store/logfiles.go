@@ -131,19 +131,23 @@ func (f *logFiles) prepare(values, keys int64) (need int64, err error) {
 		return 0, nil
 	}
 	end := f.used + values
-	if err := f.settle(f.reserving != nil && end > f.reserving.end); err != nil {
+	if err := f.settle(end > f.reserved); err != nil {
 		return 0, err
 	}
 	// What became of the reservation, and of the disk meanwhile, decides.
-	if f.disk.tight() || f.short {
+	if end > f.reserved || f.disk.tight() || f.short {
 		return f.reserve(end)
 	}
-	// The next step begins while there is half of one left.
-	step := f.disk.ahead(reserveStep)
-	if f.reserving == nil && (end > f.reserved || f.reserved < f.limit && end+step/2 > f.reserved) {
-		f.reserveSoon(max(end, min(max(end, f.reserved)+step, f.limit)))
-	}
+	f.reserveNext(end)
 	return 0, nil
+}
+
+// reserveNext begins the next step while there is half of one left.
+func (f *logFiles) reserveNext(end int64) {
+	step := f.disk.ahead(reserveStep)
+	if f.reserving == nil && f.reserved < f.limit && end+step/2 > f.reserved {
+		f.reserveSoon(min(max(end, f.reserved)+step, f.limit))
+	}
 }
 
 // reserve reserves space up to an offset, and further if there is plenty.
@@ -180,8 +184,7 @@ func (f *logFiles) took(end int64, err error) (need int64, _ error) {
 
 // reservation is one in a goroutine of its own, where there is plenty of space: the
 // call waits for the file system's journal, which has held up appends for 280 ms.
-// Meanwhile at most one step is written without: it finds no space only if somebody
-// uses up four times the watermark in that time.
+// Meanwhile what is reserved already is written.
 type reservation struct {
 	end  int64
 	done chan struct{}
@@ -302,6 +305,9 @@ func (f *logFiles) look() error {
 	}
 	f.log, f.name = file, latest
 	f.used, f.reserved, f.flushed = valueLogHeader, 0, valueLogHeader
+	if !f.unreservable && !f.short && !f.disk.tight() {
+		f.reserveNext(f.used)
+	}
 	return nil
 }
 

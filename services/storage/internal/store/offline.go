@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"syscall"
 
@@ -34,19 +33,22 @@ type offline struct {
 }
 
 // openOffline finds the tables and the memory tables of the volume in a folder.
-func openOffline(dir string) (_ *offline, err error) {
+func openOffline(dir string) (*offline, error) {
 	o := &offline{dir: dir, logs: make(map[uint32]*os.File)}
+	opened := false
 	defer func() {
-		if err != nil {
+		// It may also be a panic.
+		if !opened {
 			o.close()
 		}
 	}()
 	file, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
+		opened = true
 		return o, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, damage(dir, badger.ManifestFilename, err)
 	}
 	defer file.Close()
 	// It is empty; but Badger refuses the volume where it is not what it should be.
@@ -57,14 +59,8 @@ func openOffline(dir string) (_ *offline, err error) {
 	if err := keys.Close(); err != nil {
 		return nil, err
 	}
-	manifest, _, err := badger.ReplayManifestFile(file, 0, badger.DefaultOptions(dir))
-	if err != nil {
-		return nil, damage(dir, badger.ManifestFilename, err)
-	}
-	for id := range manifest.Tables {
-		if err := o.openTable(id); err != nil {
-			return nil, err
-		}
+	if err := o.openTables(file); err != nil {
+		return nil, err
 	}
 	logs, err := numberedFiles(dir, memExtension)
 	if err != nil {
@@ -75,7 +71,22 @@ func openOffline(dir string) (_ *offline, err error) {
 			return nil, err
 		}
 	}
+	opened = true
 	return o, nil
+}
+
+// openTables maps the tables that a list names.
+func (o *offline) openTables(list *os.File) error {
+	manifest, _, err := badger.ReplayManifestFile(list, 0, badger.DefaultOptions(o.dir))
+	if err != nil {
+		return damage(o.dir, badger.ManifestFilename, err)
+	}
+	for id := range manifest.Tables {
+		if err := o.openTable(id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openTable maps a table. Badger must not have the file itself: it removes that
@@ -236,16 +247,4 @@ func (o *offline) readValue(key []byte, p valuePointer) ([]byte, error) {
 		return nil, errors.New("the entry is that of another key")
 	}
 	return found.value, nil
-}
-
-// guarded turns a panic of f over the files in a folder into an error, and so a
-// page of them that cannot be read.
-func guarded(dir string, f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = damage(dir, "", fmt.Errorf("it cannot be read: %.200v", p))
-		}
-	}()
-	return f()
 }

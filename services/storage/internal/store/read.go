@@ -79,13 +79,21 @@ func (l *Log) movedSince(err error) bool {
 // The errors are [ErrOffsetOutOfRange], [*ErrCorrupt], [ErrClosed] and those of
 // ctx. Batches before a damaged one are returned without it.
 func (l *Log) Read(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
+	batches, err := l.readStable(ctx, offset, endOffset, maxBytes)
+	l.noteCorruption(err, func(ctx context.Context) error {
+		_, err := l.readStable(ctx, offset, endOffset, maxBytes)
+		return err
+	})
+	return batches, err
+}
+
+// readStable reads until the log is not truncated meanwhile.
+func (l *Log) readStable(ctx context.Context, offset, endOffset int64, maxBytes int) ([]Batch, error) {
 	for {
 		batches, cuts, err := l.read(ctx, offset, endOffset, maxBytes)
-		if l.truncatedSince(cuts) || l.movedSince(err) {
-			continue
+		if !l.truncatedSince(cuts) && !l.movedSince(err) {
+			return batches, err
 		}
-		l.noteCorruption(err)
-		return batches, err
 	}
 }
 
@@ -117,79 +125,108 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 		return batches, false, err
 	}
 	defer s.volumes.release(volume)
-	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	r := spanReader{view: v, store: s, id: id, batches: batches, next: offset, after: v.span.end, ahead: s.readahead.resume(id, offset)}
+	defer func() { s.readahead.keep(r.ahead, r.next) }()
+	err = s.volumes.read(volume, func() (err error) {
+		full, err = r.run(ctx, volume.db, endOffset, room)
+		return err
+	})
+	if IsDamagedVolume(err) {
+		err = r.corrupt(err, "its volume cannot be read")
+	}
+	return r.batches, full, err
+}
+
+// spanReader is what a call of readSpan has done by the time that it ends, however
+// it does.
+type spanReader struct {
+	view
+	store   *Store
+	id      PartitionID
+	batches []Batch
+	// next is where the next batch begins, and after an offset behind it. Where not
+	// even its key is known, the next span is what is left.
+	next, after int64
+	ahead       sequentialReader
+}
+
+func (r *spanReader) corrupt(cause error, format string, args ...any) *ErrCorrupt {
+	return &ErrCorrupt{Partition: r.id, Volume: r.volume, Offset: r.next, Next: r.after, Reason: fmt.Sprintf(format, args...), Cause: cause}
+}
+
+// damagedFile is corrupt for what looks as if it were not about a value alone.
+func (r *spanReader) damagedFile(cause error, format string, args ...any) error {
+	err := r.corrupt(cause, format, args...)
+	err.file = true
+	return err
+}
+
+// run is guarded, see [volumes.read].
+func (r *spanReader) run(ctx context.Context, db *badger.DB, endOffset int64, room *int) (full bool, err error) {
+	txn := db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, id)})
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, r.id)})
 	defer it.Close()
 
-	limit := min(v.end, endOffset)
-	reader := s.readahead.resume(id, offset)
-	next := offset
-	defer func() { s.readahead.keep(reader, next) }()
-	it.Seek(appendOffsetKey(nil, kindBatch, id, offset))
-	for ; next < limit; it.Next() {
+	limit := min(r.end, endOffset)
+	for it.Seek(appendOffsetKey(nil, kindBatch, r.id, r.next)); r.next < limit; it.Next() {
 		if err := ctx.Err(); err != nil {
-			return batches, false, err
-		}
-		// Where not even the key of the batch is known, the next span is what is left.
-		after := v.span.end
-		corrupt := func(cause error, format string, args ...any) error {
-			return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: next, Next: after, Reason: fmt.Sprintf(format, args...), Cause: cause}
+			return false, err
 		}
 		if !it.Valid() {
-			if v.sparse {
-				return batches, false, nil
+			if r.sparse {
+				return false, nil
 			}
-			return batches, false, corrupt(nil, "the span ends at %d, but there is no batch", v.end)
+			return false, r.damagedFile(nil, "the span ends at %d, but there is no batch", r.end)
 		}
 		item := it.Item()
 		_, _, last, err := parseKey(item.Key())
 		switch {
 		case err != nil:
-			return batches, false, corrupt(err, "the key of a batch is damaged")
-		case v.sparse && last >= v.end:
+			return false, r.corrupt(err, "the key of a batch is damaged")
+		case r.sparse && last >= r.end:
 			// What follows is not the span's.
-			return batches, false, nil
-		case valueBytes(item) > *room && len(batches) > 0:
-			return batches, true, nil
+			return false, nil
+		case valueBytes(item) > *room && len(r.batches) > 0:
+			return true, nil
 		}
-		after = min(last+1, after)
+		r.after = min(last+1, r.span.end)
 		var raw []byte
 		var address uintptr
 		// Badger's lock on the file is held meanwhile: copy, and nothing else.
 		err = item.Value(func(value []byte) error {
-			if err := reader.fetch(value); err != nil {
+			if err := r.ahead.fetch(value); err != nil {
 				return fmt.Errorf("read %d bytes of a mapped file: %w", len(value), err)
 			}
 			raw, address = bytes.Clone(value), addressOf(value)
 			return nil
 		})
 		if err != nil {
-			return batches, false, corrupt(err, "a batch cannot be read")
+			return false, r.damagedFile(err, "a batch cannot be read")
 		}
 		if len(raw) >= valueThreshold {
-			if from, ask := reader.advance(address, len(raw)); ask > 0 {
+			if from, ask := r.ahead.advance(address, len(raw)); ask > 0 {
 				adviseWillNeed(from, ask)
-				s.metrics.readahead.Add(float64(ask))
+				r.store.metrics.readahead.Add(float64(ask))
 			}
 		}
-		header, wrong, err := v.verify(raw, last, next, len(batches) > 0)
+		header, wrong, err := r.verify(raw, last, r.next, len(r.batches) > 0)
 		if wrong != "" {
-			if err == nil && !v.sparse && header.LastOffset() == last && header.BaseOffset > next {
+			if err == nil && !r.sparse && header.LastOffset() == last && header.BaseOffset > r.next {
 				// One is missing before this one, which is whole.
-				after = header.BaseOffset
+				r.after = header.BaseOffset
 			}
-			return batches, false, corrupt(err, "%s", wrong)
+			return false, r.corrupt(err, "%s", wrong)
 		}
 		if header.BaseOffset >= endOffset {
-			return batches, true, nil
+			return true, nil
 		}
-		batches = append(batches, Batch{Bytes: raw, BaseOffset: header.BaseOffset, LastOffset: last, MaxTimestamp: header.MaxTimestamp})
+		r.batches = append(r.batches, Batch{Bytes: raw, BaseOffset: header.BaseOffset, LastOffset: last, MaxTimestamp: header.MaxTimestamp})
 		*room -= len(raw)
-		s.metrics.readBytes.Add(float64(len(raw)))
-		next = last + 1
+		r.store.metrics.readBytes.Add(float64(len(raw)))
+		r.next, r.after = last+1, r.span.end
 	}
-	return batches, false, nil
+	return false, nil
 }
 
 // verify says what is wrong with the bytes of a batch that lies under a last
@@ -230,20 +267,28 @@ func epochAt(epochs []EpochStart, last int64) (int32, bool) {
 // same errors. Which record it is, and whether there is one at all, the records
 // tell.
 func (l *Log) OffsetForTime(ctx context.Context, timestamp, endOffset int64) (*Batch, error) {
+	offset, err := l.findTimeStable(ctx, timestamp, endOffset)
+	l.noteCorruption(err, func(ctx context.Context) error {
+		_, err := l.findTimeStable(ctx, timestamp, endOffset)
+		return err
+	})
+	if err != nil || offset < 0 {
+		return nil, err
+	}
+	batches, err := l.Read(ctx, offset, endOffset, 1)
+	if err != nil || len(batches) == 0 {
+		return nil, err
+	}
+	return &batches[0], nil
+}
+
+// findTimeStable looks until the log is not truncated meanwhile.
+func (l *Log) findTimeStable(ctx context.Context, timestamp, endOffset int64) (int64, error) {
 	for {
 		offset, cuts, err := l.findTime(ctx, timestamp, endOffset)
-		if l.truncatedSince(cuts) || l.movedSince(err) {
-			continue
+		if !l.truncatedSince(cuts) && !l.movedSince(err) {
+			return offset, err
 		}
-		l.noteCorruption(err)
-		if err != nil || offset < 0 {
-			return nil, err
-		}
-		batches, err := l.Read(ctx, offset, endOffset, 1)
-		if err != nil || len(batches) == 0 {
-			return nil, err
-		}
-		return &batches[0], nil
 	}
 }
 
@@ -282,7 +327,21 @@ func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, tim
 		return -1, err
 	}
 	defer s.volumes.release(volume)
-	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	found := int64(-1)
+	err = s.volumes.read(volume, func() (err error) {
+		found, err = searchTime(ctx, volume.db, id, in, timestamp, start, end)
+		return err
+	})
+	if IsDamagedVolume(err) {
+		return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: max(in.first, start), Next: in.end, Reason: "its volume cannot be read", Cause: err}
+	}
+	return found, err
+}
+
+// searchTime is findTimeInSpan within a volume that is open; it is guarded, see
+// [volumes.read].
+func searchTime(ctx context.Context, db *badger.DB, id PartitionID, in span, timestamp, start, end int64) (int64, error) {
+	txn := db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
 
 	from, err := indexedBefore(txn, id, in, timestamp)
@@ -304,7 +363,7 @@ func (s *Store) findTimeInSpan(ctx context.Context, id PartitionID, in span, tim
 			return -1, nil
 		}
 		var header recordbatch.Header
-		if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
+		if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.Verify(value); return err }); err != nil {
 			return -1, &ErrCorrupt{Partition: id, Volume: in.volume, Offset: from, Next: last + 1, Reason: "a batch is damaged", Cause: err}
 		}
 		if header.BaseOffset >= end {
@@ -353,20 +412,33 @@ func (s *Store) measureCut(l *Log, offset int64) (from, freed int64, err error) 
 	if !ok {
 		return 0, 0, fmt.Errorf("%w: %v has nothing at %d", ErrInvalidAppend, l.id, offset)
 	}
-	corrupt := func(cause error, format string, args ...any) error {
-		return &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: fmt.Sprintf(format, args...), Cause: cause}
-	}
 	volume, err := s.acquireSpan(context.Background(), l.id, v.span, offset)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer s.volumes.release(volume)
-	txn := volume.db.NewTransactionAt(math.MaxUint64, false)
+	err = s.volumes.read(volume, func() (err error) {
+		from, freed, err = v.measureCut(volume.db, l.id, offset)
+		return err
+	})
+	if IsDamagedVolume(err) {
+		err = &ErrCorrupt{Partition: l.id, Volume: v.volume, Offset: offset, Reason: "its volume cannot be read", Cause: err}
+	}
+	return from, freed, err
+}
+
+// measureCut is [Store.measureCut] within a volume that is open; it is guarded, see
+// [volumes.read].
+func (v *view) measureCut(db *badger.DB, id PartitionID, offset int64) (from, freed int64, err error) {
+	corrupt := func(cause error, format string, args ...any) error {
+		return &ErrCorrupt{Partition: id, Volume: v.volume, Offset: offset, Reason: fmt.Sprintf(format, args...), Cause: cause}
+	}
+	txn := db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, l.id)})
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindBatch, id)})
 	defer it.Close()
 	from = offset
-	it.Seek(appendOffsetKey(nil, kindBatch, l.id, offset))
+	it.Seek(appendOffsetKey(nil, kindBatch, id, offset))
 	for first := true; it.Valid(); it.Next() {
 		_, _, last, err := parseKey(it.Item().Key())
 		if err != nil {
@@ -378,7 +450,7 @@ func (s *Store) measureCut(l *Log, offset int64) (from, freed int64, err error) 
 		if first {
 			first = false
 			var header recordbatch.Header
-			if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.ParseHeader(value); return err }); err != nil {
+			if err := it.Item().Value(func(value []byte) (err error) { header, err = recordbatch.Verify(value); return err }); err != nil {
 				return 0, 0, corrupt(err, "a batch is damaged")
 			}
 			if header.LastOffset() != last || header.BaseOffset < v.first {

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -11,20 +13,24 @@ import (
 // readFirstPages brings the first page of each value log file of a volume into
 // memory, and no more. Badger looks at it through a mapping when it opens the
 // volume; where the page is not there, the kernel reads all that its readahead
-// allows, which was 8 MiB for each of 168 files. An error is Badger's to meet.
-func readFirstPages(dir string) {
+// allows, which was 8 MiB for each of 168 files.
+func readFirstPages(dir string) error {
 	files, _ := filepath.Glob(filepath.Join(dir, "*.vlog"))
 	var header [valueLogHeader]byte
 	for _, path := range files {
 		file, err := os.Open(path)
 		if err != nil {
-			continue
+			return damage(dir, filepath.Base(path), err)
 		}
-		if unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_RANDOM) == nil {
-			_, _ = file.ReadAt(header[:], 0)
-		}
+		// It is advice only.
+		_ = unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_RANDOM)
+		_, err = file.ReadAt(header[:], 0)
 		_ = file.Close()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return damage(dir, filepath.Base(path), err)
+		}
 	}
+	return nil
 }
 
 // noPopulate is set where the kernel is older than 5.14.

@@ -7,4 +7,4 @@ func adviseWillNeed(uintptr, int) {}
 
 func populate(uintptr, int) error { return nil }
 
-func readFirstPages(string) {}
+func readFirstPages(string) error { return nil }

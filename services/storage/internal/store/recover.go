@@ -164,12 +164,15 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 		if err != nil {
 			return err
 		}
-		err = func() error {
-			defer s.volumes.release(opened)
+		err = s.volumes.read(opened, func() error {
 			txn := opened.db.NewTransactionAt(math.MaxUint64, false)
 			defer txn.Discard()
 			return r.readVolume(stored{txn}, v.number, v.set, states, s.mayHaveHoles(v))
-		}()
+		})
+		s.volumes.release(opened)
+		if IsDamagedVolume(err) && v.sealed {
+			_, err = s.volumes.condemn(v, err)
+		}
 		if err != nil {
 			return fmt.Errorf("read volume %d: %w", v.number, err)
 		}
@@ -180,11 +183,12 @@ func (s *Store) readSet(r *recovery, list []*volume) error {
 // readVolume reads the records of a volume of a set. states are the partitions of
 // which a newer volume of the set has the state, and become those of this one too.
 // Where a volume may have holes a damaged record was lost, and an older one holds.
+// Nothing of a volume is taken that cannot be read to its end.
 func (r *recovery) readVolume(in entries, number uint64, set Set, states map[PartitionID]bool, holes bool) error {
 	found := make(map[PartitionID]*recoveredPartition)
+	var stored []PartitionID
 	err := eachRecord(in, kindState, func(id PartitionID, _ int64, e entry) {
-		known := r.partition(id)
-		known.stateVolumes = append(known.stateVolumes, number)
+		stored = append(stored, id)
 		if states[id] {
 			return
 		}
@@ -222,24 +226,41 @@ func (r *recovery) readVolume(in entries, number uint64, set Set, states map[Par
 	if err != nil {
 		return err
 	}
+	type producer struct {
+		of    PartitionID
+		id    int64
+		state *diskv1.ProducerState
+		err   error
+	}
+	var producers []producer
+	err = eachRecord(in, kindProducer, func(id PartitionID, producerID int64, e entry) {
+		m := new(diskv1.ProducerState)
+		producers = append(producers, producer{of: id, id: producerID, state: m, err: readRecord(e, m)})
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range stored {
+		known := r.partition(id)
+		known.stateVolumes = append(known.stateVolumes, number)
+	}
 	for id, p := range found {
 		states[id] = true
 		r.partition(id).take(p)
 	}
-	return eachRecord(in, kindProducer, func(id PartitionID, producerID int64, e entry) {
-		m := new(diskv1.ProducerState)
-		err := readRecord(e, m)
-		if err != nil && holes {
-			return
+	for _, m := range producers {
+		if m.err != nil && holes {
+			continue
 		}
-		p := r.partition(id)
-		if err != nil {
-			p.fault = fmt.Errorf("the record of producer %d is damaged: %w", producerID, err)
+		p := r.partition(m.of)
+		if m.err != nil {
+			p.fault = fmt.Errorf("the record of producer %d is damaged: %w", m.id, m.err)
 			p.stateVolume = cmp.Or(p.stateVolume, number)
-		} else if old := p.producers[producerID]; old == nil || old.GetGeneration() < m.GetGeneration() {
-			p.producers[producerID] = m
+		} else if old := p.producers[m.id]; old == nil || old.GetGeneration() < m.state.GetGeneration() {
+			p.producers[m.id] = m.state
 		}
-	})
+	}
+	return nil
 }
 
 // take keeps the newer of two states of a partition.
@@ -349,8 +370,9 @@ func (s *Store) finishRecovery() error {
 				continue
 			}
 			if s.recovered[v.number] {
-				s.checkTails(v)
-				measureVolume(v)
+				if err := s.checkRecovered(v); err != nil {
+					return err
+				}
 			}
 			switch {
 			case i > 0 && s.recovered[v.number]:
@@ -387,11 +409,13 @@ func (s *Store) sealCopies() error {
 			s.scrub.seal(v)
 		default:
 			if err = s.volumes.activate(v); err == nil {
-				s.checkTails(v)
-				measureVolume(v)
-				if err = s.volumes.retire(v); err == nil {
-					s.scrub.seal(v)
-				}
+				err = s.checkRecovered(v)
+			}
+			if err == nil {
+				err = s.volumes.retire(v)
+			}
+			if err == nil {
+				s.scrub.seal(v)
 			}
 		}
 		if err != nil {
@@ -399,6 +423,16 @@ func (s *Store) sealCopies() error {
 		}
 	}
 	return nil
+}
+
+// checkRecovered looks at a volume that is open for writing because it was not
+// closed in good order.
+func (s *Store) checkRecovered(v *volume) error {
+	return s.volumes.read(v, func() error {
+		s.checkTails(v)
+		measureVolume(v)
+		return nil
+	})
 }
 
 // measureVolume counts what a volume holds that was not closed in good order.
@@ -441,7 +475,7 @@ func (s *Store) checkTails(v *volume) {
 			continue
 		}
 		err := it.Item().Value(func(value []byte) error {
-			header, err := recordbatch.ParseHeader(value)
+			header, err := recordbatch.Verify(value)
 			if err == nil && (header.Size() != len(value) || header.LastOffset() != last) {
 				err = fmt.Errorf("it says that it has %d bytes and ends at %d", header.Size(), header.LastOffset())
 			}
@@ -497,12 +531,19 @@ func (s *Store) removeStaged(v *volume) error {
 }
 
 // stagedKeys returns keys of batches beyond the log ends.
-func (s *Store) stagedKeys(v *volume, limit int) ([][]byte, error) {
+func (s *Store) stagedKeys(v *volume, limit int) (keys [][]byte, err error) {
+	err = s.volumes.read(v, func() error {
+		keys, err = s.findStaged(v, limit)
+		return err
+	})
+	return keys, err
+}
+
+func (s *Store) findStaged(v *volume, limit int) (keys [][]byte, err error) {
 	txn := v.db.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{byte(kindBatch)}})
 	defer it.Close()
-	var keys [][]byte
 	it.Rewind()
 	for it.Valid() && len(keys) < limit {
 		_, id, last, err := parseKey(it.Item().Key())

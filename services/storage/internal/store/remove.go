@@ -135,7 +135,11 @@ func (c *cleaner) spares(ctx context.Context, v *volume) error {
 	}
 	defer c.store.volumes.release(opened)
 	for _, l := range unknown {
-		if keys, _ := keysFrom(opened.db, l.id, 0, 1); len(keys) > 0 {
+		keys, _, err := c.store.volumes.keysFrom(opened, l.id, 0, 1)
+		if err != nil {
+			return err
+		}
+		if len(keys) > 0 {
 			return fmt.Errorf("it has batches of %v, whose state is damaged", l.id)
 		}
 	}
@@ -175,8 +179,6 @@ func (c *cleaner) carryProducers(ctx context.Context, v *volume, faults *carried
 		return err
 	}
 	defer c.store.volumes.release(opened)
-	txn := opened.db.NewTransactionAt(math.MaxUint64, false)
-	defer txn.Discard()
 	var damage error
 	var list []*diskv1.ProducerState
 	var ids []int64
@@ -187,17 +189,21 @@ func (c *cleaner) carryProducers(ctx context.Context, v *volume, faults *carried
 		}
 		ids, list = nil, nil
 	}
-	err = eachRecord(stored{txn}, kindProducer, func(id PartitionID, producer int64, item entry) {
-		m := new(diskv1.ProducerState)
-		if err := readRecord(item, m); err != nil {
-			damage = fmt.Errorf("the record of producer %d of %v is damaged: %w", producer, id, err)
-			return
-		}
-		if id != of || len(ids) == carriedProducers {
-			flush()
-			of = id
-		}
-		ids, list = append(ids, producer), append(list, m)
+	err = c.store.volumes.read(opened, func() error {
+		txn := opened.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		return eachRecord(stored{txn}, kindProducer, func(id PartitionID, producer int64, item entry) {
+			m := new(diskv1.ProducerState)
+			if err := readRecord(item, m); err != nil {
+				damage = fmt.Errorf("the record of producer %d of %v is damaged: %w", producer, id, err)
+				return
+			}
+			if id != of || len(ids) == carriedProducers {
+				flush()
+				of = id
+			}
+			ids, list = append(ids, producer), append(list, m)
+		})
 	})
 	flush()
 	return errors.Join(err, damage)
@@ -245,15 +251,18 @@ func (c *cleaner) carry(v *volume, id PartitionID, ids []int64, list []*diskv1.P
 // producerGeneration returns the generation of the record that the active volume
 // has of a producer; 0 where it has none.
 func (w *writer) producerGeneration(id PartitionID, producer int64) (uint64, error) {
-	txn := w.volume.db.NewTransactionAt(math.MaxUint64, false)
-	defer txn.Discard()
-	item, err := txn.Get(appendOffsetKey(nil, kindProducer, id, producer))
+	var m diskv1.ProducerState
+	err := w.store.volumes.read(w.volume, func() error {
+		txn := w.volume.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		item, err := txn.Get(appendOffsetKey(nil, kindProducer, id, producer))
+		if err != nil {
+			return err
+		}
+		return readRecord(item, &m)
+	})
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return 0, nil
-	}
-	var m diskv1.ProducerState
-	if err == nil {
-		err = readRecord(item, &m)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read producer %d of %v: %w", producer, id, err)
@@ -389,11 +398,11 @@ func (c *cleaner) release(ctx context.Context, dir string, waiting int) error {
 		if err != nil {
 			return err
 		}
-		for size := info.Size(); size > releaseStep; {
-			if err := c.releasing.wait(ctx, releaseStep/max(waiting, 1), c.store.lowOnSpace()); err != nil {
+		for size := info.Size(); size > 0; {
+			if err := c.releasing.wait(ctx, int(min(size, releaseStep))/max(waiting, 1), c.store.lowOnSpace()); err != nil {
 				return os.RemoveAll(dir)
 			}
-			size -= releaseStep
+			size = max(size-releaseStep, 0)
 			if err := os.Truncate(path, size); err != nil {
 				return errors.Join(err, os.RemoveAll(dir))
 			}

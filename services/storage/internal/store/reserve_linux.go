@@ -24,7 +24,11 @@ func measureDisk(dir string) (usage, error) {
 		return usage{}, err
 	}
 	block := int64(s.Bsize)
-	return usage{free: int64(s.Bavail) * block, total: int64(s.Blocks) * block, readOnly: s.Flags&unix.ST_RDONLY != 0}, nil
+	return usage{
+		free: int64(s.Bavail) * block, total: int64(s.Blocks) * block,
+		files: int64(s.Ffree), totalFiles: int64(s.Files),
+		readOnly: s.Flags&unix.ST_RDONLY != 0,
+	}, nil
 }
 
 // startWriteback begins to write a part of a file that is dirty, and does not

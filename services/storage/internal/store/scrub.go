@@ -21,6 +21,8 @@ const (
 type suspect struct {
 	log   *Log
 	fault *ErrCorrupt
+	// again does once more what met it.
+	again func(context.Context) error
 }
 
 // scrubber is the goroutine that reads whole volumes: to record their checksums
@@ -36,8 +38,10 @@ type scrubber struct {
 	// unrecorded counts the state records on their way that say of losses.
 	unrecorded atomic.Int64
 
-	mu       sync.Mutex
-	seals    []*volume
+	mu    sync.Mutex
+	seals []*volume
+	// doubts are sealed volumes that could not be read; each comes once.
+	doubts   []*volume
 	suspects []suspect
 }
 
@@ -87,6 +91,14 @@ func (c *scrubber) suspect(s suspect) {
 	c.poke()
 }
 
+// doubt has a sealed volume verified that could not be read.
+func (c *scrubber) doubt(v *volume) {
+	c.mu.Lock()
+	c.doubts = append(c.doubts, v)
+	c.mu.Unlock()
+	c.poke()
+}
+
 func (c *scrubber) run(ctx context.Context) {
 	cfg := &c.store.cfg
 	timer := time.NewTimer(cfg.ScrubEvery)
@@ -117,22 +129,35 @@ func (c *scrubber) run(ctx context.Context) {
 func (c *scrubber) urgent(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
-		seals, suspects := c.seals, c.suspects
-		c.seals, c.suspects = nil, nil
+		seals, suspects, doubts := c.seals, c.suspects, c.doubts
+		c.seals, c.suspects, c.doubts = nil, nil, nil
 		c.mu.Unlock()
 		if c.unrecorded.Load() == 0 {
 			if err := c.store.volumes.settle(); err != nil {
 				c.store.cfg.Logger.Warn("what was set aside is looked at again by the next start", "error", err)
 			}
 		}
-		if len(seals)+len(suspects) == 0 {
+		if len(seals)+len(suspects)+len(doubts) == 0 {
 			return
+		}
+		for _, v := range doubts {
+			if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
+				c.store.condemnLive(v, err)
+			} else if ctx.Err() == nil {
+				c.store.cfg.Logger.Warn("a volume could not be read, but what it holds is sound; it stays open until the process ends", "volume", v.number, "error", err)
+			}
 		}
 		for _, s := range suspects {
 			c.follow(ctx, s)
 		}
 		for _, v := range seals {
-			if err := c.store.volumes.seal(v, restful(ctx)); err != nil && ctx.Err() == nil {
+			err := c.store.volumes.seal(v, restful(ctx))
+			switch {
+			case err == nil || ctx.Err() != nil:
+			case IsDamagedVolume(err):
+				// To stop would help nobody: the next start would come to the same place.
+				c.store.condemnLive(v, err)
+			default:
 				c.store.fail(err)
 				return
 			}
@@ -165,18 +190,27 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// follow records that a batch of a log is lost. If the volume that it lies in is
-// sealed, all of it is verified, and set aside where it is not what was written.
+// follow verifies the volume that a batch was found damaged in, if it is sealed,
+// and sets it aside where it is not what was written. Else, or if that is not the
+// end of it, the batch is lost once it is damaged at a second look too: the first
+// one may have been of a machine that had run out of something.
 func (c *scrubber) follow(ctx context.Context, s suspect) {
-	f := s.fault
-	c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
-	v := c.store.volumes.sealed(f.Volume)
-	if v == nil {
+	if v := c.store.volumes.sealed(s.fault.Volume); v != nil {
+		if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
+			c.store.condemnLive(v, err)
+		}
+	}
+	err := s.again(ctx)
+	var f *ErrCorrupt
+	if errors.As(err, &f) {
+		c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
 		return
 	}
-	if err := c.verify(ctx, v, nil); IsDamagedVolume(err) {
-		c.store.condemnLive(v, err)
+	if ctx.Err() != nil {
+		return
 	}
+	c.store.cfg.Logger.Warn("a batch could not be read, but is not lost", "partition", s.log.id.String(), "offset", s.fault.Offset,
+		"volume", s.fault.Volume, "reason", s.fault.Error(), "now", err)
 }
 
 // round verifies all sealed volumes once; false when the store closes.
@@ -244,6 +278,16 @@ func (r *volumes) sealed(number uint64) *volume {
 	return nil
 }
 
+// unsealed returns a volume that is not sealed, or nil.
+func (r *volumes) unsealed(number uint64) *volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.byNumber[number]; v != nil && !v.sealed {
+		return v
+	}
+	return nil
+}
+
 // condemnLive sets a sealed volume aside that was found damaged while the store is
 // open. What the store knows of partitions it holds in memory, so that nothing is
 // lost but batches.
@@ -278,14 +322,18 @@ func (s *Store) condemnLive(v *volume, cause error) {
 	s.scrub.poke()
 }
 
-// noteCorruption counts errors that mean damage, and has it followed up.
-func (l *Log) noteCorruption(err error) {
+// noteCorruption counts errors that mean damage, and has it followed up with
+// another look, at what again reads.
+func (l *Log) noteCorruption(err error, again func(context.Context) error) {
 	var corrupt *ErrCorrupt
 	if !errors.As(err, &corrupt) {
 		return
 	}
 	l.store.metrics.corrupt.Inc()
+	if v := l.store.volumes.unsealed(corrupt.Volume); v != nil && corrupt.file {
+		l.store.volumes.suspect(v, corrupt.Error())
+	}
 	if corrupt.Volume != 0 && l.Err() == nil {
-		l.store.scrub.suspect(suspect{log: l, fault: corrupt})
+		l.store.scrub.suspect(suspect{log: l, fault: corrupt, again: again})
 	}
 }

@@ -112,6 +112,8 @@ type set struct {
 	active uint64
 	// since is when the first append came to it; zero while it is empty.
 	since time.Time
+	// rolling says that a roll is queued which nobody waits for.
+	rolling bool
 	// wanted asks for a standby, the volume that takes over when active is full.
 	wanted  bool
 	standby *opened
@@ -176,6 +178,24 @@ func (s *set) roll(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// rollSoon queues a roll that nobody waits for, unless there is one already: rolls
+// have no bytes that would bound the queue.
+func (s *set) rollSoon(o *operation) {
+	s.mu.Lock()
+	pending := s.rolling
+	s.rolling = true
+	s.mu.Unlock()
+	if pending {
+		return
+	}
+	o.done = func(error) {
+		s.mu.Lock()
+		s.rolling = false
+		s.mu.Unlock()
+	}
+	s.push(o)
 }
 
 func (s *set) isClosing() bool {
@@ -350,7 +370,7 @@ func (s *set) prepare() error {
 		s.mu.Unlock()
 	}
 	if old {
-		s.push(&operation{kind: rollVolume, done: func(error) {}})
+		s.rollSoon(&operation{kind: rollVolume})
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"math"
 	"os"
@@ -25,11 +24,11 @@ const bootFile = "boot"
 // then. Where nobody knows, it is not, and what is missing counts as damage.
 func (d *directory) otherBoot(id string) (bool, error) {
 	raw, err := os.ReadFile(d.Path(bootFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	if transient(err) {
+		return false, err
 	}
 	if err != nil {
-		return false, err
+		return false, nil
 	}
 	before := strings.TrimSpace(string(raw))
 	return before != "" && id != "" && before != id, nil
@@ -75,7 +74,14 @@ func (s *Store) settle() error {
 				if at < 0 || !s.mayHaveHoles(list[at]) {
 					continue
 				}
-				end, bytes := intactTo(list[at].db, id, sp, max(sp.first, l.durable.LogStart))
+				var end, bytes int64
+				err := s.volumes.read(list[at], func() error {
+					end, bytes = intactTo(list[at].db, id, sp, max(sp.first, l.durable.LogStart))
+					return nil
+				})
+				if err != nil {
+					return err
+				}
 				if end >= sp.end {
 					continue
 				}
@@ -141,12 +147,18 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 
 	txn := v.db.NewTransactionAt(math.MaxUint64, true)
 	defer txn.Discard()
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindTime, l.id)})
 	var stale [][]byte
-	for it.Seek(appendOffsetKey(nil, kindTime, l.id, offset)); it.Valid(); it.Next() {
-		stale = append(stale, it.Item().KeyCopy(nil))
+	err := s.volumes.read(v, func() error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, kindTime, l.id)})
+		defer it.Close()
+		for it.Seek(appendOffsetKey(nil, kindTime, l.id, offset)); it.Valid(); it.Next() {
+			stale = append(stale, it.Item().KeyCopy(nil))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	it.Close()
 	for _, key := range stale {
 		if err := txn.Delete(key); err != nil {
 			return fmt.Errorf("end the log of %v at %d: %w", l.id, offset, err)

@@ -101,7 +101,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if err != nil {
 		metrics.unregister()
-		return nil, err
+		return nil, remedied(err)
 	}
 	s := &Store{
 		cfg:       cfg,
@@ -116,6 +116,7 @@ func Open(cfg Config) (*Store, error) {
 		failures:  failures{gauge: metrics.failed, tell: cfg.OnFailed},
 	}
 	s.disk = watchDisk(directory.Path(), &s.cfg, metrics, s.failed, func(err error) { s.fail(err) })
+	s.cfg.VolumeBytes = s.disk.volumeBytes(cfg.VolumeBytes)
 	s.volumes = newVolumes(directory.Path(volumesFolder), &s.cfg, &badgerLog{logger: cfg.Logger, fail: func(err error) { s.fail(err) }, beforeTable: s.awaitTable}, metrics)
 	s.cleaner = newCleaner(s)
 	s.volumes.freed = s.cleaner.poke
@@ -130,8 +131,9 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		err = errors.Join(err, s.volumes.close(), directory.Close())
 		metrics.unregister()
-		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), err)
+		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), remedied(err))
 	}
+	s.volumes.doubted = s.doubt
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
 	s.cleaner.start()
 	s.scrub.start()
@@ -334,6 +336,16 @@ func (s *Store) activeSet(volume uint64) (Set, bool) {
 		}
 	}
 	return "", false
+}
+
+// doubt follows up that a volume could not be read, see [volumes.read].
+func (s *Store) doubt(v *volume, written bool, err error) {
+	switch {
+	case written:
+		s.fail(err)
+	case s.volumes.sealed(v.number) == v:
+		s.scrub.doubt(v)
+	}
 }
 
 // lowOnSpace says whether cleaning should be as fast as it can be.

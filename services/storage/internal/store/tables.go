@@ -48,7 +48,7 @@ func (c *contents) readTables(dir string) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return damage(dir, badger.ManifestFilename, err)
 	}
 	defer file.Close()
 	// A last change that is torn, and was therefore never acted on, is left out
@@ -66,20 +66,23 @@ func (c *contents) readTables(dir string) error {
 }
 
 // readTable verifies all of a table.
-func (c *contents) readTable(dir, name string, id uint64) (err error) {
+func (c *contents) readTable(dir, name string, id uint64) error {
 	raw, err := os.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return damage(dir, name, errors.New("the table is missing"))
 	}
 	if err != nil {
-		return err
+		return damage(dir, name, err)
 	}
 	// Badger does not expect damage here.
-	defer func() {
-		if p := recover(); p != nil {
-			err = damage(dir, name, fmt.Errorf("the table cannot be read: %.200v", p))
-		}
-	}()
+	err = guard(func() error { return c.readEntries(dir, name, raw, id) })
+	if broken, ok := err.(*errUnreadable); ok {
+		return damage(dir, name, broken)
+	}
+	return err
+}
+
+func (c *contents) readEntries(dir, name string, raw []byte, id uint64) error {
 	t, err := table.OpenInMemoryTable(raw, id, &table.Options{ChkMode: options.OnBlockRead, Compression: options.None})
 	if err != nil {
 		return damage(dir, name, err)

@@ -85,6 +85,8 @@ type volume struct {
 	db *badger.DB
 	// readers holds off closing.
 	readers int
+	// counted says that it is one of volumes.open.
+	counted bool
 	// idle is the place among the read-only volumes without readers.
 	idle *list.Element
 	// sealed says that nothing is written to it any more.
@@ -95,6 +97,8 @@ type volume struct {
 	listed bool
 	// checked says that its files were verified since this process began.
 	checked bool
+	// unreadable says that what is open cannot be closed any more, see [volumes.read].
+	unreadable bool
 	// version is that of the layout which the description names.
 	version int32
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,8 +30,9 @@ const setUnknown Set = "unknown"
 func (d *directory) expected() (list []*diskv1.ListedVolume, last uint64, err error) {
 	var m diskv1.VolumeList
 	err = datadir.ReadMessage(d.Path(listFile), &m)
-	// A directory of an earlier release has no list; one that is damaged says nothing.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, datadir.ErrDamaged) {
+	// A directory of an earlier release has no list; one that is damaged, or cannot be
+	// read, says nothing.
+	if transient(err) || errors.Is(err, ErrNewerFormat) {
 		return nil, 0, err
 	}
 	list, last = m.GetVolumes(), m.GetLastVolume()
@@ -58,6 +58,10 @@ func (r *volumes) miss(expected []*diskv1.ListedVolume) error {
 			continue
 		}
 		path := filepath.Join(r.path, volumeName(Set(m.GetSet()), number))
+		if other := r.renamed[number]; other != "" {
+			return fmt.Errorf("volume %s is missing, and %s is it under another name; give the folder its name back, or move it out of %s to go on without its records",
+				filepath.Base(path), other, r.path)
+		}
 		c := &condemnedVolume{
 			number: number, set: Set(m.GetSet()), path: path + removedSuffix, reason: "it is missing", at: time.Now(), copies: m.GetCopies(),
 		}
@@ -68,6 +72,21 @@ func (r *volumes) miss(expected []*diskv1.ListedVolume) error {
 		r.cfg.Logger.Error("a volume is missing; the partitions in it have failed, all others are served", "volume", filepath.Base(path))
 	}
 	r.metrics.condemned.Set(float64(len(r.condemned)))
+	return nil
+}
+
+// stranger looks at an entry of the volumes' folder that no volume has the name of.
+// It is somebody else's and left alone, unless a newer release wrote it.
+func (r *volumes) stranger(path string) error {
+	r.cfg.Logger.Warn("something that is no volume lies among the volumes; it is left alone", "path", path)
+	var m diskv1.VolumeDescription
+	if datadir.ReadMessage(filepath.Join(path, volumeFile), &m) != nil {
+		return nil
+	}
+	if m.GetFormatVersion() > formatVersion {
+		return datadir.NewerFormat("volume "+path, int(m.GetFormatVersion()), formatVersion)
+	}
+	r.renamed[m.GetVolume()] = path
 	return nil
 }
 

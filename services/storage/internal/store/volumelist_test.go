@@ -1,9 +1,11 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -61,6 +63,15 @@ func TestVanishedVolumeIsMissed(t *testing.T) {
 			}
 			s = open(t, cfg)
 			s.Log(partition(1)).Fail("it was lost")
+			var failed *ErrFailed
+			blamed, reason := uint64(1), "it was lost; volume 1: it is missing"
+			if c.without == volumesFolder {
+				// Of several nobody knows which it was.
+				blamed, reason = 0, reason+"; volume 2: it is missing"
+			}
+			if err := s.Log(partition(1)).Failed(); !errors.As(err, &failed) || failed.Volume != blamed || failed.Reason != reason {
+				t.Errorf("the partition has failed with %+v", failed)
+			}
 			s.SettleLosses()
 			eventually(t, "the losses to be settled", func() bool { return !s.Unsettled() })
 			closeStore(t, s)
@@ -95,5 +106,63 @@ func TestNumbersOfVanishedVolumesStayUsed(t *testing.T) {
 	fill(t, s.Log(partition(2)), SetReplicated, 0, 4, 2000)
 	if got := s.volumes.numbers(); !slices.Equal(got, []uint64{1, 3}) {
 		t.Errorf("the volumes are %d, want 1 and 3", got)
+	}
+}
+
+// What is not a volume is left alone and keeps nobody from starting.
+func TestStrangersAmongVolumes(t *testing.T) {
+	dir, end := victim(t, "clean")
+	folder := filepath.Join(dir, volumesFolder)
+	strangers := []string{"lost+found", ".DS_Store", "backup", "backup-000001", "synced-000001.bak", "old.deleted"}
+	for _, name := range strangers {
+		if name == ".DS_Store" {
+			write(t, filepath.Join(folder, name), "x")
+			continue
+		}
+		if err := os.Mkdir(filepath.Join(folder, name), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(folder, "backup", "file"), "x")
+	// A copy of a volume that is there.
+	raw, err := os.ReadFile(filepath.Join(folder, "synced-000001", volumeFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(folder, "synced-000001.bak", volumeFile), string(raw))
+	s := open(t, damageConfig(dir))
+	if _, err := s.Log(damagedPartitions[0]).Read(t.Context(), 0, end, 1); err != nil {
+		t.Error(err)
+	}
+	closeStore(t, s)
+	if in := inspectAll(t, dir); len(in.Damage) != 0 {
+		t.Errorf("an inspection finds %v", in.Damage)
+	}
+	for _, name := range strangers {
+		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
+			t.Errorf("a stranger is gone: %v", err)
+		}
+	}
+}
+
+// A volume that was renamed is not taken for lost, which would last.
+func TestRenamedVolume(t *testing.T) {
+	dir, end := victim(t, "clean")
+	name := filepath.Join(dir, volumesFolder, "synced-000001")
+	if err := os.Rename(name, name+".bak"); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(damageConfig(dir)); err == nil || !strings.Contains(err.Error(), "synced-000001 is missing, and "+name+".bak is it under another name; give the folder its name back") {
+		t.Errorf("opened with %v", err)
+		if err == nil {
+			closeStore(t, s)
+		}
+	}
+	if err := os.Rename(name+".bak", name); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, damageConfig(dir))
+	if _, err := s.Log(damagedPartitions[0]).Read(t.Context(), 0, end, 1); err != nil {
+		t.Error(err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,11 +33,17 @@ type volumes struct {
 	metrics *metrics
 	// freed is called, perhaps with locks held, when bytes have become dead.
 	freed func()
+	// doubted is called with a volume that cannot be read, once for each; written says
+	// that it is open for writing.
+	doubted func(v *volume, written bool, err error)
 
 	mu       sync.Mutex
 	byNumber map[uint64]*volume
 	// condemned are those that were set aside; they are not in byNumber.
 	condemned map[uint64]*condemnedVolume
+	// renamed are the folders, by the numbers of the volumes, that are one under a name
+	// which no volume has.
+	renamed map[uint64]string
 	// next is the number of the next volume.
 	next uint64
 	// open counts the volumes that are open, or being opened, for readers only.
@@ -52,6 +57,8 @@ type volumes struct {
 	// is what it says; nil for nobody knows.
 	listing sync.Mutex
 	onDisk  *diskv1.VolumeList
+	// removeAll is os.RemoveAll; tests replace it.
+	removeAll func(path string) error
 	// stopped is set when the store closes: nobody may acquire a volume any more.
 	stopped bool
 }
@@ -59,8 +66,9 @@ type volumes struct {
 func newVolumes(path string, cfg *Config, logger badger.Logger, m *metrics) *volumes {
 	return &volumes{
 		path: path, cfg: cfg, logger: logger, metrics: m,
-		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume),
-		next: 1, changed: make(chan struct{}), freed: func() {},
+		byNumber: make(map[uint64]*volume), condemned: make(map[uint64]*condemnedVolume), renamed: make(map[uint64]string),
+		next: 1, changed: make(chan struct{}), freed: func() {}, removeAll: os.RemoveAll,
+		doubted: func(*volume, bool, error) {},
 	}
 }
 
@@ -72,21 +80,29 @@ func (r *volumes) scan() error {
 		return err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), removedSuffix) {
-			if err := os.RemoveAll(filepath.Join(r.path, e.Name())); err != nil {
+		path := filepath.Join(r.path, e.Name())
+		number, suffix, named := parseVolumeName(e.Name())
+		if !named {
+			if err := r.stranger(path); err != nil {
 				return err
 			}
 			continue
 		}
-		path := filepath.Join(r.path, e.Name())
-		number, suffix, named := parseVolumeName(e.Name())
+		if suffix == removedSuffix {
+			if err := r.removeAll(path); err != nil {
+				r.cfg.Logger.Warn("what is left of a removed volume stays", "path", path, "error", err)
+				// Its name stays taken.
+				r.next = max(r.next, number+1)
+			}
+			continue
+		}
 		if suffix == condemnedSuffix {
 			r.condemned[number] = readCondemned(path, number, setOfName(e.Name()))
 			r.next = max(r.next, number+1)
 			continue
 		}
 		v, err := readVolume(path)
-		if err != nil && named && !errors.Is(err, ErrNewerFormat) && !transient(err) {
+		if err != nil && !errors.Is(err, ErrNewerFormat) && !transient(err) {
 			// Nothing is certain about it but its name.
 			if r.condemned[number], err = r.setAside(number, setOfName(e.Name()), path, false, err); err != nil {
 				return err
@@ -250,7 +266,7 @@ func (r *volumes) releaseLocked(v *volume) {
 	if v.readers > 0 {
 		return
 	}
-	if v.mode == readOnly {
+	if v.mode == readOnly && !v.unreadable {
 		v.idle = r.idle.PushBack(v)
 	}
 	r.broadcast()
@@ -289,6 +305,7 @@ func (r *volumes) openForReading(v *volume) error {
 		r.open--
 		return fmt.Errorf("open volume %d for reading: %w", v.number, err)
 	}
+	v.counted = true
 	v.idle = r.idle.PushBack(v)
 	r.metrics.opened.Observe(time.Since(started).Seconds())
 	r.metrics.open.Set(float64(r.open))
@@ -298,12 +315,27 @@ func (r *volumes) openForReading(v *volume) error {
 // shut closes a drained read-only volume. Its files are only read, so an error
 // of closing them loses nothing.
 func (r *volumes) shut(v *volume) {
+	if v.unreadable {
+		v.mode, v.db = closed, nil
+		r.broadcast()
+		return
+	}
 	db := v.db
 	if err := r.change(v, closed, func() (*badger.DB, error) { return nil, db.Close() }); err != nil {
 		r.cfg.Logger.Warn("closing a volume", "volume", v.number, "error", err)
 	}
+	r.uncount(v)
+}
+
+// uncount takes a volume off those that are open for readers; mu is held.
+func (r *volumes) uncount(v *volume) {
+	if !v.counted {
+		return
+	}
+	v.counted = false
 	r.open--
 	r.metrics.open.Set(float64(r.open))
+	r.broadcast()
 }
 
 // drain keeps new readers away from an open volume and waits for those it has;
@@ -370,6 +402,10 @@ func (r *volumes) activate(v *volume) error {
 	if v.mode == readOnly {
 		r.closeReadOnly(v)
 	}
+	if v.unreadable {
+		// Badger still has its lock on the folder.
+		return errStuck(v)
+	}
 	err := r.change(v, writable, func() (*badger.DB, error) {
 		if err := r.check(v); err != nil {
 			return nil, err
@@ -413,6 +449,14 @@ func (r *volumes) retire(v *volume) error {
 // and that there will be no other. It may be open for readers.
 func (r *volumes) seal(v *volume, wait pace) error {
 	err := func() error {
+		if isSuspect(v.path) {
+			if err := guarded(v.path, func() error { return checkLogs(v.path, v.set, r.cfg.BootID) }); err != nil {
+				return err
+			}
+			if err := clearSuspect(v.path, false); err != nil {
+				return err
+			}
+		}
 		list, err := sumFiles(v.path, false, wait)
 		if err != nil {
 			return err
@@ -449,6 +493,11 @@ func (r *volumes) closeReadOnly(v *volume) {
 // step, if there is one, before others may open it; mu is held.
 func (r *volumes) closeWritable(v *volume, then func() error) error {
 	r.drain(v)
+	if v.unreadable {
+		v.mode = writable
+		r.broadcast()
+		return errStuck(v)
+	}
 	db := v.db
 	return r.change(v, closed, func() (*badger.DB, error) {
 		// What is in memory goes to tables now.

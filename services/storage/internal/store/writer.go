@@ -610,7 +610,10 @@ func (w *writer) truncate(o *operation) error {
 	o.append.State = o.append.State.endAt(max(from, o.append.State.LogStart))
 	var doomed [][]byte
 	if here {
-		keys, fits := keysFrom(w.volume.db, l.id, from, w.limits.deletes())
+		keys, fits, err := w.store.volumes.keysFrom(w.volume, l.id, from, w.limits.deletes())
+		if err != nil {
+			return err
+		}
 		if doomed = keys; !fits {
 			doomed = nil
 			if err := w.roll(true); err != nil {
@@ -678,7 +681,10 @@ func (w *writer) clearStale(group []*operation) error {
 		if clean {
 			continue
 		}
-		keys, fits := keysFrom(w.volume.db, l.id, base, w.limits.deletes())
+		keys, fits, err := w.store.volumes.keysFrom(w.volume, l.id, base, w.limits.deletes())
+		if err != nil {
+			return err
+		}
 		if !fits {
 			return w.roll(true)
 		}
@@ -706,15 +712,18 @@ func (w *writer) deleteAll(keys [][]byte) error {
 
 // keysFrom returns the keys of a partition's batches and time index at or above
 // an offset, unless there are more than a limit.
-func keysFrom(db *badger.DB, id PartitionID, offset int64, limit int) (keys [][]byte, fits bool) {
-	txn := db.NewTransactionAt(math.MaxUint64, false)
-	defer txn.Discard()
-	for _, k := range []kind{kindBatch, kindTime} {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
-		for it.Seek(appendOffsetKey(nil, k, id, offset)); it.Valid() && len(keys) <= limit; it.Next() {
-			keys = append(keys, it.Item().KeyCopy(nil))
+func (r *volumes) keysFrom(v *volume, id PartitionID, offset int64, limit int) (keys [][]byte, fits bool, err error) {
+	err = r.read(v, func() error {
+		txn := v.db.NewTransactionAt(math.MaxUint64, false)
+		defer txn.Discard()
+		for _, k := range []kind{kindBatch, kindTime} {
+			it := txn.NewIterator(badger.IteratorOptions{Prefix: appendPartitionKey(nil, k, id)})
+			for it.Seek(appendOffsetKey(nil, k, id, offset)); it.Valid() && len(keys) <= limit; it.Next() {
+				keys = append(keys, it.Item().KeyCopy(nil))
+			}
+			it.Close()
 		}
-		it.Close()
-	}
-	return keys, len(keys) <= limit
+		return nil
+	})
+	return keys, len(keys) <= limit, err
 }

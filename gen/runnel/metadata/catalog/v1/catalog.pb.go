@@ -442,7 +442,7 @@ type TopicRecord struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Number of partitions, from 1.
 	PartitionCount int32 `protobuf:"varint,2,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
-	// Settings that differ from their defaults, by name.
+	// Settings that were given to the topic, by name.
 	Config map[string]string `protobuf:"bytes,3,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Whether the topic is complete.
 	State TopicState `protobuf:"varint,4,opt,name=state,proto3,enum=runnel.metadata.catalog.v1.TopicState" json:"state,omitempty"`

@@ -753,7 +753,11 @@ type NodeIdentity struct {
 	// Number of the node, from 1; 0 before its first registration.
 	NodeId int32 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// UUID that names the directory for good.
-	DirectoryId   string `protobuf:"bytes,4,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
+	DirectoryId string `protobuf:"bytes,4,opt,name=directory_id,json=directoryId,proto3" json:"directory_id,omitempty"`
+	// CRC-32C over format_version, the 16 bytes of cluster_id (zeros where it is
+	// empty), node_id and the 16 bytes of directory_id; numbers as 4 bytes, big-endian.
+	// Absent in files of earlier releases.
+	Crc32C        *uint32 `protobuf:"varint,5,opt,name=crc32c,proto3,oneof" json:"crc32c,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -814,6 +818,13 @@ func (x *NodeIdentity) GetDirectoryId() string {
 		return x.DirectoryId
 	}
 	return ""
+}
+
+func (x *NodeIdentity) GetCrc32C() uint32 {
+	if x != nil && x.Crc32C != nil {
+		return *x.Crc32C
+	}
+	return 0
 }
 
 // VolumeDescription is the file volume.json in each volume's directory.
@@ -1380,13 +1391,15 @@ const file_runnel_storage_disk_v1_disk_proto_rawDesc = "" +
 	"\rlast_sequence\x18\x02 \x01(\x05R\flastSequence\x12\x1f\n" +
 	"\vbase_offset\x18\x03 \x01(\x03R\n" +
 	"baseOffset\x12$\n" +
-	"\x0eappend_time_ms\x18\x04 \x01(\x03R\fappendTimeMs\"\x90\x01\n" +
+	"\x0eappend_time_ms\x18\x04 \x01(\x03R\fappendTimeMs\"\xb8\x01\n" +
 	"\fNodeIdentity\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\x05R\rformatVersion\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\x05R\x06nodeId\x12!\n" +
-	"\fdirectory_id\x18\x04 \x01(\tR\vdirectoryId\"\xce\x01\n" +
+	"\fdirectory_id\x18\x04 \x01(\tR\vdirectoryId\x12\x1b\n" +
+	"\x06crc32c\x18\x05 \x01(\rH\x00R\x06crc32c\x88\x01\x01B\t\n" +
+	"\a_crc32c\"\xce\x01\n" +
 	"\x11VolumeDescription\x12%\n" +
 	"\x0eformat_version\x18\x01 \x01(\x05R\rformatVersion\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12\x10\n" +
@@ -1476,6 +1489,7 @@ func file_runnel_storage_disk_v1_disk_proto_init() {
 	if File_runnel_storage_disk_v1_disk_proto != nil {
 		return
 	}
+	file_runnel_storage_disk_v1_disk_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

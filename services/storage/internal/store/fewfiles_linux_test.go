@@ -1,0 +1,224 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fewFiles makes the test binary a child that works on the store in that directory
+// while it may have only so many files open as fewFilesLimit says.
+const (
+	fewFiles      = "RUNNEL_STORE_TEST_FEW_FILES"
+	fewFilesLimit = "RUNNEL_STORE_TEST_FEW_FILES_LIMIT"
+)
+
+func init() {
+	children[fewFiles] = func(dir string) {
+		var limit int
+		if _, err := fmt.Sscan(os.Getenv(fewFilesLimit), &limit); err != nil {
+			fmt.Println("fail", err)
+			return
+		}
+		if limit > 0 {
+			startWithFewFiles(dir, limit)
+		} else {
+			readWithFewFiles(dir)
+		}
+	}
+}
+
+func startWithFewFiles(dir string, limit int) {
+	if err := limitFiles(limit); err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	s, err := Open(damageConfig(dir))
+	if err != nil {
+		fmt.Println("refused", err)
+		return
+	}
+	fmt.Println("opened", s.Close(1))
+}
+
+// readWithFewFiles opens a sealed volume again and again, with a few files more
+// each time.
+func readWithFewFiles(dir string) {
+	s, err := Open(damageConfig(dir))
+	if err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	l := s.Log(damagedPartitions[0])
+	read := func() error {
+		_, err := l.Read(context.Background(), 1, 2, 1)
+		return err
+	}
+	refused, all := 0, 0
+	for ; ; all++ {
+		s.volumes.mu.Lock()
+		if v := s.volumes.byNumber[1]; v.mode == readOnly {
+			s.volumes.closeReadOnly(v)
+		}
+		s.volumes.mu.Unlock()
+		open, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			fmt.Println("fail", err)
+			return
+		}
+		highest := 0
+		for _, fd := range open {
+			var n int
+			_, _ = fmt.Sscan(fd.Name(), &n)
+			highest = max(highest, n)
+		}
+		// Files may be open anywhere below.
+		var fillers []*os.File
+		for {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				fmt.Println("fail", err)
+				return
+			}
+			fillers = append(fillers, f)
+			if int(f.Fd()) >= highest {
+				highest = int(f.Fd())
+				break
+			}
+		}
+		var before unix.Rlimit
+		err = unix.Getrlimit(unix.RLIMIT_NOFILE, &before)
+		if err == nil {
+			err = limitFiles(highest + 1 + all)
+		}
+		if err != nil {
+			fmt.Println("fail", err)
+			return
+		}
+		denied := read()
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			fmt.Println("fail", err)
+			return
+		}
+		for _, f := range fillers {
+			_ = f.Close()
+		}
+		if err := read(); err != nil {
+			fmt.Printf("lost with %d files left: %v, then %v\n", all, denied, err)
+			return
+		}
+		if denied == nil {
+			break
+		}
+		refused++
+	}
+	if err := s.Close(1); err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	if failed := l.Failed(); failed != nil {
+		fmt.Println("lost", failed)
+		return
+	}
+	fmt.Println("sound", refused)
+}
+
+func limitFiles(n int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = uint64(n)
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+}
+
+func runWithFewFiles(t *testing.T, dir string, limit int) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	var stacks strings.Builder
+	cmd.Stderr = &stacks
+	cmd.Env = append(os.Environ(), fewFiles+"="+dir, fmt.Sprintf("%s=%d", fewFilesLimit, limit))
+	// A process that cannot even begin says nothing.
+	out, _ := cmd.Output()
+	if ctx.Err() != nil {
+		t.Fatalf("with %d files the child hangs: %s", limit, stacks.String())
+	}
+	return string(out)
+}
+
+func condemnedIn(t *testing.T, dir string) []string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(dir, volumesFolder, "*"+condemnedSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestFewFilesAtStart starts after a kill with ever more files that may be open:
+// the start is refused or goes well, and no volume is taken for damaged.
+func TestFewFilesAtStart(t *testing.T) {
+	dir, end := victim(t, "kill")
+	step := 1
+	if testing.Short() {
+		step = 5
+	}
+	refused := 0
+	for limit := 6; ; limit += step {
+		copied := filepath.Join(memoryDir(t), "store")
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		out := runWithFewFiles(t, copied, limit)
+		if list := condemnedIn(t, copied); len(list) > 0 {
+			t.Fatalf("with %d files: %v were set aside; %s", limit, list, out)
+		}
+		if err := verifyVictim(copied, end, append(damagedPartitions[:2:2], soundPartition)...); err != nil {
+			t.Fatalf("with %d files: %v, after %s", limit, err, out)
+		}
+		os.RemoveAll(copied)
+		if strings.HasPrefix(out, "refused") {
+			refused++
+			if strings.Contains(out, "too many open files") && !strings.Contains(out, "ulimit -n") {
+				t.Errorf("no remedy is named: %s", out)
+			}
+		}
+		if strings.HasPrefix(out, "opened") {
+			break
+		}
+		if limit > 200 {
+			t.Fatalf("with %d files: %s", limit, out)
+		}
+	}
+	if refused == 0 {
+		t.Error("no start was refused")
+	}
+}
+
+// TestFewFilesLive opens a sealed volume while there are only a few files left: what
+// cannot be read then can be read later.
+func TestFewFilesLive(t *testing.T) {
+	dir, end := victim(t, "clean")
+	out := runWithFewFiles(t, dir, 0)
+	var refused int
+	if n, _ := fmt.Sscanf(out, "sound %d", &refused); n != 1 || refused == 0 {
+		t.Errorf("the child says %q", out)
+	}
+	if list := condemnedIn(t, dir); len(list) > 0 {
+		t.Errorf("%v were set aside", list)
+	}
+	if err := verifyVictim(dir, end, append(damagedPartitions[:2:2], soundPartition)...); err != nil {
+		t.Error(err)
+	}
+}
