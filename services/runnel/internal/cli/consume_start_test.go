@@ -89,10 +89,10 @@ func TestUnreadable(t *testing.T) {
 	topic := runnel.TopicDescription{Topic: runnel.Topic{Name: "t"}, Replicas: []runnel.PartitionDescription{
 		{Leader: 1, Err: &runnel.Error{Reason: errorsv1.Reason_REASON_CORRUPT_LOG, Message: "damaged"}},
 		{Partition: 1, Leader: 1},
-		{Partition: 2, Leader: -1},
+		{Partition: 2, Leader: -1, Eligible: []int32{4}},
 	}}
 	for _, test := range []struct{ flags, want string }{
-		{"", `cannot be read after 30s: partition 2 of topic "t" has no leader: see "runnel cluster describe" for nodes that are down`},
+		{"", `cannot be read after 30s: partition 2 of topic "t" has no leader: start node 4 (ELR): that one holds all that was acknowledged, and leads at once`},
 		{"--partition 0 --partition 1", "the cluster does not answer in time; try again, or look for the reason in the logs of its nodes"},
 	} {
 		given := topic

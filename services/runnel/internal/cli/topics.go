@@ -51,17 +51,18 @@ With -o json an object with the field deleted, the name of the topic, is printed
 const topicsDescribeHelp = `Describe a topic: its partitions with their leaders and offsets, and its settings.
 
 EARLIEST is the first offset that the partition holds, LATEST the one after the
-last that can be read, SIZE what its records take on the leader's disk. LEADER is a
-node; "none" means that the partition cannot be read or written at the moment. ISR are the replicas that are in sync, ELR those
-outside of it that still hold all that was acknowledged. Epochs only grow: one with
-each leader, the other with each change of the partition.
+last that can be read, SIZE what its records take on the leader's disk. LEADER is
+a node; "none" means that the partition cannot be read or written at the moment.
+ISR are the replicas that are in sync, ELR those outside of it that still hold all
+that was acknowledged. Epochs only grow: one with each leader, the other with each
+change of the partition.
 
 STATUS is "ok" or the worst of these: "no leader"; "no answer"; "failed" where
 records on the disk of the leader are damaged: such a partition takes no records,
-and the reason says what can be done; "below min ISR" where records
-with acks=all are refused, which producers repeat until their time is up, because
-fewer than min.insync.replicas are in sync; "under-replicated" where a replica is
-not. The reasons stand below the partitions. The exit code is 0 all the same.
+and the reason says what can be done; "below min ISR" where records with acks=all
+are refused, which producers repeat until their time is up, because fewer than
+min.insync.replicas are in sync; "under-replicated" where a replica is not. The
+reasons stand below the partitions. The exit code is 0 all the same.
 
 With --unhealthy only partitions that are not ok are shown, without a NAME those of
 all topics, and the exit code is 1 if there is any. With -o json that is an array of
@@ -70,8 +71,9 @@ objects as in partitions below, each with a field topic.
 With -o json the topic is an object with the fields name, id, partition_count,
 config (the settings that were given to the topic), replication_factor,
 partitions (partition, leader, leader_epoch, partition_epoch, replicas, isr, elr,
-earliest, latest, size_bytes, status, error; null where there is no leader, no answer or no
-fault) and settings (all of them: name, value, default, documentation).`
+earliest, latest, size_bytes, status, error; null where there is no leader, no
+answer or no fault) and settings (all of them: name, value, default,
+documentation).`
 
 func (p *program) topicsCommand() *cobra.Command {
 	return commandGroup("topics", "Create, change, list, describe and delete topics", topicsHelp,
