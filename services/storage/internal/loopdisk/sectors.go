@@ -56,16 +56,6 @@ func blockSize(path string) (int64, error) {
 	return s.Bsize, err
 }
 
-func writeSynced(path string, content []byte) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(content)
-	err = errors.Join(err, file.Sync())
-	return errors.Join(err, unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED), file.Close())
-}
-
 // blocksOf returns where on the device the blocks of a file lie.
 func blocksOf(path string) ([]uint32, error) {
 	const fibmap = 1
