@@ -257,7 +257,7 @@ func TestBadArguments(t *testing.T) {
 		t.Errorf("a record over the limit ends with code %d: %s", tooLarge.code, tail(tooLarge.stderr, 500))
 	}
 	nobody := runnel(t, freeAddress(t), nil, "topics", "list")
-	if nobody.code != 1 || !strings.Contains(nobody.stderr, "runnel up") {
+	if nobody.code != 1 || !strings.Contains(nobody.stderr, "start one of these nodes") {
 		t.Errorf("without a server: code %d: %s", nobody.code, nobody.stderr)
 	}
 	if got := runnel(t, cluster.address, nil, "consume", "good", "--from-beginning", "--exit-at-end").mustSucceed(t); strings.Count(got.stdout, "\n") != 2 || !strings.Contains(got.stdout, "small") {

@@ -72,6 +72,11 @@ func (w *world) checkReplica(r *replica) {
 		w.checkHighWatermark(r, h, high)
 	}
 	r.checkedHigh = high
+	// A high watermark is not below the log start, and that does not go back, though an
+	// unclean election may have elected somebody who has heard of less.
+	if h.unclean != rules.NoEpoch && high <= r.rules.LogStart() {
+		return
+	}
 	if high > h.end() {
 		w.check.fail(8, r.index, "the high watermark of node %d is %d, and no leader's was above %d", r.n.id, high, h.end())
 	}
