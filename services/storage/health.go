@@ -45,9 +45,12 @@ func (r *damageReport) end() {
 // again.
 func (s *Service) stalled(stalled bool) {
 	if stalled {
-		s.logger.Error("the disk does not answer: what this node leads takes no records meanwhile, and it stops if that goes on")
+		s.logger.Error("the disk does not answer: this node gives up what others can lead, the rest takes no records, and it stops if that goes on")
 	} else {
 		s.logger.Info("the disk answers again")
 	}
-	s.onStall(stalled)
+	s.host.SetStalled(stalled)
+	if stalled {
+		s.proposer.Sweep()
+	}
 }

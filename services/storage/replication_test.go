@@ -351,3 +351,24 @@ func TestProducersSurviveTheirLeader(t *testing.T) {
 		t.Errorf("read %v, want each value once", got)
 	}
 }
+
+// A node whose disk does not answer gives up what others can lead, and comes back
+// into the ISR once it does.
+func TestStalledLeaderResigns(t *testing.T) {
+	t.Parallel()
+	r := startReplicaSet(t)
+	r.produce("a")
+	before := r.inSync(3)
+	stalled := r.nodes[int32(before.Leader)].service
+	stalled.stalled(true)
+	next := r.controller.await(t, func(p cluster.Partition) bool { return p.Leader != cluster.NoNode && p.Leader != before.Leader })
+	if next.LeaderEpoch <= before.LeaderEpoch {
+		t.Errorf("node %d leads in epoch %d, after %d", next.Leader, next.LeaderEpoch, before.LeaderEpoch)
+	}
+	r.produce("b")
+	stalled.stalled(false)
+	r.inSync(3)
+	if got, want := r.read(), []string{"a", "b"}; !slices.Equal(got, want) {
+		t.Errorf("read %v, want %v", got, want)
+	}
+}

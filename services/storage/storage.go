@@ -49,11 +49,6 @@ type Deps struct {
 	// Health learns of [PartitionsHealth]; it may be nil. The rest of it is its
 	// owner's.
 	Health *rpc.Health
-	// OnStall is called with true when the disk has not answered for 2 s, and with
-	// false when it does again; it must not block. It is for replication: a node whose
-	// disk hangs gives up what it leads, so that a replica can take over before the
-	// process has to stop. It may be nil.
-	OnStall func(stalled bool)
 }
 
 // PartitionsHealth is the name by which grpc.health.v1 tells whether all
@@ -83,7 +78,6 @@ type Service struct {
 	nodes            peerv1connect.NodeServiceClient
 	clusters         metadatav1connect.ClusterServiceClient
 	health           *rpc.Health
-	onStall          func(bool)
 	// status is ready once the node leads what it is given, and node is set then.
 	status *app.Status
 	node   atomic.Pointer[node]
@@ -107,10 +101,6 @@ func New(config Config, deps Deps) *Service {
 		health = rpc.NewHealth()
 	}
 	health.SetServing(PartitionsHealth, false)
-	onStall := deps.OnStall
-	if onStall == nil {
-		onStall = func(bool) {}
-	}
 	client := rpc.NewClient(deps.Metadata, tel)
 	view := clusterview.New(logger)
 	tel.Registry.MustRegister(view.Collectors("storage")...)
@@ -129,7 +119,6 @@ func New(config Config, deps Deps) *Service {
 		nodes:    peerv1connect.NewNodeServiceClient(client),
 		clusters: metadatav1connect.NewClusterServiceClient(client),
 		health:   health,
-		onStall:  onStall,
 		status:   app.NewStatus("storage service"),
 
 		replicationDrain: rpc.NewDrain(),

@@ -701,7 +701,7 @@ func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster
 		return false
 	}
 	if r.failed {
-		return r.resign()
+		return r.Resign()
 	}
 	if r.proposal != nil {
 		return false
@@ -746,10 +746,14 @@ func (r *Replica) propose(isr []ISRMember) {
 	}
 }
 
-// resign proposes the ISR without this replica, if there are others in it. It takes
-// the place of a proposal that is not answered yet: whichever is accepted first makes
-// the other void.
-func (r *Replica) resign() bool {
+// Resign proposes the ISR without this replica, where it leads and there are others
+// in it, or in the ELR: it cannot serve. That takes the place of a proposal that is not answered yet:
+// whichever is accepted first makes the other void. It reports whether there is a
+// proposal to send that was not there before.
+func (r *Replica) Resign() bool {
+	if r.leadership == nil {
+		return false
+	}
 	others := []ISRMember{}
 	for _, id := range r.assignment.ISR {
 		if id != r.self {
@@ -757,7 +761,7 @@ func (r *Replica) resign() bool {
 		}
 	}
 	self := func(m ISRMember) bool { return m.Node == r.self }
-	if len(others) == 0 || r.proposal != nil && !slices.ContainsFunc(r.proposal, self) {
+	if len(others)+len(r.assignment.ELR) == 0 || r.proposal != nil && !slices.ContainsFunc(r.proposal, self) {
 		return false
 	}
 	r.propose(others)

@@ -104,3 +104,29 @@ func TestReplicaFailedFollower(t *testing.T) {
 		t.Error("it begins anew without a leader")
 	}
 }
+
+// A leader whose disk hangs resigns too; a follower, or who leads alone, has nothing to
+// resign.
+func TestReplicaResigns(t *testing.T) {
+	t.Parallel()
+	r := leader(ids{1, 2, 3})
+	if !r.Resign() || r.Resign() {
+		t.Error("it does not resign once")
+	}
+	if proposal, ok := r.Proposal(); !ok || !slices.Equal(proposal.ISR, []ISRMember{{2, -1}, {3, -1}}) {
+		t.Errorf("it proposes %+v", proposal)
+	}
+	alone := leader(ids{1})
+	if alone.Resign() {
+		t.Error("the last member of the ISR resigns")
+	}
+	p := assigned(1, 5, 8, ids{1})
+	p.ELR = ids{3}
+	alone.Apply(p, start)
+	if !alone.Resign() {
+		t.Error("it does not resign though another one is eligible")
+	}
+	if r := followerOf(ReplicaLog{}); r.Resign() {
+		t.Error("a follower resigns")
+	}
+}

@@ -75,6 +75,7 @@ type Host struct {
 	metrics *metrics
 	tails   tails
 	self    atomic.Int32
+	stalled atomic.Bool
 
 	// mu guards led, the partitions that this node leads.
 	mu  sync.Mutex
@@ -85,6 +86,10 @@ type Host struct {
 	overdue, checkpoints *sweeper
 	compactor            *compactor
 }
+
+// SetStalled notes that the disk does not answer, or does again. While it does not,
+// the node resigns what it leads and others can lead, see [Partition.Propose].
+func (h *Host) SetStalled(stalled bool) { h.stalled.Store(stalled) }
 
 // NewHost returns a host. address names where clients reach a node, or returns
 // the empty string; it must not block. registerer may be nil.

@@ -180,13 +180,19 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 	return true
 }
 
-// Propose decides whether the ISR should change, as [rules.Replica.Propose] does.
-// live must not block, nor call the partition.
+// Propose decides whether the ISR should change, as [rules.Replica.Propose] does, and
+// resigns while the disk does not answer. live must not block, nor call the partition.
 func (p *Partition) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.unavailable != nil {
+		return false
+	}
+	if p.host.stalled.Load() {
+		return p.replica.Resign()
+	}
 	p.replica.SetFailed(p.log.Failed() != nil)
-	return p.unavailable == nil && p.replica.Propose(now, maxLag, live)
+	return p.replica.Propose(now, maxLag, live)
 }
 
 // Proposal returns the change of the ISR that waits for its outcome, if any.

@@ -37,6 +37,8 @@ type Proposer struct {
 	metrics *Metrics
 	// wake has a token when there is a proposal to send.
 	wake chan struct{}
+	// urged has a token when all partitions are to be looked at.
+	urged chan struct{}
 
 	mu sync.Mutex
 	// waiting are the partitions with proposals that are not answered.
@@ -54,6 +56,7 @@ func NewProposer(config Config, view *clusterview.View, client peerv1connect.Par
 	return &Proposer{
 		maxLag: config.MaxLag, view: view, client: client, led: led, logger: logger, metrics: metrics,
 		wake:    make(chan struct{}, 1),
+		urged:   make(chan struct{}, 1),
 		waiting: make(map[*partition.Partition]struct{}), resting: make(map[*partition.Partition]struct{}),
 	}
 }
@@ -124,6 +127,8 @@ func (p *Proposer) Run(ctx context.Context, self cluster.NodeID, epoch cluster.N
 			return nil
 		case <-tick.C:
 			p.sweep()
+		case <-p.urged:
+			p.sweep()
 		case <-p.wake:
 		case <-retry:
 			retry = nil
@@ -145,6 +150,15 @@ func (p *Proposer) Run(ctx context.Context, self cluster.NodeID, epoch cluster.N
 		}
 		retry = time.After(pause)
 		pause = min(2*pause, maxPause)
+	}
+}
+
+// Sweep makes Run look at all partitions that others follow, without waiting for its
+// next round. It does not block.
+func (p *Proposer) Sweep() {
+	select {
+	case p.urged <- struct{}{}:
+	default:
 	}
 }
 
