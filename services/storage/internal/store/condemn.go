@@ -193,13 +193,12 @@ func (r *volumes) check(v *volume) error {
 	if checked {
 		return nil
 	}
-	if err := r.verify(v); err != nil {
-		return err
-	}
+	err := r.verify(v)
 	r.mu.Lock()
-	v.checked = true
+	// It may have been opened for that.
+	v.checked, v.halfOpened = err == nil, err != nil
 	r.mu.Unlock()
-	return nil
+	return err
 }
 
 // unlisted says whether a volume that is not sealed has no checksums, or none that

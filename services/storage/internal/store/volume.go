@@ -99,6 +99,9 @@ type volume struct {
 	checked bool
 	// unreadable says that what is open cannot be closed any more, see [volumes.read].
 	unreadable bool
+	// halfOpened says that Badger has failed to open it for writing. Its goroutines may
+	// still be at work on the files.
+	halfOpened bool
 	// version is that of the layout which the description names.
 	version int32
 }

@@ -422,6 +422,7 @@ func (r *volumes) activate(v *volume) error {
 		}
 		db, err := openWritable(v.path, v.set.synced() || v.copies, r.cfg, r.logger)
 		if err != nil {
+			v.halfOpened = true
 			err = damage(v.path, "", err)
 		}
 		return db, err
@@ -537,7 +538,8 @@ func (r *volumes) close() error {
 			}
 			failpoint.Hit("stop/after-volume")
 		}
-		if v.sealed {
+		if v.sealed || v.halfOpened {
+			// Of one that was half opened nobody can say what its files are.
 			continue
 		}
 		if err := v.writeSizes(); err != nil {
