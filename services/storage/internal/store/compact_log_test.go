@@ -361,3 +361,36 @@ func TestCompactBesideAppendsAndReads(t *testing.T) {
 		t.Errorf("%d records are left, want %d", len(got), keys)
 	}
 }
+
+// A truncation that overtakes a compaction in the active volume takes away what is
+// being copied: that is no damage.
+func TestCompactionIsOvertaken(t *testing.T) {
+	s := open(t, testConfig(t))
+	for i, overtake := range []func(l *Log){
+		func(l *Log) {
+			if _, err := l.Truncate(t.Context(), 10, State{LogEnd: 10, Epochs: epochZero}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		func(*Log) {},
+	} {
+		l := s.Log(partition(i + 1))
+		fill(t, l, SetReplicatedCompacted, 0, 40, 100)
+		c := compaction{log: l, options: CompactOptions{Set: SetReplicatedCompacted, Below: 40, Now: time.Now(), MapBytes: 1 << 20}}
+		if due, err := c.begin(); !due || err != nil {
+			t.Fatal(due, err)
+		}
+		if err := c.mapKeys(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		from := l.snapshot(c.end, func(span) bool { return true })
+		overtake(l)
+		switched, again, err := c.attempt(t.Context(), from)
+		if overtaken := i == 0; err != nil || switched == overtaken || again == overtaken {
+			t.Errorf("overtaken: %t; switched: %t, again: %t, %v", overtaken, switched, again, err)
+		}
+		if err := l.Failed(); err != nil {
+			t.Error(err)
+		}
+	}
+}

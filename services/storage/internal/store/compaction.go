@@ -128,16 +128,42 @@ func (l *Log) Compact(ctx context.Context, o CompactOptions) (Compacted, error) 
 		if from.cuts != c.cuts || len(from.spans) == 0 {
 			break
 		}
-		switched, err := c.replace(ctx, from)
-		if _, gone := errors.AsType[errVolumeGone](err); err != nil && !gone {
+		switched, again, err := c.attempt(ctx, from)
+		if err != nil {
 			return Compacted{}, fmt.Errorf("compact %v: %w", l.id, err)
 		}
 		if switched {
 			c.done.End, c.done.Progress = c.end, true
 			return c.done, nil
 		}
+		if !again {
+			break
+		}
 	}
 	return Compacted{}, nil
+}
+
+// attempt replaces spans, and says whether it is worth to try again with those that
+// there are then.
+func (c *compaction) attempt(ctx context.Context, from snapshot) (switched, again bool, err error) {
+	switched, err = c.replace(ctx, from)
+	_, gone := errors.AsType[errVolumeGone](err)
+	switch {
+	case err == nil || gone:
+		return switched, true, nil
+	case ctx.Err() == nil && c.log.overtaken(c.cuts):
+		// What was cut is gone from the active volume at once, which looks like damage.
+		return false, false, nil
+	default:
+		return false, false, err
+	}
+}
+
+// overtaken says whether the log was truncated since, or deleted.
+func (l *Log) overtaken(cuts uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cuts != cuts || l.durable.Deleted
 }
 
 // replace makes the log go on with what compaction leaves of some spans. It
