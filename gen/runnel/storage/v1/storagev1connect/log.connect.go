@@ -104,7 +104,9 @@ type LogServiceClient interface {
 	// ListOffsets turns positions into offsets.
 	ListOffsets(context.Context, *v1.ListOffsetsRequest) (*v1.ListOffsetsResponse, error)
 	// DeleteRecords moves the log start of partitions forward. Records below it
-	// are gone for readers at once; their space is given back later.
+	// are gone for readers at once; their space is given back later. It answers once
+	// every replica that may lead next has the new log start (KIP-107), and refuses
+	// with NOT_ENOUGH_REPLICAS where fewer than min.insync.replicas are in sync.
 	DeleteRecords(context.Context, *v1.DeleteRecordsRequest) (*v1.DeleteRecordsResponse, error)
 	// InitProducer returns an identity for an idempotent producer.
 	InitProducer(context.Context, *v1.InitProducerRequest) (*v1.InitProducerResponse, error)
@@ -192,7 +194,9 @@ type LogServiceHandler interface {
 	// ListOffsets turns positions into offsets.
 	ListOffsets(context.Context, *v1.ListOffsetsRequest) (*v1.ListOffsetsResponse, error)
 	// DeleteRecords moves the log start of partitions forward. Records below it
-	// are gone for readers at once; their space is given back later.
+	// are gone for readers at once; their space is given back later. It answers once
+	// every replica that may lead next has the new log start (KIP-107), and refuses
+	// with NOT_ENOUGH_REPLICAS where fewer than min.insync.replicas are in sync.
 	DeleteRecords(context.Context, *v1.DeleteRecordsRequest) (*v1.DeleteRecordsResponse, error)
 	// InitProducer returns an identity for an idempotent producer.
 	InitProducer(context.Context, *v1.InitProducerRequest) (*v1.InitProducerResponse, error)
