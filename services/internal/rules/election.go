@@ -280,7 +280,7 @@ type ISRProposal struct {
 // Members that are taken out go into the ELR as long as the ISR is below min ISR
 // (KIP-966).
 // A leader that leaves itself out resigns, as it cannot serve: another member of the
-// ISR is elected, or it is refused.
+// ISR is elected, or else of the ELR, and without one it is refused.
 // Each accepted proposal raises the partition epoch, also one of the ISR that there
 // is: what was proposed on the epoch before, and may still be on its way, is void
 // then.
