@@ -136,6 +136,42 @@ const (
 	// election, and others may stand in their place. The detail says where the log
 	// parts from what was read. Fatal: the reader decides where to go on.
 	Reason_REASON_LOG_TRUNCATED Reason = 40
+	// This node does not coordinate the group; the detail says who does. Retriable at
+	// that node.
+	Reason_REASON_NOT_COORDINATOR Reason = 41
+	// The group has no coordinator at the moment, or the coordinator is still loading
+	// the group. Retriable.
+	Reason_REASON_COORDINATOR_NOT_AVAILABLE Reason = 42
+	// Another coordinator has taken the partition of __consumer_offsets over, or its log
+	// does not end where the caller believes. Fatal for the caller, which loads the
+	// partition anew if it still has it.
+	Reason_REASON_COORDINATOR_FENCED Reason = 43
+	// The group has no member of that name: its session has timed out, or it has left.
+	// Fatal for the member, which has lost its partitions and joins anew.
+	Reason_REASON_UNKNOWN_MEMBER Reason = 44
+	// The member's epoch is none that the group has given it, or its heartbeats are
+	// refused because it did not give partitions up in time. Fatal for the member, which
+	// has lost its partitions and joins anew.
+	Reason_REASON_MEMBER_FENCED Reason = 45
+	// The commit carries an epoch under which the member does not have the partition.
+	// Fatal for the commit.
+	Reason_REASON_STALE_MEMBER_EPOCH Reason = 46
+	// The member does not have the partition. Fatal for the commit.
+	Reason_REASON_PARTITION_NOT_ASSIGNED Reason = 47
+	// Another process has joined with the member's instance_id. Fatal for the member.
+	Reason_REASON_INSTANCE_FENCED Reason = 48
+	// There is no such group. Fatal.
+	Reason_REASON_GROUP_NOT_FOUND Reason = 49
+	// The group has members, which the message names. Fatal until they have left.
+	Reason_REASON_GROUP_NOT_EMPTY Reason = 50
+	// The group id is empty, longer than 255 bytes or not UTF-8. Fatal.
+	Reason_REASON_INVALID_GROUP_ID Reason = 51
+	// The subscription is empty, or its regular expression does not compile. Fatal.
+	Reason_REASON_INVALID_SUBSCRIPTION Reason = 52
+	// The group has as many members as it may have. Retriable once one has left.
+	Reason_REASON_GROUP_FULL Reason = 53
+	// The metadata of a commit is longer than 4,096 bytes. Fatal.
+	Reason_REASON_METADATA_TOO_LARGE Reason = 54
 )
 
 // Enum value maps for Reason.
@@ -182,6 +218,20 @@ var (
 		38: "REASON_LIMIT_REACHED",
 		39: "REASON_PREFERRED_LEADER_NOT_AVAILABLE",
 		40: "REASON_LOG_TRUNCATED",
+		41: "REASON_NOT_COORDINATOR",
+		42: "REASON_COORDINATOR_NOT_AVAILABLE",
+		43: "REASON_COORDINATOR_FENCED",
+		44: "REASON_UNKNOWN_MEMBER",
+		45: "REASON_MEMBER_FENCED",
+		46: "REASON_STALE_MEMBER_EPOCH",
+		47: "REASON_PARTITION_NOT_ASSIGNED",
+		48: "REASON_INSTANCE_FENCED",
+		49: "REASON_GROUP_NOT_FOUND",
+		50: "REASON_GROUP_NOT_EMPTY",
+		51: "REASON_INVALID_GROUP_ID",
+		52: "REASON_INVALID_SUBSCRIPTION",
+		53: "REASON_GROUP_FULL",
+		54: "REASON_METADATA_TOO_LARGE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                      0,
@@ -225,6 +275,20 @@ var (
 		"REASON_LIMIT_REACHED":                    38,
 		"REASON_PREFERRED_LEADER_NOT_AVAILABLE":   39,
 		"REASON_LOG_TRUNCATED":                    40,
+		"REASON_NOT_COORDINATOR":                  41,
+		"REASON_COORDINATOR_NOT_AVAILABLE":        42,
+		"REASON_COORDINATOR_FENCED":               43,
+		"REASON_UNKNOWN_MEMBER":                   44,
+		"REASON_MEMBER_FENCED":                    45,
+		"REASON_STALE_MEMBER_EPOCH":               46,
+		"REASON_PARTITION_NOT_ASSIGNED":           47,
+		"REASON_INSTANCE_FENCED":                  48,
+		"REASON_GROUP_NOT_FOUND":                  49,
+		"REASON_GROUP_NOT_EMPTY":                  50,
+		"REASON_INVALID_GROUP_ID":                 51,
+		"REASON_INVALID_SUBSCRIPTION":             52,
+		"REASON_GROUP_FULL":                       53,
+		"REASON_METADATA_TOO_LARGE":               54,
 	}
 )
 
@@ -273,6 +337,7 @@ type Failure struct {
 	//	*Failure_OffsetOutOfRange
 	//	*Failure_OutOfOrderSequence
 	//	*Failure_LogTruncated
+	//	*Failure_NotCoordinator
 	Detail        isFailure_Detail `protobuf_oneof:"detail"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -365,6 +430,15 @@ func (x *Failure) GetLogTruncated() *LogTruncated {
 	return nil
 }
 
+func (x *Failure) GetNotCoordinator() *NotCoordinator {
+	if x != nil {
+		if x, ok := x.Detail.(*Failure_NotCoordinator); ok {
+			return x.NotCoordinator
+		}
+	}
+	return nil
+}
+
 type isFailure_Detail interface {
 	isFailure_Detail()
 }
@@ -389,6 +463,11 @@ type Failure_LogTruncated struct {
 	LogTruncated *LogTruncated `protobuf:"bytes,6,opt,name=log_truncated,json=logTruncated,proto3,oneof"`
 }
 
+type Failure_NotCoordinator struct {
+	// With REASON_NOT_COORDINATOR.
+	NotCoordinator *NotCoordinator `protobuf:"bytes,7,opt,name=not_coordinator,json=notCoordinator,proto3,oneof"`
+}
+
 func (*Failure_NotLeader) isFailure_Detail() {}
 
 func (*Failure_OffsetOutOfRange) isFailure_Detail() {}
@@ -396,6 +475,8 @@ func (*Failure_OffsetOutOfRange) isFailure_Detail() {}
 func (*Failure_OutOfOrderSequence) isFailure_Detail() {}
 
 func (*Failure_LogTruncated) isFailure_Detail() {}
+
+func (*Failure_NotCoordinator) isFailure_Detail() {}
 
 // NotLeader names the node to ask instead.
 type NotLeader struct {
@@ -479,6 +560,70 @@ func (x *NotLeader) GetLeaderEpoch() int32 {
 	return 0
 }
 
+// NotCoordinator names the coordinator to ask instead.
+type NotCoordinator struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Group that was asked for.
+	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// Node that coordinates it; 0 when nobody does.
+	CoordinatorId int32 `protobuf:"varint,2,opt,name=coordinator_id,json=coordinatorId,proto3" json:"coordinator_id,omitempty"`
+	// host:port at which clients reach that node; empty when nobody does.
+	CoordinatorAddress string `protobuf:"bytes,3,opt,name=coordinator_address,json=coordinatorAddress,proto3" json:"coordinator_address,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *NotCoordinator) Reset() {
+	*x = NotCoordinator{}
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotCoordinator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotCoordinator) ProtoMessage() {}
+
+func (x *NotCoordinator) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotCoordinator.ProtoReflect.Descriptor instead.
+func (*NotCoordinator) Descriptor() ([]byte, []int) {
+	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NotCoordinator) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *NotCoordinator) GetCoordinatorId() int32 {
+	if x != nil {
+		return x.CoordinatorId
+	}
+	return 0
+}
+
+func (x *NotCoordinator) GetCoordinatorAddress() string {
+	if x != nil {
+		return x.CoordinatorAddress
+	}
+	return ""
+}
+
 // OffsetOutOfRange names the offsets that can be read.
 type OffsetOutOfRange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -498,7 +643,7 @@ type OffsetOutOfRange struct {
 
 func (x *OffsetOutOfRange) Reset() {
 	*x = OffsetOutOfRange{}
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[2]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +655,7 @@ func (x *OffsetOutOfRange) String() string {
 func (*OffsetOutOfRange) ProtoMessage() {}
 
 func (x *OffsetOutOfRange) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[2]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +668,7 @@ func (x *OffsetOutOfRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OffsetOutOfRange.ProtoReflect.Descriptor instead.
 func (*OffsetOutOfRange) Descriptor() ([]byte, []int) {
-	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{2}
+	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OffsetOutOfRange) GetTopic() string {
@@ -576,7 +721,7 @@ type OutOfOrderSequence struct {
 
 func (x *OutOfOrderSequence) Reset() {
 	*x = OutOfOrderSequence{}
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[3]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +733,7 @@ func (x *OutOfOrderSequence) String() string {
 func (*OutOfOrderSequence) ProtoMessage() {}
 
 func (x *OutOfOrderSequence) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[3]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +746,7 @@ func (x *OutOfOrderSequence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutOfOrderSequence.ProtoReflect.Descriptor instead.
 func (*OutOfOrderSequence) Descriptor() ([]byte, []int) {
-	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{3}
+	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *OutOfOrderSequence) GetProducerId() int64 {
@@ -649,7 +794,7 @@ type LogTruncated struct {
 
 func (x *LogTruncated) Reset() {
 	*x = LogTruncated{}
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +806,7 @@ func (x *LogTruncated) String() string {
 func (*LogTruncated) ProtoMessage() {}
 
 func (x *LogTruncated) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_errors_v1_errors_proto_msgTypes[4]
+	mi := &file_runnel_errors_v1_errors_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +819,7 @@ func (x *LogTruncated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
 func (*LogTruncated) Descriptor() ([]byte, []int) {
-	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{4}
+	return file_runnel_errors_v1_errors_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LogTruncated) GetTopic() string {
@@ -723,7 +868,7 @@ var File_runnel_errors_v1_errors_proto protoreflect.FileDescriptor
 
 const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x1drunnel/errors/v1/errors.proto\x12\x10runnel.errors.v1\"\x94\x03\n" +
+	"\x1drunnel/errors/v1/errors.proto\x12\x10runnel.errors.v1\"\xe1\x03\n" +
 	"\aFailure\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.runnel.errors.v1.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12<\n" +
@@ -731,14 +876,19 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"not_leader\x18\x03 \x01(\v2\x1b.runnel.errors.v1.NotLeaderH\x00R\tnotLeader\x12S\n" +
 	"\x13offset_out_of_range\x18\x04 \x01(\v2\".runnel.errors.v1.OffsetOutOfRangeH\x00R\x10offsetOutOfRange\x12Y\n" +
 	"\x15out_of_order_sequence\x18\x05 \x01(\v2$.runnel.errors.v1.OutOfOrderSequenceH\x00R\x12outOfOrderSequence\x12E\n" +
-	"\rlog_truncated\x18\x06 \x01(\v2\x1e.runnel.errors.v1.LogTruncatedH\x00R\flogTruncatedB\b\n" +
+	"\rlog_truncated\x18\x06 \x01(\v2\x1e.runnel.errors.v1.LogTruncatedH\x00R\flogTruncated\x12K\n" +
+	"\x0fnot_coordinator\x18\a \x01(\v2 .runnel.errors.v1.NotCoordinatorH\x00R\x0enotCoordinatorB\b\n" +
 	"\x06detail\"\xa6\x01\n" +
 	"\tNotLeader\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x1b\n" +
 	"\tleader_id\x18\x03 \x01(\x05R\bleaderId\x12%\n" +
 	"\x0eleader_address\x18\x04 \x01(\tR\rleaderAddress\x12!\n" +
-	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\"\xac\x01\n" +
+	"\fleader_epoch\x18\x05 \x01(\x05R\vleaderEpoch\"~\n" +
+	"\x0eNotCoordinator\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12%\n" +
+	"\x0ecoordinator_id\x18\x02 \x01(\x05R\rcoordinatorId\x12/\n" +
+	"\x13coordinator_address\x18\x03 \x01(\tR\x12coordinatorAddress\"\xac\x01\n" +
 	"\x10OffsetOutOfRange\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x16\n" +
@@ -757,7 +907,7 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x0flast_read_epoch\x18\x04 \x01(\x05R\rlastReadEpoch\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\x05R\x05epoch\x12\x1d\n" +
 	"\n" +
-	"end_offset\x18\x06 \x01(\x03R\tendOffset*\xa2\t\n" +
+	"end_offset\x18\x06 \x01(\x03R\tendOffset*\xc2\f\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -800,7 +950,21 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x18REASON_INVALID_TIMESTAMP\x10%\x12\x18\n" +
 	"\x14REASON_LIMIT_REACHED\x10&\x12)\n" +
 	"%REASON_PREFERRED_LEADER_NOT_AVAILABLE\x10'\x12\x18\n" +
-	"\x14REASON_LOG_TRUNCATED\x10(B\xc2\x01\n" +
+	"\x14REASON_LOG_TRUNCATED\x10(\x12\x1a\n" +
+	"\x16REASON_NOT_COORDINATOR\x10)\x12$\n" +
+	" REASON_COORDINATOR_NOT_AVAILABLE\x10*\x12\x1d\n" +
+	"\x19REASON_COORDINATOR_FENCED\x10+\x12\x19\n" +
+	"\x15REASON_UNKNOWN_MEMBER\x10,\x12\x18\n" +
+	"\x14REASON_MEMBER_FENCED\x10-\x12\x1d\n" +
+	"\x19REASON_STALE_MEMBER_EPOCH\x10.\x12!\n" +
+	"\x1dREASON_PARTITION_NOT_ASSIGNED\x10/\x12\x1a\n" +
+	"\x16REASON_INSTANCE_FENCED\x100\x12\x1a\n" +
+	"\x16REASON_GROUP_NOT_FOUND\x101\x12\x1a\n" +
+	"\x16REASON_GROUP_NOT_EMPTY\x102\x12\x1b\n" +
+	"\x17REASON_INVALID_GROUP_ID\x103\x12\x1f\n" +
+	"\x1bREASON_INVALID_SUBSCRIPTION\x104\x12\x15\n" +
+	"\x11REASON_GROUP_FULL\x105\x12\x1d\n" +
+	"\x19REASON_METADATA_TOO_LARGE\x106B\xc2\x01\n" +
 	"\x14com.runnel.errors.v1B\vErrorsProtoP\x01Z;github.com/runnel-mesh/runnel/gen/runnel/errors/v1;errorsv1\xa2\x02\x03REX\xaa\x02\x10Runnel.Errors.V1\xca\x02\x10Runnel\\Errors\\V1\xe2\x02\x1cRunnel\\Errors\\V1\\GPBMetadata\xea\x02\x12Runnel::Errors::V1b\x06proto3"
 
 var (
@@ -816,26 +980,28 @@ func file_runnel_errors_v1_errors_proto_rawDescGZIP() []byte {
 }
 
 var file_runnel_errors_v1_errors_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_runnel_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_runnel_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_runnel_errors_v1_errors_proto_goTypes = []any{
 	(Reason)(0),                // 0: runnel.errors.v1.Reason
 	(*Failure)(nil),            // 1: runnel.errors.v1.Failure
 	(*NotLeader)(nil),          // 2: runnel.errors.v1.NotLeader
-	(*OffsetOutOfRange)(nil),   // 3: runnel.errors.v1.OffsetOutOfRange
-	(*OutOfOrderSequence)(nil), // 4: runnel.errors.v1.OutOfOrderSequence
-	(*LogTruncated)(nil),       // 5: runnel.errors.v1.LogTruncated
+	(*NotCoordinator)(nil),     // 3: runnel.errors.v1.NotCoordinator
+	(*OffsetOutOfRange)(nil),   // 4: runnel.errors.v1.OffsetOutOfRange
+	(*OutOfOrderSequence)(nil), // 5: runnel.errors.v1.OutOfOrderSequence
+	(*LogTruncated)(nil),       // 6: runnel.errors.v1.LogTruncated
 }
 var file_runnel_errors_v1_errors_proto_depIdxs = []int32{
 	0, // 0: runnel.errors.v1.Failure.reason:type_name -> runnel.errors.v1.Reason
 	2, // 1: runnel.errors.v1.Failure.not_leader:type_name -> runnel.errors.v1.NotLeader
-	3, // 2: runnel.errors.v1.Failure.offset_out_of_range:type_name -> runnel.errors.v1.OffsetOutOfRange
-	4, // 3: runnel.errors.v1.Failure.out_of_order_sequence:type_name -> runnel.errors.v1.OutOfOrderSequence
-	5, // 4: runnel.errors.v1.Failure.log_truncated:type_name -> runnel.errors.v1.LogTruncated
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	4, // 2: runnel.errors.v1.Failure.offset_out_of_range:type_name -> runnel.errors.v1.OffsetOutOfRange
+	5, // 3: runnel.errors.v1.Failure.out_of_order_sequence:type_name -> runnel.errors.v1.OutOfOrderSequence
+	6, // 4: runnel.errors.v1.Failure.log_truncated:type_name -> runnel.errors.v1.LogTruncated
+	3, // 5: runnel.errors.v1.Failure.not_coordinator:type_name -> runnel.errors.v1.NotCoordinator
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_runnel_errors_v1_errors_proto_init() }
@@ -848,6 +1014,7 @@ func file_runnel_errors_v1_errors_proto_init() {
 		(*Failure_OffsetOutOfRange)(nil),
 		(*Failure_OutOfOrderSequence)(nil),
 		(*Failure_LogTruncated)(nil),
+		(*Failure_NotCoordinator)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -855,7 +1022,7 @@ func file_runnel_errors_v1_errors_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_errors_v1_errors_proto_rawDesc), len(file_runnel_errors_v1_errors_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -212,9 +212,14 @@ type Partition struct {
 	// (KIP-966).
 	Elr []int32 `protobuf:"varint,7,rep,packed,name=elr,proto3" json:"elr,omitempty"`
 	// The node that led last while there is no leader; -1 otherwise.
-	LastLeaderId  int32 `protobuf:"varint,8,opt,name=last_leader_id,json=lastLeaderId,proto3" json:"last_leader_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LastLeaderId int32 `protobuf:"varint,8,opt,name=last_leader_id,json=lastLeaderId,proto3" json:"last_leader_id,omitempty"`
+	// Node that coordinates the groups of this partition of __consumer_offsets; 0 where
+	// there is none, as in all other topics.
+	CoordinatorId int32 `protobuf:"varint,9,opt,name=coordinator_id,json=coordinatorId,proto3" json:"coordinator_id,omitempty"`
+	// Greater with each process that coordinates them, from 1; 0 before the first.
+	CoordinatorEpoch int64 `protobuf:"varint,10,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Partition) Reset() {
@@ -299,6 +304,20 @@ func (x *Partition) GetElr() []int32 {
 func (x *Partition) GetLastLeaderId() int32 {
 	if x != nil {
 		return x.LastLeaderId
+	}
+	return 0
+}
+
+func (x *Partition) GetCoordinatorId() int32 {
+	if x != nil {
+		return x.CoordinatorId
+	}
+	return 0
+}
+
+func (x *Partition) GetCoordinatorEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorEpoch
 	}
 	return 0
 }
@@ -835,7 +854,7 @@ const file_runnel_metadata_v1_cluster_proto_rawDesc = "" +
 	"\x06fenced\x18\x05 \x01(\bR\x06fenced\x120\n" +
 	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
 	"\aleaving\x18\a \x01(\bR\aleaving\x12!\n" +
-	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\"\xf8\x01\n" +
+	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\"\xcc\x02\n" +
 	"\tPartition\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x1b\n" +
 	"\tleader_id\x18\x02 \x01(\x05R\bleaderId\x12!\n" +
@@ -844,7 +863,10 @@ const file_runnel_metadata_v1_cluster_proto_rawDesc = "" +
 	"\breplicas\x18\x05 \x03(\x05R\breplicas\x12\x10\n" +
 	"\x03isr\x18\x06 \x03(\x05R\x03isr\x12\x10\n" +
 	"\x03elr\x18\a \x03(\x05R\x03elr\x12$\n" +
-	"\x0elast_leader_id\x18\b \x01(\x05R\flastLeaderId\"\x98\x02\n" +
+	"\x0elast_leader_id\x18\b \x01(\x05R\flastLeaderId\x12%\n" +
+	"\x0ecoordinator_id\x18\t \x01(\x05R\rcoordinatorId\x12+\n" +
+	"\x11coordinator_epoch\x18\n" +
+	" \x01(\x03R\x10coordinatorEpoch\"\x98\x02\n" +
 	"\x05Topic\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12=\n" +

@@ -589,9 +589,17 @@ type PartitionRecord struct {
 	// Nodes in the ELR, in the order of replicas.
 	Elr []int32 `protobuf:"varint,6,rep,packed,name=elr,proto3" json:"elr,omitempty"`
 	// Node that led last while there is no leader; -1 otherwise.
-	LastLeaderId  int32 `protobuf:"varint,7,opt,name=last_leader_id,json=lastLeaderId,proto3" json:"last_leader_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LastLeaderId int32 `protobuf:"varint,7,opt,name=last_leader_id,json=lastLeaderId,proto3" json:"last_leader_id,omitempty"`
+	// Node that coordinates the groups of this partition of __consumer_offsets; 0 for
+	// none.
+	CoordinatorId int32 `protobuf:"varint,8,opt,name=coordinator_id,json=coordinatorId,proto3" json:"coordinator_id,omitempty"`
+	// Greater with each process that coordinates them, from 1; 0 before the first.
+	CoordinatorEpoch int64 `protobuf:"varint,9,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
+	// Epoch of the node's process that coordinates them: the next one gets another
+	// coordinator epoch.
+	CoordinatorNodeEpoch int64 `protobuf:"varint,10,opt,name=coordinator_node_epoch,json=coordinatorNodeEpoch,proto3" json:"coordinator_node_epoch,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *PartitionRecord) Reset() {
@@ -669,6 +677,27 @@ func (x *PartitionRecord) GetElr() []int32 {
 func (x *PartitionRecord) GetLastLeaderId() int32 {
 	if x != nil {
 		return x.LastLeaderId
+	}
+	return 0
+}
+
+func (x *PartitionRecord) GetCoordinatorId() int32 {
+	if x != nil {
+		return x.CoordinatorId
+	}
+	return 0
+}
+
+func (x *PartitionRecord) GetCoordinatorEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorEpoch
+	}
+	return 0
+}
+
+func (x *PartitionRecord) GetCoordinatorNodeEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorNodeEpoch
 	}
 	return 0
 }
@@ -818,7 +847,7 @@ const file_runnel_metadata_catalog_v1_catalog_proto_rawDesc = "" +
 	"\rReplicaRecord\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
 	"\n" +
-	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\"\x8b\x02\n" +
+	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\"\x95\x03\n" +
 	"\x0fPartitionRecord\x12E\n" +
 	"\breplicas\x18\x01 \x03(\v2).runnel.metadata.catalog.v1.ReplicaRecordR\breplicas\x12\x1b\n" +
 	"\tleader_id\x18\x02 \x01(\x05R\bleaderId\x12!\n" +
@@ -826,7 +855,11 @@ const file_runnel_metadata_catalog_v1_catalog_proto_rawDesc = "" +
 	"\x0fpartition_epoch\x18\x04 \x01(\x05R\x0epartitionEpoch\x12\x10\n" +
 	"\x03isr\x18\x05 \x03(\x05R\x03isr\x12\x10\n" +
 	"\x03elr\x18\x06 \x03(\x05R\x03elr\x12$\n" +
-	"\x0elast_leader_id\x18\a \x01(\x05R\flastLeaderId\"^\n" +
+	"\x0elast_leader_id\x18\a \x01(\x05R\flastLeaderId\x12%\n" +
+	"\x0ecoordinator_id\x18\b \x01(\x05R\rcoordinatorId\x12+\n" +
+	"\x11coordinator_epoch\x18\t \x01(\x03R\x10coordinatorEpoch\x124\n" +
+	"\x16coordinator_node_epoch\x18\n" +
+	" \x01(\x03R\x14coordinatorNodeEpoch\"^\n" +
 	"\x12DeletedTopicRecord\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\adeleted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\adeleted\"#\n" +

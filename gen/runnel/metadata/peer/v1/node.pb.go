@@ -25,6 +25,89 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PrepareOffsetsTopicRequest asks for the topic.
+type PrepareOffsetsTopicRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareOffsetsTopicRequest) Reset() {
+	*x = PrepareOffsetsTopicRequest{}
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareOffsetsTopicRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareOffsetsTopicRequest) ProtoMessage() {}
+
+func (x *PrepareOffsetsTopicRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareOffsetsTopicRequest.ProtoReflect.Descriptor instead.
+func (*PrepareOffsetsTopicRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+// PrepareOffsetsTopicResponse says when it is there.
+type PrepareOffsetsTopicResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Cluster version that shows the topic.
+	Version       int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareOffsetsTopicResponse) Reset() {
+	*x = PrepareOffsetsTopicResponse{}
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareOffsetsTopicResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareOffsetsTopicResponse) ProtoMessage() {}
+
+func (x *PrepareOffsetsTopicResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareOffsetsTopicResponse.ProtoReflect.Descriptor instead.
+func (*PrepareOffsetsTopicResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PrepareOffsetsTopicResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 // RegisterRequest announces a process.
 type RegisterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -57,7 +140,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[0]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -69,7 +152,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[0]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -82,7 +165,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RegisterRequest) GetClusterId() []byte {
@@ -169,7 +252,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[1]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +264,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[1]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,7 +277,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RegisterResponse) GetClusterId() []byte {
@@ -246,7 +329,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[2]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +341,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[2]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +354,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *HeartbeatRequest) GetNodeId() int32 {
@@ -301,7 +384,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[3]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +396,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[3]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +409,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HeartbeatResponse) GetLeaseMs() int64 {
@@ -356,7 +439,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +451,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[4]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +464,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LeaveRequest) GetNodeId() int32 {
@@ -413,7 +496,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +508,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[5]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +521,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LeaveResponse) GetRemaining() int32 {
@@ -468,7 +551,7 @@ type DeregisterRequest struct {
 
 func (x *DeregisterRequest) Reset() {
 	*x = DeregisterRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +563,7 @@ func (x *DeregisterRequest) String() string {
 func (*DeregisterRequest) ProtoMessage() {}
 
 func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[6]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +576,7 @@ func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeregisterRequest) GetNodeId() int32 {
@@ -519,7 +602,7 @@ type DeregisterResponse struct {
 
 func (x *DeregisterResponse) Reset() {
 	*x = DeregisterResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +614,7 @@ func (x *DeregisterResponse) String() string {
 func (*DeregisterResponse) ProtoMessage() {}
 
 func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[7]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +627,7 @@ func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 // AllocateProducerIdsRequest asks for a block.
@@ -560,7 +643,7 @@ type AllocateProducerIdsRequest struct {
 
 func (x *AllocateProducerIdsRequest) Reset() {
 	*x = AllocateProducerIdsRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +655,7 @@ func (x *AllocateProducerIdsRequest) String() string {
 func (*AllocateProducerIdsRequest) ProtoMessage() {}
 
 func (x *AllocateProducerIdsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[8]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +668,7 @@ func (x *AllocateProducerIdsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateProducerIdsRequest.ProtoReflect.Descriptor instead.
 func (*AllocateProducerIdsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AllocateProducerIdsRequest) GetNodeId() int32 {
@@ -615,7 +698,7 @@ type AllocateProducerIdsResponse struct {
 
 func (x *AllocateProducerIdsResponse) Reset() {
 	*x = AllocateProducerIdsResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +710,7 @@ func (x *AllocateProducerIdsResponse) String() string {
 func (*AllocateProducerIdsResponse) ProtoMessage() {}
 
 func (x *AllocateProducerIdsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[9]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +723,7 @@ func (x *AllocateProducerIdsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocateProducerIdsResponse.ProtoReflect.Descriptor instead.
 func (*AllocateProducerIdsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AllocateProducerIdsResponse) GetFirstProducerId() int64 {
@@ -672,7 +755,7 @@ type AlterPartitionRequest struct {
 
 func (x *AlterPartitionRequest) Reset() {
 	*x = AlterPartitionRequest{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +767,7 @@ func (x *AlterPartitionRequest) String() string {
 func (*AlterPartitionRequest) ProtoMessage() {}
 
 func (x *AlterPartitionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[10]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +780,7 @@ func (x *AlterPartitionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlterPartitionRequest.ProtoReflect.Descriptor instead.
 func (*AlterPartitionRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AlterPartitionRequest) GetNodeId() int32 {
@@ -741,7 +824,7 @@ type PartitionChange struct {
 
 func (x *PartitionChange) Reset() {
 	*x = PartitionChange{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +836,7 @@ func (x *PartitionChange) String() string {
 func (*PartitionChange) ProtoMessage() {}
 
 func (x *PartitionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[11]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +849,7 @@ func (x *PartitionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionChange.ProtoReflect.Descriptor instead.
 func (*PartitionChange) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PartitionChange) GetTopicId() []byte {
@@ -817,7 +900,7 @@ type IsrMember struct {
 
 func (x *IsrMember) Reset() {
 	*x = IsrMember{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +912,7 @@ func (x *IsrMember) String() string {
 func (*IsrMember) ProtoMessage() {}
 
 func (x *IsrMember) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[12]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +925,7 @@ func (x *IsrMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IsrMember.ProtoReflect.Descriptor instead.
 func (*IsrMember) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *IsrMember) GetNodeId() int32 {
@@ -873,7 +956,7 @@ type AlterPartitionResponse struct {
 
 func (x *AlterPartitionResponse) Reset() {
 	*x = AlterPartitionResponse{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +968,7 @@ func (x *AlterPartitionResponse) String() string {
 func (*AlterPartitionResponse) ProtoMessage() {}
 
 func (x *AlterPartitionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[13]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +981,7 @@ func (x *AlterPartitionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlterPartitionResponse.ProtoReflect.Descriptor instead.
 func (*AlterPartitionResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AlterPartitionResponse) GetResults() []*PartitionChangeResult {
@@ -928,7 +1011,7 @@ type PartitionChangeResult struct {
 
 func (x *PartitionChangeResult) Reset() {
 	*x = PartitionChangeResult{}
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1023,7 @@ func (x *PartitionChangeResult) String() string {
 func (*PartitionChangeResult) ProtoMessage() {}
 
 func (x *PartitionChangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[14]
+	mi := &file_runnel_metadata_peer_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1036,7 @@ func (x *PartitionChangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionChangeResult.ProtoReflect.Descriptor instead.
 func (*PartitionChangeResult) Descriptor() ([]byte, []int) {
-	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_runnel_metadata_peer_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PartitionChangeResult) GetAccepted() bool {
@@ -974,7 +1057,10 @@ var File_runnel_metadata_peer_v1_node_proto protoreflect.FileDescriptor
 
 const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\"runnel/metadata/peer/v1/node.proto\x12\x17runnel.metadata.peer.v1\x1a runnel/metadata/v1/cluster.proto\"\xa4\x02\n" +
+	"\"runnel/metadata/peer/v1/node.proto\x12\x17runnel.metadata.peer.v1\x1a runnel/metadata/v1/cluster.proto\"\x1c\n" +
+	"\x1aPrepareOffsetsTopicRequest\"7\n" +
+	"\x1bPrepareOffsetsTopicResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion\"\xa4\x02\n" +
 	"\x0fRegisterRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x17\n" +
@@ -1049,7 +1135,9 @@ const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"Deregister\x12*.runnel.metadata.peer.v1.DeregisterRequest\x1a+.runnel.metadata.peer.v1.DeregisterResponse\x12\x80\x01\n" +
 	"\x13AllocateProducerIds\x123.runnel.metadata.peer.v1.AllocateProducerIdsRequest\x1a4.runnel.metadata.peer.v1.AllocateProducerIdsResponse2\x85\x01\n" +
 	"\x10PartitionService\x12q\n" +
-	"\x0eAlterPartition\x12..runnel.metadata.peer.v1.AlterPartitionRequest\x1a/.runnel.metadata.peer.v1.AlterPartitionResponseB\xe9\x01\n" +
+	"\x0eAlterPartition\x12..runnel.metadata.peer.v1.AlterPartitionRequest\x1a/.runnel.metadata.peer.v1.AlterPartitionResponse2\x98\x01\n" +
+	"\x13OffsetsTopicService\x12\x80\x01\n" +
+	"\x13PrepareOffsetsTopic\x123.runnel.metadata.peer.v1.PrepareOffsetsTopicRequest\x1a4.runnel.metadata.peer.v1.PrepareOffsetsTopicResponseB\xe9\x01\n" +
 	"\x1bcom.runnel.metadata.peer.v1B\tNodeProtoP\x01Z@github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1;peerv1\xa2\x02\x03RMP\xaa\x02\x17Runnel.Metadata.Peer.V1\xca\x02\x17Runnel\\Metadata\\Peer\\V1\xe2\x02#Runnel\\Metadata\\Peer\\V1\\GPBMetadata\xea\x02\x1aRunnel::Metadata::Peer::V1b\x06proto3"
 
 var (
@@ -1064,46 +1152,50 @@ func file_runnel_metadata_peer_v1_node_proto_rawDescGZIP() []byte {
 	return file_runnel_metadata_peer_v1_node_proto_rawDescData
 }
 
-var file_runnel_metadata_peer_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_runnel_metadata_peer_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_runnel_metadata_peer_v1_node_proto_goTypes = []any{
-	(*RegisterRequest)(nil),             // 0: runnel.metadata.peer.v1.RegisterRequest
-	(*RegisterResponse)(nil),            // 1: runnel.metadata.peer.v1.RegisterResponse
-	(*HeartbeatRequest)(nil),            // 2: runnel.metadata.peer.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),           // 3: runnel.metadata.peer.v1.HeartbeatResponse
-	(*LeaveRequest)(nil),                // 4: runnel.metadata.peer.v1.LeaveRequest
-	(*LeaveResponse)(nil),               // 5: runnel.metadata.peer.v1.LeaveResponse
-	(*DeregisterRequest)(nil),           // 6: runnel.metadata.peer.v1.DeregisterRequest
-	(*DeregisterResponse)(nil),          // 7: runnel.metadata.peer.v1.DeregisterResponse
-	(*AllocateProducerIdsRequest)(nil),  // 8: runnel.metadata.peer.v1.AllocateProducerIdsRequest
-	(*AllocateProducerIdsResponse)(nil), // 9: runnel.metadata.peer.v1.AllocateProducerIdsResponse
-	(*AlterPartitionRequest)(nil),       // 10: runnel.metadata.peer.v1.AlterPartitionRequest
-	(*PartitionChange)(nil),             // 11: runnel.metadata.peer.v1.PartitionChange
-	(*IsrMember)(nil),                   // 12: runnel.metadata.peer.v1.IsrMember
-	(*AlterPartitionResponse)(nil),      // 13: runnel.metadata.peer.v1.AlterPartitionResponse
-	(*PartitionChangeResult)(nil),       // 14: runnel.metadata.peer.v1.PartitionChangeResult
-	(v1.NodeRole)(0),                    // 15: runnel.metadata.v1.NodeRole
-	(*v1.Partition)(nil),                // 16: runnel.metadata.v1.Partition
+	(*PrepareOffsetsTopicRequest)(nil),  // 0: runnel.metadata.peer.v1.PrepareOffsetsTopicRequest
+	(*PrepareOffsetsTopicResponse)(nil), // 1: runnel.metadata.peer.v1.PrepareOffsetsTopicResponse
+	(*RegisterRequest)(nil),             // 2: runnel.metadata.peer.v1.RegisterRequest
+	(*RegisterResponse)(nil),            // 3: runnel.metadata.peer.v1.RegisterResponse
+	(*HeartbeatRequest)(nil),            // 4: runnel.metadata.peer.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),           // 5: runnel.metadata.peer.v1.HeartbeatResponse
+	(*LeaveRequest)(nil),                // 6: runnel.metadata.peer.v1.LeaveRequest
+	(*LeaveResponse)(nil),               // 7: runnel.metadata.peer.v1.LeaveResponse
+	(*DeregisterRequest)(nil),           // 8: runnel.metadata.peer.v1.DeregisterRequest
+	(*DeregisterResponse)(nil),          // 9: runnel.metadata.peer.v1.DeregisterResponse
+	(*AllocateProducerIdsRequest)(nil),  // 10: runnel.metadata.peer.v1.AllocateProducerIdsRequest
+	(*AllocateProducerIdsResponse)(nil), // 11: runnel.metadata.peer.v1.AllocateProducerIdsResponse
+	(*AlterPartitionRequest)(nil),       // 12: runnel.metadata.peer.v1.AlterPartitionRequest
+	(*PartitionChange)(nil),             // 13: runnel.metadata.peer.v1.PartitionChange
+	(*IsrMember)(nil),                   // 14: runnel.metadata.peer.v1.IsrMember
+	(*AlterPartitionResponse)(nil),      // 15: runnel.metadata.peer.v1.AlterPartitionResponse
+	(*PartitionChangeResult)(nil),       // 16: runnel.metadata.peer.v1.PartitionChangeResult
+	(v1.NodeRole)(0),                    // 17: runnel.metadata.v1.NodeRole
+	(*v1.Partition)(nil),                // 18: runnel.metadata.v1.Partition
 }
 var file_runnel_metadata_peer_v1_node_proto_depIdxs = []int32{
-	15, // 0: runnel.metadata.peer.v1.RegisterRequest.role:type_name -> runnel.metadata.v1.NodeRole
-	11, // 1: runnel.metadata.peer.v1.AlterPartitionRequest.changes:type_name -> runnel.metadata.peer.v1.PartitionChange
-	12, // 2: runnel.metadata.peer.v1.PartitionChange.isr:type_name -> runnel.metadata.peer.v1.IsrMember
-	14, // 3: runnel.metadata.peer.v1.AlterPartitionResponse.results:type_name -> runnel.metadata.peer.v1.PartitionChangeResult
-	16, // 4: runnel.metadata.peer.v1.PartitionChangeResult.partition:type_name -> runnel.metadata.v1.Partition
-	0,  // 5: runnel.metadata.peer.v1.NodeService.Register:input_type -> runnel.metadata.peer.v1.RegisterRequest
-	2,  // 6: runnel.metadata.peer.v1.NodeService.Heartbeat:input_type -> runnel.metadata.peer.v1.HeartbeatRequest
-	4,  // 7: runnel.metadata.peer.v1.NodeService.Leave:input_type -> runnel.metadata.peer.v1.LeaveRequest
-	6,  // 8: runnel.metadata.peer.v1.NodeService.Deregister:input_type -> runnel.metadata.peer.v1.DeregisterRequest
-	8,  // 9: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:input_type -> runnel.metadata.peer.v1.AllocateProducerIdsRequest
-	10, // 10: runnel.metadata.peer.v1.PartitionService.AlterPartition:input_type -> runnel.metadata.peer.v1.AlterPartitionRequest
-	1,  // 11: runnel.metadata.peer.v1.NodeService.Register:output_type -> runnel.metadata.peer.v1.RegisterResponse
-	3,  // 12: runnel.metadata.peer.v1.NodeService.Heartbeat:output_type -> runnel.metadata.peer.v1.HeartbeatResponse
-	5,  // 13: runnel.metadata.peer.v1.NodeService.Leave:output_type -> runnel.metadata.peer.v1.LeaveResponse
-	7,  // 14: runnel.metadata.peer.v1.NodeService.Deregister:output_type -> runnel.metadata.peer.v1.DeregisterResponse
-	9,  // 15: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:output_type -> runnel.metadata.peer.v1.AllocateProducerIdsResponse
-	13, // 16: runnel.metadata.peer.v1.PartitionService.AlterPartition:output_type -> runnel.metadata.peer.v1.AlterPartitionResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
+	17, // 0: runnel.metadata.peer.v1.RegisterRequest.role:type_name -> runnel.metadata.v1.NodeRole
+	13, // 1: runnel.metadata.peer.v1.AlterPartitionRequest.changes:type_name -> runnel.metadata.peer.v1.PartitionChange
+	14, // 2: runnel.metadata.peer.v1.PartitionChange.isr:type_name -> runnel.metadata.peer.v1.IsrMember
+	16, // 3: runnel.metadata.peer.v1.AlterPartitionResponse.results:type_name -> runnel.metadata.peer.v1.PartitionChangeResult
+	18, // 4: runnel.metadata.peer.v1.PartitionChangeResult.partition:type_name -> runnel.metadata.v1.Partition
+	2,  // 5: runnel.metadata.peer.v1.NodeService.Register:input_type -> runnel.metadata.peer.v1.RegisterRequest
+	4,  // 6: runnel.metadata.peer.v1.NodeService.Heartbeat:input_type -> runnel.metadata.peer.v1.HeartbeatRequest
+	6,  // 7: runnel.metadata.peer.v1.NodeService.Leave:input_type -> runnel.metadata.peer.v1.LeaveRequest
+	8,  // 8: runnel.metadata.peer.v1.NodeService.Deregister:input_type -> runnel.metadata.peer.v1.DeregisterRequest
+	10, // 9: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:input_type -> runnel.metadata.peer.v1.AllocateProducerIdsRequest
+	12, // 10: runnel.metadata.peer.v1.PartitionService.AlterPartition:input_type -> runnel.metadata.peer.v1.AlterPartitionRequest
+	0,  // 11: runnel.metadata.peer.v1.OffsetsTopicService.PrepareOffsetsTopic:input_type -> runnel.metadata.peer.v1.PrepareOffsetsTopicRequest
+	3,  // 12: runnel.metadata.peer.v1.NodeService.Register:output_type -> runnel.metadata.peer.v1.RegisterResponse
+	5,  // 13: runnel.metadata.peer.v1.NodeService.Heartbeat:output_type -> runnel.metadata.peer.v1.HeartbeatResponse
+	7,  // 14: runnel.metadata.peer.v1.NodeService.Leave:output_type -> runnel.metadata.peer.v1.LeaveResponse
+	9,  // 15: runnel.metadata.peer.v1.NodeService.Deregister:output_type -> runnel.metadata.peer.v1.DeregisterResponse
+	11, // 16: runnel.metadata.peer.v1.NodeService.AllocateProducerIds:output_type -> runnel.metadata.peer.v1.AllocateProducerIdsResponse
+	15, // 17: runnel.metadata.peer.v1.PartitionService.AlterPartition:output_type -> runnel.metadata.peer.v1.AlterPartitionResponse
+	1,  // 18: runnel.metadata.peer.v1.OffsetsTopicService.PrepareOffsetsTopic:output_type -> runnel.metadata.peer.v1.PrepareOffsetsTopicResponse
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1120,9 +1212,9 @@ func file_runnel_metadata_peer_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_metadata_peer_v1_node_proto_rawDesc), len(file_runnel_metadata_peer_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_runnel_metadata_peer_v1_node_proto_goTypes,
 		DependencyIndexes: file_runnel_metadata_peer_v1_node_proto_depIdxs,

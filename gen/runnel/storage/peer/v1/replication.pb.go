@@ -280,6 +280,10 @@ type ReplicaData struct {
 	// the last of the batches, in ascending order of both fields. In a compacted log
 	// no batch need be left where an epoch began. Set by the leader, with batches.
 	Epochs []*EpochEntry `protobuf:"bytes,10,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	// Highest coordinator epoch that has appended to the leader's log, from 0. It is as
+	// durable as the batches that come with it: a follower that leads next refuses what
+	// this leader would have. Set by the leader.
+	CoordinatorEpoch int64 `protobuf:"varint,11,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
 	// Record batches in ascending order of offsets.
 	Batches       [][]byte `protobuf:"bytes,15,rep,name=batches,proto3" json:"batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -384,6 +388,13 @@ func (x *ReplicaData) GetEpochs() []*EpochEntry {
 		return x.Epochs
 	}
 	return nil
+}
+
+func (x *ReplicaData) GetCoordinatorEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorEpoch
+	}
+	return 0
 }
 
 func (x *ReplicaData) GetBatches() [][]byte {
@@ -504,7 +515,9 @@ func (x *EpochEntry) GetStartOffset() int64 {
 	return 0
 }
 
-// FencedAppendRequest is a conditional append.
+// FencedAppendRequest is a conditional append. It is answered once every in-sync
+// replica has the batch, and refused with NOT_ENOUGH_REPLICAS below
+// min.insync.replicas.
 type FencedAppendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Topic, 16 bytes.
@@ -517,7 +530,8 @@ type FencedAppendRequest struct {
 	// log has seen is refused.
 	CoordinatorEpoch int64 `protobuf:"varint,4,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
 	// Log end offset that the coordinator expects; -1 for the first append of an
-	// epoch, which fences all lower ones.
+	// epoch, which fences all lower ones. Any other is refused unless the epoch is the
+	// highest that has appended.
 	ExpectedOffset int64 `protobuf:"varint,5,opt,name=expected_offset,json=expectedOffset,proto3" json:"expected_offset,omitempty"`
 	// One record batch in Apache Kafka's format v2.
 	Batch         []byte `protobuf:"bytes,15,opt,name=batch,proto3" json:"batch,omitempty"`
@@ -604,6 +618,8 @@ type FencedAppendResponse struct {
 	BaseOffset int64 `protobuf:"varint,1,opt,name=base_offset,json=baseOffset,proto3" json:"base_offset,omitempty"`
 	// High watermark after the append, which covers it.
 	HighWatermark int64 `protobuf:"varint,2,opt,name=high_watermark,json=highWatermark,proto3" json:"high_watermark,omitempty"`
+	// Leader epoch under which the batch was appended.
+	LeaderEpoch   int32 `protobuf:"varint,3,opt,name=leader_epoch,json=leaderEpoch,proto3" json:"leader_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,6 +668,226 @@ func (x *FencedAppendResponse) GetHighWatermark() int64 {
 	return 0
 }
 
+func (x *FencedAppendResponse) GetLeaderEpoch() int32 {
+	if x != nil {
+		return x.LeaderEpoch
+	}
+	return 0
+}
+
+// CheckFenceRequest asks about partitions that the caller coordinates.
+type CheckFenceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Partitions, 1 to 1,000.
+	Fences        []*Fence `protobuf:"bytes,1,rep,name=fences,proto3" json:"fences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckFenceRequest) Reset() {
+	*x = CheckFenceRequest{}
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckFenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckFenceRequest) ProtoMessage() {}
+
+func (x *CheckFenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckFenceRequest.ProtoReflect.Descriptor instead.
+func (*CheckFenceRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CheckFenceRequest) GetFences() []*Fence {
+	if x != nil {
+		return x.Fences
+	}
+	return nil
+}
+
+// Fence is the claim to a partition.
+type Fence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Topic, 16 bytes.
+	TopicId []byte `protobuf:"bytes,1,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
+	// Partition, from 0.
+	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Epoch with which the coordinator owns the partition.
+	CoordinatorEpoch int64 `protobuf:"varint,3,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
+	// Log end offset that the coordinator expects.
+	ExpectedOffset int64 `protobuf:"varint,4,opt,name=expected_offset,json=expectedOffset,proto3" json:"expected_offset,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Fence) GetTopicId() []byte {
+	if x != nil {
+		return x.TopicId
+	}
+	return nil
+}
+
+func (x *Fence) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Fence) GetCoordinatorEpoch() int64 {
+	if x != nil {
+		return x.CoordinatorEpoch
+	}
+	return 0
+}
+
+func (x *Fence) GetExpectedOffset() int64 {
+	if x != nil {
+		return x.ExpectedOffset
+	}
+	return 0
+}
+
+// CheckFenceResponse answers each claim.
+type CheckFenceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the request.
+	Results       []*FenceResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckFenceResponse) Reset() {
+	*x = CheckFenceResponse{}
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckFenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckFenceResponse) ProtoMessage() {}
+
+func (x *CheckFenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckFenceResponse.ProtoReflect.Descriptor instead.
+func (*CheckFenceResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckFenceResponse) GetResults() []*FenceResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// FenceResult is the answer to a claim.
+type FenceResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why the claim does not hold, or could not be judged; unset where it holds: no
+	// other coordinator had appended when the request came, and the leader was still
+	// the one that high watermarks are moved by.
+	Failure       *v1.Failure `protobuf:"bytes,1,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceResult) Reset() {
+	*x = FenceResult{}
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceResult) ProtoMessage() {}
+
+func (x *FenceResult) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_storage_peer_v1_replication_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceResult.ProtoReflect.Descriptor instead.
+func (*FenceResult) Descriptor() ([]byte, []int) {
+	return file_runnel_storage_peer_v1_replication_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *FenceResult) GetFailure() *v1.Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 var File_runnel_storage_peer_v1_replication_proto protoreflect.FileDescriptor
 
 const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
@@ -674,7 +910,7 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\x11ReplicateResponse\x12C\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2#.runnel.storage.peer.v1.ReplicaDataR\n" +
-	"partitions\"\xef\x03\n" +
+	"partitions\"\x9c\x04\n" +
 	"\vReplicaData\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -688,7 +924,8 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\afailure\x18\b \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\x12*\n" +
 	"\x0erestart_offset\x18\t \x01(\x03H\x00R\rrestartOffset\x88\x01\x01\x12:\n" +
 	"\x06epochs\x18\n" +
-	" \x03(\v2\".runnel.storage.peer.v1.EpochEntryR\x06epochs\x12\x18\n" +
+	" \x03(\v2\".runnel.storage.peer.v1.EpochEntryR\x06epochs\x12+\n" +
+	"\x11coordinator_epoch\x18\v \x01(\x03R\x10coordinatorEpoch\x12\x18\n" +
 	"\abatches\x18\x0f \x03(\fR\abatchesB\x11\n" +
 	"\x0f_restart_offset\"A\n" +
 	"\n" +
@@ -706,15 +943,29 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\fleader_epoch\x18\x03 \x01(\x05R\vleaderEpoch\x12+\n" +
 	"\x11coordinator_epoch\x18\x04 \x01(\x03R\x10coordinatorEpoch\x12'\n" +
 	"\x0fexpected_offset\x18\x05 \x01(\x03R\x0eexpectedOffset\x12\x14\n" +
-	"\x05batch\x18\x0f \x01(\fR\x05batch\"^\n" +
+	"\x05batch\x18\x0f \x01(\fR\x05batch\"\x81\x01\n" +
 	"\x14FencedAppendResponse\x12\x1f\n" +
 	"\vbase_offset\x18\x01 \x01(\x03R\n" +
 	"baseOffset\x12%\n" +
-	"\x0ehigh_watermark\x18\x02 \x01(\x03R\rhighWatermark2z\n" +
+	"\x0ehigh_watermark\x18\x02 \x01(\x03R\rhighWatermark\x12!\n" +
+	"\fleader_epoch\x18\x03 \x01(\x05R\vleaderEpoch\"J\n" +
+	"\x11CheckFenceRequest\x125\n" +
+	"\x06fences\x18\x01 \x03(\v2\x1d.runnel.storage.peer.v1.FenceR\x06fences\"\x96\x01\n" +
+	"\x05Fence\x12\x19\n" +
+	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12+\n" +
+	"\x11coordinator_epoch\x18\x03 \x01(\x03R\x10coordinatorEpoch\x12'\n" +
+	"\x0fexpected_offset\x18\x04 \x01(\x03R\x0eexpectedOffset\"S\n" +
+	"\x12CheckFenceResponse\x12=\n" +
+	"\aresults\x18\x01 \x03(\v2#.runnel.storage.peer.v1.FenceResultR\aresults\"B\n" +
+	"\vFenceResult\x123\n" +
+	"\afailure\x18\x01 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure2z\n" +
 	"\x12ReplicationService\x12d\n" +
-	"\tReplicate\x12(.runnel.storage.peer.v1.ReplicateRequest\x1a).runnel.storage.peer.v1.ReplicateResponse(\x010\x012\x80\x01\n" +
+	"\tReplicate\x12(.runnel.storage.peer.v1.ReplicateRequest\x1a).runnel.storage.peer.v1.ReplicateResponse(\x010\x012\xe5\x01\n" +
 	"\x13FencedAppendService\x12i\n" +
-	"\fFencedAppend\x12+.runnel.storage.peer.v1.FencedAppendRequest\x1a,.runnel.storage.peer.v1.FencedAppendResponseB\xea\x01\n" +
+	"\fFencedAppend\x12+.runnel.storage.peer.v1.FencedAppendRequest\x1a,.runnel.storage.peer.v1.FencedAppendResponse\x12c\n" +
+	"\n" +
+	"CheckFence\x12).runnel.storage.peer.v1.CheckFenceRequest\x1a*.runnel.storage.peer.v1.CheckFenceResponseB\xea\x01\n" +
 	"\x1acom.runnel.storage.peer.v1B\x10ReplicationProtoP\x01Z?github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1;peerv1\xa2\x02\x03RSP\xaa\x02\x16Runnel.Storage.Peer.V1\xca\x02\x16Runnel\\Storage\\Peer\\V1\xe2\x02\"Runnel\\Storage\\Peer\\V1\\GPBMetadata\xea\x02\x19Runnel::Storage::Peer::V1b\x06proto3"
 
 var (
@@ -729,7 +980,7 @@ func file_runnel_storage_peer_v1_replication_proto_rawDescGZIP() []byte {
 	return file_runnel_storage_peer_v1_replication_proto_rawDescData
 }
 
-var file_runnel_storage_peer_v1_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_runnel_storage_peer_v1_replication_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_runnel_storage_peer_v1_replication_proto_goTypes = []any{
 	(*ReplicateRequest)(nil),     // 0: runnel.storage.peer.v1.ReplicateRequest
 	(*FollowerPosition)(nil),     // 1: runnel.storage.peer.v1.FollowerPosition
@@ -739,23 +990,32 @@ var file_runnel_storage_peer_v1_replication_proto_goTypes = []any{
 	(*EpochEntry)(nil),           // 5: runnel.storage.peer.v1.EpochEntry
 	(*FencedAppendRequest)(nil),  // 6: runnel.storage.peer.v1.FencedAppendRequest
 	(*FencedAppendResponse)(nil), // 7: runnel.storage.peer.v1.FencedAppendResponse
-	(*v1.Failure)(nil),           // 8: runnel.errors.v1.Failure
+	(*CheckFenceRequest)(nil),    // 8: runnel.storage.peer.v1.CheckFenceRequest
+	(*Fence)(nil),                // 9: runnel.storage.peer.v1.Fence
+	(*CheckFenceResponse)(nil),   // 10: runnel.storage.peer.v1.CheckFenceResponse
+	(*FenceResult)(nil),          // 11: runnel.storage.peer.v1.FenceResult
+	(*v1.Failure)(nil),           // 12: runnel.errors.v1.Failure
 }
 var file_runnel_storage_peer_v1_replication_proto_depIdxs = []int32{
-	1, // 0: runnel.storage.peer.v1.ReplicateRequest.positions:type_name -> runnel.storage.peer.v1.FollowerPosition
-	3, // 1: runnel.storage.peer.v1.ReplicateResponse.partitions:type_name -> runnel.storage.peer.v1.ReplicaData
-	4, // 2: runnel.storage.peer.v1.ReplicaData.divergence:type_name -> runnel.storage.peer.v1.Divergence
-	8, // 3: runnel.storage.peer.v1.ReplicaData.failure:type_name -> runnel.errors.v1.Failure
-	5, // 4: runnel.storage.peer.v1.ReplicaData.epochs:type_name -> runnel.storage.peer.v1.EpochEntry
-	0, // 5: runnel.storage.peer.v1.ReplicationService.Replicate:input_type -> runnel.storage.peer.v1.ReplicateRequest
-	6, // 6: runnel.storage.peer.v1.FencedAppendService.FencedAppend:input_type -> runnel.storage.peer.v1.FencedAppendRequest
-	2, // 7: runnel.storage.peer.v1.ReplicationService.Replicate:output_type -> runnel.storage.peer.v1.ReplicateResponse
-	7, // 8: runnel.storage.peer.v1.FencedAppendService.FencedAppend:output_type -> runnel.storage.peer.v1.FencedAppendResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	1,  // 0: runnel.storage.peer.v1.ReplicateRequest.positions:type_name -> runnel.storage.peer.v1.FollowerPosition
+	3,  // 1: runnel.storage.peer.v1.ReplicateResponse.partitions:type_name -> runnel.storage.peer.v1.ReplicaData
+	4,  // 2: runnel.storage.peer.v1.ReplicaData.divergence:type_name -> runnel.storage.peer.v1.Divergence
+	12, // 3: runnel.storage.peer.v1.ReplicaData.failure:type_name -> runnel.errors.v1.Failure
+	5,  // 4: runnel.storage.peer.v1.ReplicaData.epochs:type_name -> runnel.storage.peer.v1.EpochEntry
+	9,  // 5: runnel.storage.peer.v1.CheckFenceRequest.fences:type_name -> runnel.storage.peer.v1.Fence
+	11, // 6: runnel.storage.peer.v1.CheckFenceResponse.results:type_name -> runnel.storage.peer.v1.FenceResult
+	12, // 7: runnel.storage.peer.v1.FenceResult.failure:type_name -> runnel.errors.v1.Failure
+	0,  // 8: runnel.storage.peer.v1.ReplicationService.Replicate:input_type -> runnel.storage.peer.v1.ReplicateRequest
+	6,  // 9: runnel.storage.peer.v1.FencedAppendService.FencedAppend:input_type -> runnel.storage.peer.v1.FencedAppendRequest
+	8,  // 10: runnel.storage.peer.v1.FencedAppendService.CheckFence:input_type -> runnel.storage.peer.v1.CheckFenceRequest
+	2,  // 11: runnel.storage.peer.v1.ReplicationService.Replicate:output_type -> runnel.storage.peer.v1.ReplicateResponse
+	7,  // 12: runnel.storage.peer.v1.FencedAppendService.FencedAppend:output_type -> runnel.storage.peer.v1.FencedAppendResponse
+	10, // 13: runnel.storage.peer.v1.FencedAppendService.CheckFence:output_type -> runnel.storage.peer.v1.CheckFenceResponse
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_runnel_storage_peer_v1_replication_proto_init() }
@@ -770,7 +1030,7 @@ func file_runnel_storage_peer_v1_replication_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_storage_peer_v1_replication_proto_rawDesc), len(file_runnel_storage_peer_v1_replication_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -18,6 +18,8 @@ const (
 	NodeServiceName = "runnel.metadata.peer.v1.NodeService"
 	// PartitionServiceName is the fully-qualified name of the PartitionService service.
 	PartitionServiceName = "runnel.metadata.peer.v1.PartitionService"
+	// OffsetsTopicServiceName is the fully-qualified name of the OffsetsTopicService service.
+	OffsetsTopicServiceName = "runnel.metadata.peer.v1.OffsetsTopicService"
 )
 
 // These constants are the procedure names of the RPCs defined in this package. They're exposed at
@@ -42,6 +44,9 @@ const (
 	// PartitionServiceAlterPartitionProcedure is the procedure name of the PartitionService's
 	// AlterPartition RPC.
 	PartitionServiceAlterPartitionProcedure = "/runnel.metadata.peer.v1.PartitionService/AlterPartition"
+	// OffsetsTopicServicePrepareOffsetsTopicProcedure is the procedure name of the
+	// OffsetsTopicService's PrepareOffsetsTopic RPC.
+	OffsetsTopicServicePrepareOffsetsTopicProcedure = "/runnel.metadata.peer.v1.OffsetsTopicService/PrepareOffsetsTopic"
 )
 
 var (
@@ -343,6 +348,81 @@ func (h partitionServiceHandler) alterPartition(ctx context.Context, _ connect.S
 		return err
 	}
 	res, err := h.svc.AlterPartition(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	offsetsTopicServicePrepareOffsetsTopicSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_runnel_metadata_peer_v1_node_proto.Services().ByName("OffsetsTopicService").Methods().ByName("PrepareOffsetsTopic"),
+			Procedure:  OffsetsTopicServicePrepareOffsetsTopicProcedure,
+		}
+	})
+)
+
+// OffsetsTopicServiceClient is a client for the runnel.metadata.peer.v1.OffsetsTopicService
+// service.
+type OffsetsTopicServiceClient interface {
+	// PrepareOffsetsTopic creates __consumer_offsets if it does not exist, and gives its
+	// partitions to coordinators. It may be called again.
+	PrepareOffsetsTopic(context.Context, *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error)
+}
+
+// NewOffsetsTopicServiceClient constructs a client for the
+// runnel.metadata.peer.v1.OffsetsTopicService service. Multiple service clients may share a single
+// connect.Client.
+func NewOffsetsTopicServiceClient(client *connect.Client) OffsetsTopicServiceClient {
+	return &offsetsTopicServiceClient{client: client}
+}
+
+// OffsetsTopicServiceHandler is an implementation of the
+// runnel.metadata.peer.v1.OffsetsTopicService service.
+type OffsetsTopicServiceHandler interface {
+	// PrepareOffsetsTopic creates __consumer_offsets if it does not exist, and gives its
+	// partitions to coordinators. It may be called again.
+	PrepareOffsetsTopic(context.Context, *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error)
+}
+
+// RegisterOffsetsTopicServiceHandler registers svc as the
+// runnel.metadata.peer.v1.OffsetsTopicService implementation on server.
+func RegisterOffsetsTopicServiceHandler(server *connect.Server, svc OffsetsTopicServiceHandler) {
+	adapter := offsetsTopicServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: offsetsTopicServicePrepareOffsetsTopicSpec(), Handler: adapter.prepareOffsetsTopic},
+	)
+}
+
+// UnimplementedOffsetsTopicServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedOffsetsTopicServiceHandler struct{}
+
+func (UnimplementedOffsetsTopicServiceHandler) PrepareOffsetsTopic(context.Context, *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.metadata.peer.v1.OffsetsTopicService.PrepareOffsetsTopic is not implemented")
+}
+
+type offsetsTopicServiceClient struct {
+	client *connect.Client
+}
+
+func (c *offsetsTopicServiceClient) PrepareOffsetsTopic(ctx context.Context, req *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error) {
+	var res v1.PrepareOffsetsTopicResponse
+	if err := c.client.CallUnary(ctx, offsetsTopicServicePrepareOffsetsTopicSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type offsetsTopicServiceHandler struct{ svc OffsetsTopicServiceHandler }
+
+func (h offsetsTopicServiceHandler) prepareOffsetsTopic(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PrepareOffsetsTopicRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PrepareOffsetsTopic(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,9 @@ const (
 	// FencedAppendServiceFencedAppendProcedure is the procedure name of the FencedAppendService's
 	// FencedAppend RPC.
 	FencedAppendServiceFencedAppendProcedure = "/runnel.storage.peer.v1.FencedAppendService/FencedAppend"
+	// FencedAppendServiceCheckFenceProcedure is the procedure name of the FencedAppendService's
+	// CheckFence RPC.
+	FencedAppendServiceCheckFenceProcedure = "/runnel.storage.peer.v1.FencedAppendService/CheckFence"
 )
 
 var (
@@ -171,6 +174,13 @@ var (
 			Procedure:  FencedAppendServiceFencedAppendProcedure,
 		}
 	})
+	fencedAppendServiceCheckFenceSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_runnel_storage_peer_v1_replication_proto.Services().ByName("FencedAppendService").Methods().ByName("CheckFence"),
+			Procedure:  FencedAppendServiceCheckFenceProcedure,
+		}
+	})
 )
 
 // FencedAppendServiceClient is a client for the runnel.storage.peer.v1.FencedAppendService service.
@@ -179,6 +189,10 @@ type FencedAppendServiceClient interface {
 	// log ends where the coordinator believes; both are checked in the append
 	// itself.
 	FencedAppend(context.Context, *v1.FencedAppendRequest) (*v1.FencedAppendResponse, error)
+	// CheckFence says of each partition whether the coordinator's epoch is still the
+	// highest that has appended. A coordinator that answers reads asks it after the
+	// read came in: what it knew before may be another's by now.
+	CheckFence(context.Context, *v1.CheckFenceRequest) (*v1.CheckFenceResponse, error)
 }
 
 // NewFencedAppendServiceClient constructs a client for the
@@ -195,6 +209,10 @@ type FencedAppendServiceHandler interface {
 	// log ends where the coordinator believes; both are checked in the append
 	// itself.
 	FencedAppend(context.Context, *v1.FencedAppendRequest) (*v1.FencedAppendResponse, error)
+	// CheckFence says of each partition whether the coordinator's epoch is still the
+	// highest that has appended. A coordinator that answers reads asks it after the
+	// read came in: what it knew before may be another's by now.
+	CheckFence(context.Context, *v1.CheckFenceRequest) (*v1.CheckFenceResponse, error)
 }
 
 // RegisterFencedAppendServiceHandler registers svc as the
@@ -203,6 +221,7 @@ func RegisterFencedAppendServiceHandler(server *connect.Server, svc FencedAppend
 	adapter := fencedAppendServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: fencedAppendServiceFencedAppendSpec(), Handler: adapter.fencedAppend},
+		connect.Method{Spec: fencedAppendServiceCheckFenceSpec(), Handler: adapter.checkFence},
 	)
 }
 
@@ -211,6 +230,10 @@ type UnimplementedFencedAppendServiceHandler struct{}
 
 func (UnimplementedFencedAppendServiceHandler) FencedAppend(context.Context, *v1.FencedAppendRequest) (*v1.FencedAppendResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.storage.peer.v1.FencedAppendService.FencedAppend is not implemented")
+}
+
+func (UnimplementedFencedAppendServiceHandler) CheckFence(context.Context, *v1.CheckFenceRequest) (*v1.CheckFenceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.storage.peer.v1.FencedAppendService.CheckFence is not implemented")
 }
 
 type fencedAppendServiceClient struct {
@@ -225,6 +248,14 @@ func (c *fencedAppendServiceClient) FencedAppend(ctx context.Context, req *v1.Fe
 	return &res, nil
 }
 
+func (c *fencedAppendServiceClient) CheckFence(ctx context.Context, req *v1.CheckFenceRequest) (*v1.CheckFenceResponse, error) {
+	var res v1.CheckFenceResponse
+	if err := c.client.CallUnary(ctx, fencedAppendServiceCheckFenceSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 type fencedAppendServiceHandler struct{ svc FencedAppendServiceHandler }
 
 func (h fencedAppendServiceHandler) fencedAppend(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -233,6 +264,18 @@ func (h fencedAppendServiceHandler) fencedAppend(ctx context.Context, _ connect.
 		return err
 	}
 	res, err := h.svc.FencedAppend(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h fencedAppendServiceHandler) checkFence(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CheckFenceRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CheckFence(ctx, &req)
 	if err != nil {
 		return err
 	}
