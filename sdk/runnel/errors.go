@@ -139,7 +139,18 @@ func outcomeOf(r Reason) outcome {
 		errorsv1.Reason_REASON_NODE_MISMATCH,
 		errorsv1.Reason_REASON_KEY_REQUIRED,
 		errorsv1.Reason_REASON_INVALID_TIMESTAMP,
-		errorsv1.Reason_REASON_LIMIT_REACHED:
+		errorsv1.Reason_REASON_LIMIT_REACHED,
+		errorsv1.Reason_REASON_COORDINATOR_FENCED,
+		errorsv1.Reason_REASON_UNKNOWN_MEMBER,
+		errorsv1.Reason_REASON_MEMBER_FENCED,
+		errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
+		errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED,
+		errorsv1.Reason_REASON_INSTANCE_FENCED,
+		errorsv1.Reason_REASON_GROUP_NOT_FOUND,
+		errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
+		errorsv1.Reason_REASON_INVALID_GROUP_ID,
+		errorsv1.Reason_REASON_INVALID_SUBSCRIPTION,
+		errorsv1.Reason_REASON_METADATA_TOO_LARGE:
 		return fatal
 	case errorsv1.Reason_REASON_TOPIC_NOT_FOUND,
 		errorsv1.Reason_REASON_NOT_LEADER,
@@ -154,7 +165,10 @@ func outcomeOf(r Reason) outcome {
 		errorsv1.Reason_REASON_METADATA_UNAVAILABLE,
 		errorsv1.Reason_REASON_STALE_PARTITION_EPOCH,
 		errorsv1.Reason_REASON_NOT_CONTROLLER,
-		errorsv1.Reason_REASON_DISK_FULL:
+		errorsv1.Reason_REASON_DISK_FULL,
+		errorsv1.Reason_REASON_NOT_COORDINATOR,
+		errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE,
+		errorsv1.Reason_REASON_GROUP_FULL:
 		return refused
 	}
 	return unknown

@@ -59,6 +59,20 @@ var wantCodes = map[errorsv1.Reason]connect.Code{
 	errorsv1.Reason_REASON_LIMIT_REACHED:                    connect.CodeResourceExhausted,
 	errorsv1.Reason_REASON_PREFERRED_LEADER_NOT_AVAILABLE:   connect.CodeUnavailable,
 	errorsv1.Reason_REASON_LOG_TRUNCATED:                    connect.CodeOutOfRange,
+	errorsv1.Reason_REASON_NOT_COORDINATOR:                  connect.CodeFailedPrecondition,
+	errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE:        connect.CodeUnavailable,
+	errorsv1.Reason_REASON_COORDINATOR_FENCED:               connect.CodeAborted,
+	errorsv1.Reason_REASON_UNKNOWN_MEMBER:                   connect.CodeNotFound,
+	errorsv1.Reason_REASON_MEMBER_FENCED:                    connect.CodeAborted,
+	errorsv1.Reason_REASON_STALE_MEMBER_EPOCH:               connect.CodeAborted,
+	errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED:           connect.CodeFailedPrecondition,
+	errorsv1.Reason_REASON_INSTANCE_FENCED:                  connect.CodeAborted,
+	errorsv1.Reason_REASON_GROUP_NOT_FOUND:                  connect.CodeNotFound,
+	errorsv1.Reason_REASON_GROUP_NOT_EMPTY:                  connect.CodeFailedPrecondition,
+	errorsv1.Reason_REASON_INVALID_GROUP_ID:                 connect.CodeInvalidArgument,
+	errorsv1.Reason_REASON_INVALID_SUBSCRIPTION:             connect.CodeInvalidArgument,
+	errorsv1.Reason_REASON_GROUP_FULL:                       connect.CodeResourceExhausted,
+	errorsv1.Reason_REASON_METADATA_TOO_LARGE:               connect.CodeInvalidArgument,
 }
 
 func TestCodeCoversEveryReason(t *testing.T) {
