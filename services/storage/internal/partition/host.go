@@ -77,9 +77,10 @@ type Host struct {
 	self    atomic.Int32
 	stalled atomic.Bool
 
-	// mu guards led, the partitions that this node leads.
-	mu  sync.Mutex
-	led map[*Partition]struct{}
+	// mu guards led, the partitions that this node leads, and followed, those of them
+	// that others follow.
+	mu            sync.Mutex
+	led, followed map[*Partition]struct{}
 
 	// overdue has the partitions with appends that wait for acknowledgement,
 	// checkpoints those whose high watermark has moved.
@@ -107,7 +108,10 @@ func NewHost(config Config, address func(cluster.NodeID) string, registerer prom
 		budget:  newBudget(config.InFlightBytes, m),
 		metrics: m,
 		led:     make(map[*Partition]struct{}),
-		tails:   tails{budget: config.TailBytes, metrics: m},
+		// Apart from led, as it is gone through each second: it is empty where a node is
+		// alone, however many partitions that has.
+		followed: make(map[*Partition]struct{}),
+		tails:    tails{budget: config.TailBytes, metrics: m},
 	}
 	h.self.Store(int32(cluster.NoNode))
 	h.overdue = newSweeper(overdueEvery, func(p *Partition) { p.expire(time.Now()) })

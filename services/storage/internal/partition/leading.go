@@ -29,15 +29,9 @@ func (p *Partition) Assignment() cluster.Partition {
 // Followed appends the partitions that this node leads and other nodes follow.
 func (h *Host) Followed(list []*Partition) []*Partition {
 	h.mu.Lock()
-	led := make([]*Partition, 0, len(h.led))
-	for p := range h.led {
-		led = append(led, p)
-	}
-	h.mu.Unlock()
-	for _, p := range led {
-		if len(p.Assignment().Replicas) > 1 {
-			list = append(list, p)
-		}
+	defer h.mu.Unlock()
+	for p := range h.followed {
+		list = append(list, p)
 	}
 	return list
 }

@@ -206,7 +206,8 @@ func (p *Partition) apply(change func() rules.Applied) error {
 		return err
 	}
 	now := p.replica.Role()
-	p.host.moved(p, role, now)
+	known, _ := p.replica.Assignment()
+	p.host.moved(p, role, now, len(known.Replicas))
 	if applied.Ended && now != rules.Leading {
 		p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 			"the records were appended to %s, but this node stopped leading it in leader epoch %d before they were acknowledged; an idempotent producer may repeat them with the same sequence number",
@@ -256,7 +257,7 @@ func (p *Partition) close(cause error) {
 
 // shutLocked makes the partition unavailable for good.
 func (p *Partition) shutLocked(cause error) {
-	p.host.moved(p, p.roleLocked(), rules.Offline)
+	p.host.moved(p, p.roleLocked(), rules.Offline, 0)
 	if p.unavailable == nil {
 		p.unavailable = cause
 	}

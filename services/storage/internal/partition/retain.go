@@ -109,17 +109,19 @@ func (h *Host) leading() []*Partition {
 	return out
 }
 
-// moved takes note of a change of role.
-func (h *Host) moved(p *Partition, before, after rules.Role) {
+// moved takes note of a change of role, and of the number of replicas.
+func (h *Host) moved(p *Partition, before, after rules.Role, replicas int) {
 	h.metrics.moved(before, after)
-	if before == after {
-		return
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if after == rules.Leading {
-		h.led[p] = struct{}{}
+	set(h.led, p, after == rules.Leading)
+	set(h.followed, p, after == rules.Leading && replicas > 1)
+}
+
+func set(partitions map[*Partition]struct{}, p *Partition, member bool) {
+	if member {
+		partitions[p] = struct{}{}
 	} else {
-		delete(h.led, p)
+		delete(partitions, p)
 	}
 }
