@@ -43,6 +43,10 @@ type LeaderEpoch int32
 // PartitionEpoch orders the states of a partition, from 0 (KIP-497).
 type PartitionEpoch int32
 
+// CoordinatorEpoch orders the processes that coordinate a partition of
+// [OffsetsTopic], from 1; 0 stands for none.
+type CoordinatorEpoch int64
+
 // maxPartitions bounds what an image allocates for a topic that a peer
 // describes; it is far above what a cluster admits.
 const maxPartitions = 1_000_000
@@ -78,6 +82,11 @@ type Partition struct {
 	ELR      []NodeID
 	// LastLeader is the node that led last while there is no leader.
 	LastLeader NodeID
+	// Coordinator is the node that coordinates the groups of this partition of
+	// [OffsetsTopic]; NoNode where there is none, as in all other topics.
+	Coordinator NodeID
+	// CoordinatorEpoch is that of Coordinator, or of the last one where there is none.
+	CoordinatorEpoch CoordinatorEpoch
 }
 
 // Topic is a topic with all its partitions, indexed by their numbers.
@@ -302,6 +311,9 @@ func (p *Partition) Proto() *metadatav1.Partition {
 		Isr:            idsToProto(p.ISR),
 		Elr:            idsToProto(p.ELR),
 		LastLeaderId:   int32(p.LastLeader),
+		// The wire has 0 for none, so that topics without coordinators say nothing.
+		CoordinatorId:    max(int32(p.Coordinator), 0),
+		CoordinatorEpoch: int64(p.CoordinatorEpoch),
 	}
 }
 
@@ -316,7 +328,19 @@ func PartitionFromProto(p *metadatav1.Partition) Partition {
 		ISR:            idsFromProto(p.GetIsr()),
 		ELR:            idsFromProto(p.GetElr()),
 		LastLeader:     NodeID(p.GetLastLeaderId()),
+
+		Coordinator:      CoordinatorFromProto(p.GetCoordinatorId()),
+		CoordinatorEpoch: CoordinatorEpoch(p.GetCoordinatorEpoch()),
 	}
+}
+
+// CoordinatorFromProto reads the wire form of a partition's coordinator, which is 0
+// for none.
+func CoordinatorFromProto(id int32) NodeID {
+	if id <= 0 {
+		return NoNode
+	}
+	return NodeID(id)
 }
 
 // Proto returns the node in its wire form.

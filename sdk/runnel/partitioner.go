@@ -1,9 +1,10 @@
 package runnel
 
 import (
-	"encoding/binary"
 	"math/rand/v2"
 	"sync/atomic"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
 // Partitioner chooses the partition of a record that names none. The zero value
@@ -33,7 +34,7 @@ func PartitionerFunc(choose func(topic string, key []byte, partitions int) int) 
 // PartitionForKey returns the partition to which [Sticky] and [RoundRobin] send
 // a record with that key in a topic of so many partitions.
 func PartitionForKey(key []byte, partitions int) int32 {
-	return int32(int(murmur2(key)&0x7fffffff) % partitions)
+	return cluster.PartitionForKey(key, partitions)
 }
 
 // spread is where records of one topic without a key go. Concurrent calls of
@@ -74,33 +75,4 @@ func (s *spread) turn(queues []*partitionQueue) {
 	if !queues[last].led.Load() {
 		s.current.Store(uint32(start))
 	}
-}
-
-// murmur2 is Austin Appleby's 32-bit MurmurHash2 with the seed that Kafka uses.
-func murmur2(data []byte) uint32 {
-	const (
-		seed  = 0x9747b28c
-		mix   = 0x5bd1e995
-		shift = 24
-	)
-	h := uint32(seed) ^ uint32(len(data))
-	for ; len(data) >= 4; data = data[4:] {
-		k := binary.LittleEndian.Uint32(data) * mix
-		k ^= k >> shift
-		h = h*mix ^ k*mix
-	}
-	switch len(data) {
-	case 3:
-		h ^= uint32(data[2]) << 16
-		fallthrough
-	case 2:
-		h ^= uint32(data[1]) << 8
-		fallthrough
-	case 1:
-		h ^= uint32(data[0])
-		h *= mix
-	}
-	h ^= h >> 13
-	h *= mix
-	return h ^ h>>15
 }

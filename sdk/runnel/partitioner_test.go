@@ -9,29 +9,6 @@ import (
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 )
 
-// TestMurmur2 holds the hash against the values in Apache Kafka's own
-// UtilsTest.testMurmur2.
-func TestMurmur2(t *testing.T) {
-	golden := map[string]int32{
-		"21":                         -973932308,
-		"foobar":                     -790332482,
-		"a-little-bit-long-string":   -985981536,
-		"a-little-bit-longer-string": -1486304829,
-		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
-		"abc": 479470107,
-	}
-	for key, want := range golden {
-		if got := int32(murmur2([]byte(key))); got != want {
-			t.Errorf("murmur2(%q) = %d, want %d", key, got, want)
-		}
-		for partitions := 1; partitions < 20; partitions++ {
-			if got, want := PartitionForKey([]byte(key), partitions), (want&0x7fffffff)%int32(partitions); got != want {
-				t.Errorf("key %q of %d partitions: %d, want %d", key, partitions, got, want)
-			}
-		}
-	}
-}
-
 // spreadOf sends records and returns how many each partition got.
 func spreadOf(t *testing.T, partitions, records int, key []byte, options ...ProducerOption) []int {
 	t.Helper()

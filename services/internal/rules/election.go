@@ -110,6 +110,9 @@ type PartitionState struct {
 	// Epochs holds for each of Replicas the node epoch of its last process that was
 	// known to hold every acknowledged record: as leader or in the ISR.
 	Epochs []cluster.NodeEpoch
+	// CoordinatorNodeEpoch is that of the process of Coordinator that the coordinator
+	// epoch was given to.
+	CoordinatorNodeEpoch cluster.NodeEpoch
 }
 
 // NewPartition returns the first state of a partition whose replicas lie on live
@@ -122,6 +125,8 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 			LastLeader: cluster.NoNode,
 			Replicas:   slices.Clone(replicas),
 			ISR:        slices.Clone(replicas),
+
+			Coordinator: cluster.NoNode,
 		},
 		Epochs: make([]cluster.NodeEpoch, len(replicas)),
 	}

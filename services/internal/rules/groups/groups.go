@@ -58,7 +58,7 @@ type Epoch int64
 
 // CoordinatorEpoch orders the processes that coordinate a partition of
 // __consumer_offsets, from 1.
-type CoordinatorEpoch int64
+type CoordinatorEpoch = cluster.CoordinatorEpoch
 
 // Partition names a partition for good.
 type Partition struct {

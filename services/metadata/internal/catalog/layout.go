@@ -218,6 +218,10 @@ func partitionRecord(p partitionState) *catalogv1.PartitionRecord {
 		Isr:            numbers(p.ISR),
 		Elr:            numbers(p.ELR),
 		LastLeaderId:   int32(p.LastLeader),
+
+		CoordinatorId:        max(int32(p.Coordinator), 0),
+		CoordinatorEpoch:     int64(p.CoordinatorEpoch),
+		CoordinatorNodeEpoch: int64(p.CoordinatorNodeEpoch),
 	}
 	for i, id := range p.Replicas {
 		r.Replicas[i] = &catalogv1.ReplicaRecord{NodeId: int32(id), NodeEpoch: int64(p.Epochs[i])}
@@ -236,8 +240,12 @@ func partitionOf(index int32, r *catalogv1.PartitionRecord) partitionState {
 			ISR:            nodeIDs(r.GetIsr()),
 			ELR:            nodeIDs(r.GetElr()),
 			LastLeader:     cluster.NodeID(r.GetLastLeaderId()),
+
+			Coordinator:      cluster.CoordinatorFromProto(r.GetCoordinatorId()),
+			CoordinatorEpoch: cluster.CoordinatorEpoch(r.GetCoordinatorEpoch()),
 		},
-		Epochs: make([]cluster.NodeEpoch, len(r.GetReplicas())),
+		Epochs:               make([]cluster.NodeEpoch, len(r.GetReplicas())),
+		CoordinatorNodeEpoch: cluster.NodeEpoch(r.GetCoordinatorNodeEpoch()),
 	}
 	for i, replica := range r.GetReplicas() {
 		p.Replicas[i] = cluster.NodeID(replica.GetNodeId())
