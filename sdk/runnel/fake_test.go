@@ -90,6 +90,10 @@ type fakePartition struct {
 	start     int64
 	end       int64
 	producers map[int64]*fakeProducer
+
+	// coordinator is a node, or 0.
+	coordinator      int32
+	coordinatorEpoch int64
 }
 
 type fakeProducer struct {
@@ -499,6 +503,7 @@ func (t *fakeTopic) proto() *metadatav1.Topic {
 		out.Partitions = append(out.Partitions, &metadatav1.Partition{
 			Partition: int32(i), LeaderId: p.leader, LeaderEpoch: p.epoch, PartitionEpoch: p.epoch,
 			Replicas: []int32{2}, Isr: []int32{2}, LastLeaderId: -1,
+			CoordinatorId: p.coordinator, CoordinatorEpoch: p.coordinatorEpoch,
 		})
 	}
 	return out
