@@ -38,8 +38,9 @@ type Error struct {
 	// Message is one sentence that names the thing and the remedy. It is sent to
 	// clients.
 	Message string
-	// Detail is nil or one of *errorsv1.NotLeader, *errorsv1.OffsetOutOfRange and
-	// *errorsv1.OutOfOrderSequence. It is sent to clients.
+	// Detail is nil or one of *errorsv1.NotLeader, *errorsv1.NotCoordinator,
+	// *errorsv1.OffsetOutOfRange, *errorsv1.OutOfOrderSequence and
+	// *errorsv1.LogTruncated. It is sent to clients.
 	Detail any
 	// Cause is never sent.
 	Cause error
@@ -109,6 +110,8 @@ func (e *Error) Failure() *errorsv1.Failure {
 		f.Detail = &errorsv1.Failure_OutOfOrderSequence{OutOfOrderSequence: d}
 	case *errorsv1.LogTruncated:
 		f.Detail = &errorsv1.Failure_LogTruncated{LogTruncated: d}
+	case *errorsv1.NotCoordinator:
+		f.Detail = &errorsv1.Failure_NotCoordinator{NotCoordinator: d}
 	}
 	return f
 }
@@ -128,6 +131,8 @@ func FromFailure(f *errorsv1.Failure) *Error {
 		e.Detail = d.OutOfOrderSequence
 	case *errorsv1.Failure_LogTruncated:
 		e.Detail = d.LogTruncated
+	case *errorsv1.Failure_NotCoordinator:
+		e.Detail = d.NotCoordinator
 	}
 	return e
 }

@@ -248,3 +248,22 @@ func TestIsComparesReasons(t *testing.T) {
 		t.Error("ReasonOf")
 	}
 }
+
+// TestEveryDetailComesBack: what a client parses has the detail that was sent.
+func TestEveryDetailComesBack(t *testing.T) {
+	t.Parallel()
+	fields := (&errorsv1.Failure{}).ProtoReflect().Descriptor().Oneofs().ByName("detail").Fields()
+	details := []proto.Message{
+		&errorsv1.NotLeader{Topic: "t"}, &errorsv1.OffsetOutOfRange{Topic: "t"}, &errorsv1.OutOfOrderSequence{ProducerId: 1},
+		&errorsv1.LogTruncated{Topic: "t"}, &errorsv1.NotCoordinator{Group: "g", CoordinatorId: 2, CoordinatorAddress: "h:1"},
+	}
+	if len(details) != fields.Len() {
+		t.Errorf("%d kinds of details are tried, there are %d", len(details), fields.Len())
+	}
+	for _, detail := range details {
+		back := FromFailure(New(errorsv1.Reason_REASON_INTERNAL, "x").WithDetail(detail).Failure())
+		if got, ok := back.Detail.(proto.Message); !ok || !proto.Equal(got, detail) {
+			t.Errorf("%T: %v", detail, back.Detail)
+		}
+	}
+}

@@ -12,3 +12,19 @@ package groups
 //	Load(ticket Ticket, records []Record)             a piece of the log, in its order
 //	Loaded(ticket Ticket, outcome Outcome, now)
 //	Step(now) Effects                                 after any of the above
+//
+// These two are for metrics, between the calls above; what they tell may be another
+// coordinator's by now, and they ask nobody:
+//
+//	Stats() Stats                                     sizes, and whether the shard serves
+//	Offsets(yield func(*OffsetRecord) bool)           all committed offsets, those of a group one after another
+
+// Stats is how much a shard holds.
+type Stats struct {
+	// Serving says that it is neither loading nor without an epoch.
+	Serving bool
+	// Groups and Members are counted over the shard.
+	Groups, Members int
+	// Queued is how many requests wait for a round.
+	Queued int
+}
