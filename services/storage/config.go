@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/node"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
 	"github.com/runnel-mesh/runnel/services/storage/internal/replication"
 	"github.com/runnel-mesh/runnel/services/storage/internal/server"
@@ -175,11 +174,11 @@ func (c Config) Validate() error {
 		}
 	}
 	check(c.DataDir != "", "DataDir", `""`, "a directory")
-	if err := checkReachable(c.address()); err != nil {
+	if err := node.CheckReachable(c.address()); err != nil {
 		faults = append(faults, fmt.Errorf("storage: clients are told to come to %q: %w; set Advertise", c.address(), err))
 	}
 	if address := c.peerAddress(); address != "" {
-		if err := checkReachable(address); err != nil {
+		if err := node.CheckReachable(address); err != nil {
 			faults = append(faults, fmt.Errorf("storage: peers are told to come to %q: %w; set AdvertisePeer", address, err))
 		}
 	}
@@ -226,21 +225,6 @@ func (c Config) peerAddress() string {
 		return c.AdvertisePeer
 	}
 	return c.PeerListen
-}
-
-// checkReachable says why others cannot use an address.
-func checkReachable(address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errors.New("it must look like host:port")
-	}
-	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		return errors.New("it names no host")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return errors.New("its port must be 1 to 65535")
-	}
-	return nil
 }
 
 func (c Config) storeConfig() store.Config {

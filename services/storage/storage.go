@@ -25,6 +25,7 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/app"
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
+	"github.com/runnel-mesh/runnel/services/internal/node"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 	"github.com/runnel-mesh/runnel/services/storage/internal/partition"
@@ -80,7 +81,7 @@ type Service struct {
 	health           *rpc.Health
 	// status is ready once the node leads what it is given, and node is set then.
 	status *app.Status
-	node   atomic.Pointer[node]
+	node   atomic.Pointer[node.Node]
 	// leaving is done once the node has given away what it can.
 	leaving sync.Once
 }
@@ -219,18 +220,18 @@ func (s *Service) run(ctx context.Context) error {
 
 	n, err := s.register(running, st, boot)
 	if err == nil {
-		start(n.heartbeat)
-		start(func(ctx context.Context) error { return s.ids.Run(ctx, n.allocate) })
-		start(func(ctx context.Context) error { return s.replicas.Run(ctx, st, n.version) })
-		start(func(ctx context.Context) error { return s.proposer.Run(ctx, n.id, n.epoch) })
-		start(func(ctx context.Context) error { return s.followers.Run(ctx, n.id, n.epoch, n.version) })
+		start(n.Heartbeat)
+		start(func(ctx context.Context) error { return s.ids.Run(ctx, s.allocate(n)) })
+		start(func(ctx context.Context) error { return s.replicas.Run(ctx, st, n.Version) })
+		start(func(ctx context.Context) error { return s.proposer.Run(ctx, n.ID, n.Epoch) })
+		start(func(ctx context.Context) error { return s.followers.Run(ctx, n.ID, n.Epoch, n.Version) })
 		s.status.SetPhase("it waits for the cluster to know of it")
-		err = s.replicas.WaitApplied(running, n.version)
+		err = s.replicas.WaitApplied(running, n.Version)
 	}
 	if err == nil {
 		s.node.Store(n)
 		s.status.SetReady()
-		s.logger.Info("storage node leads", "node_id", n.id, "node_epoch", n.epoch, "address", s.config.address(), "directory", config.Dir)
+		s.logger.Info("storage node leads", "node_id", n.ID, "node_epoch", n.Epoch, "address", s.config.address(), "directory", config.Dir)
 		<-running.Done()
 	}
 	if running.Err() != nil {
@@ -255,13 +256,15 @@ func (s *Service) run(ctx context.Context) error {
 		s.logger.Warn("streams of followers that did not end in time are left to the transport", "grace", s.config.Grace)
 	}
 	cancel()
+	var epoch int64
 	if n != nil {
-		n.deregister(context.WithoutCancel(ctx))
+		epoch = int64(n.Epoch)
+		n.Deregister(context.WithoutCancel(ctx))
 	}
 	stopWork()
 	workers.Wait()
 	s.replicas.Close()
-	if closed := st.Close(n.epochOrZero()); closed != nil {
+	if closed := st.Close(epoch); closed != nil {
 		err = errors.Join(err, fmt.Errorf("close store: %w", closed))
 	}
 	return err
