@@ -113,10 +113,7 @@ func oneOf(words ...string) func(string) (string, error) {
 // completes.
 func choiceFlag(command *cobra.Command, flags *pflag.FlagSet, name, shorthand, text, usage string, words ...string) *parsed[string] {
 	f := newFlag(flags, name, shorthand, strings.Join(words, "|"), text, usage, oneOf(words...))
-	complete := cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
-	if err := command.RegisterFlagCompletionFunc(name, complete); err != nil {
-		panic(err)
-	}
+	completeFlagWith(command, name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	return f
 }
 

@@ -57,7 +57,8 @@ func (p *program) electLeaderCommand() *cobra.Command {
 	flags.SortFlags = false
 	preferred := flags.Bool("preferred", false, "elect the first replica of each partition, if it is in sync")
 	unclean := flags.Bool("unclean", false, "elect any live replica of offline partitions, which may lose records")
-	topics := newListFlag(flags, "topic", "T[:P,...]", "elect leaders of the partitions of topic T, or of some; may be repeated (default: all topics)", parseTopicPartitions)
+	topics := newTopicsFlag(flags, "elect leaders of the partitions of topic T, or of some; may be repeated (default: all topics)")
+	p.completeTopicFlag(command, "topic")
 	yes := flags.Bool("yes", false, "with --unclean: do it, whatever is lost")
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		switch {
@@ -66,11 +67,11 @@ func (p *program) electLeaderCommand() *cobra.Command {
 		case *yes && *preferred:
 			return usagef("--yes is for --unclean only: --preferred loses nothing")
 		}
+		if err := checkTopics(topics.values); err != nil {
+			return err
+		}
 		spec := runnel.ElectionSpec{Unclean: *unclean, ValidateOnly: *unclean && !*yes, Topics: make(map[string][]int32)}
 		for _, t := range topics.values {
-			if _, twice := spec.Topics[t.topic]; twice {
-				return usagef("--topic names %s twice: name it once, as in --topic %s:0,3", t.topic, t.topic)
-			}
 			spec.Topics[t.topic] = t.partitions
 		}
 		client, err := p.connect(c)
@@ -81,37 +82,6 @@ func (p *program) electLeaderCommand() *cobra.Command {
 		return p.electLeaders(c.Context(), client, spec)
 	}
 	return command
-}
-
-// topicPartitions is the value of --topic: no partitions stand for all.
-type topicPartitions struct {
-	topic      string
-	partitions []int32
-}
-
-func parseTopicPartitions(text string) (topicPartitions, error) {
-	wrong := fmt.Errorf("must look like TOPIC or TOPIC:P,P with numbers from 0, such as orders or orders:0,3")
-	topic, numbers, some := strings.Cut(text, ":")
-	if topic == "" {
-		return topicPartitions{}, wrong
-	}
-	t := topicPartitions{topic: topic}
-	if !some {
-		return t, nil
-	}
-	seen := make(map[int64]bool)
-	for number := range strings.SplitSeq(numbers, ",") {
-		n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 32)
-		if err != nil || n < 0 {
-			return topicPartitions{}, wrong
-		}
-		if seen[n] {
-			return topicPartitions{}, fmt.Errorf("names partition %d twice", n)
-		}
-		seen[n] = true
-		t.partitions = append(t.partitions, int32(n))
-	}
-	return t, nil
 }
 
 // electionObject is the outcome for a partition as -o json prints it.

@@ -57,7 +57,7 @@ func (p *program) rootCommand() *cobra.Command {
 	p.output = choiceFlag(root, flags, "output", "o", outputTable, "form of the results", outputTable, outputJSON)
 
 	root.AddCommand(
-		p.topicsCommand(), p.partitionsCommand(), p.produceCommand(), p.consumeCommand(), p.clusterCommand(), p.benchCommand(),
+		p.topicsCommand(), p.partitionsCommand(), p.produceCommand(), p.consumeCommand(), p.groupsCommand(), p.clusterCommand(), p.benchCommand(),
 		p.upCommand(), p.metadataCommand(), p.storageCommand(), p.versionCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
