@@ -108,7 +108,8 @@ type TopicTraits struct {
 type PartitionState struct {
 	cluster.Partition
 	// Epochs holds for each of Replicas the node epoch of its last process that was
-	// known to hold every acknowledged record: as leader or in the ISR.
+	// known to hold every acknowledged record: as leader or in the ISR. 0 stands for
+	// none.
 	Epochs []cluster.NodeEpoch
 	// CoordinatorNodeEpoch is that of the process of Coordinator that the coordinator
 	// epoch was given to.
@@ -156,7 +157,7 @@ func NewPartition(index int32, replicas []cluster.NodeID, nodes Nodes) Partition
 //     that it is live on the directory that it led with and that no acknowledged
 //     record can be lost with its page cache: the topic is synced, or the page cache
 //     survived all restarts since; and that it has found nothing damaged since, unless
-//     there is no other replica, which could have more.
+//     there is no other replica that was ever in sync, and could have more.
 //   - Otherwise the partition is offline and remembers its last leader.
 //
 // A change of ISR alone leaves the leader epoch as it is (KAFKA-15021).
@@ -231,8 +232,10 @@ func electable(p PartitionState, nodes Nodes, topic TopicTraits) cluster.NodeID 
 	if topic.Synced {
 		intact = node.History.DirectorySince
 	}
-	if len(p.Replicas) > 1 {
-		intact = max(intact, node.History.IntactSince)
+	for i, epoch := range p.Epochs {
+		if i != last && epoch > 0 {
+			intact = max(intact, node.History.IntactSince)
+		}
 	}
 	if !node.Live || p.Epochs[last] < intact {
 		return cluster.NoNode

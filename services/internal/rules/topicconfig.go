@@ -45,6 +45,8 @@ const (
 	maxMaxMessageBytes = 16 << 20
 	// maxRetentionMs is the longest span that a time.Duration can hold.
 	maxRetentionMs = math.MaxInt64 / int64(time.Millisecond)
+	// defaultMinInsyncReplicas is in effect at most the number of replicas.
+	defaultMinInsyncReplicas = 2
 )
 
 // Unlimited as retention.ms or retention.bytes keeps records for ever.
@@ -204,7 +206,7 @@ var settings = []setting{
 		},
 	},
 	{
-		MinInsyncReplicas, "2",
+		MinInsyncReplicas, strconv.Itoa(defaultMinInsyncReplicas),
 		fmt.Sprintf("Replicas that must be in sync for acks=all to succeed, in effect at most the replication factor: 1 to %d.", math.MaxInt16),
 		func(c *TopicConfig, value string) string {
 			var n int64
