@@ -63,6 +63,10 @@ type Config struct {
 	// BalanceMoves bounds the leaderships that are given back at a time; at least 1.
 	// Default 500.
 	BalanceMoves int
+	// OffsetsPartitions is how many partitions the topic of consumer groups is created
+	// with; 1 to MaxPartitionsPerTopic. It is fixed for good once the topic exists:
+	// another number would give groups other partitions. Default 50.
+	OffsetsPartitions int
 	// MaxNodes bounds the registered nodes of all roles; at least 2. Default 1,000.
 	MaxNodes int
 	// DeletedTopicRetention is how long storage nodes are told that a topic was
@@ -88,6 +92,7 @@ func DefaultConfig() Config {
 		MaxReplicationFactor:  rules.MaxReplicationFactor,
 		BalanceInterval:       30 * time.Second,
 		BalanceMoves:          500,
+		OffsetsPartitions:     50,
 		MaxNodes:              1000,
 		DeletedTopicRetention: 30 * 24 * time.Hour,
 	}
@@ -120,6 +125,7 @@ func (c Config) Validate() error {
 	check(c.MaxReplicationFactor >= 1 && c.MaxReplicationFactor <= server.MaxISR, "MaxReplicationFactor", c.MaxReplicationFactor, fmt.Sprintf("1 to %d", server.MaxISR))
 	check(c.BalanceInterval == 0 || c.BalanceInterval >= 100*time.Millisecond, "BalanceInterval", c.BalanceInterval, "at least 100ms, or 0")
 	check(c.BalanceMoves >= 1, "BalanceMoves", c.BalanceMoves, "at least 1")
+	check(c.OffsetsPartitions >= 1 && c.OffsetsPartitions <= c.MaxPartitionsPerTopic, "OffsetsPartitions", c.OffsetsPartitions, fmt.Sprintf("1 to %d", c.MaxPartitionsPerTopic))
 	check(c.MaxNodes >= 2, "MaxNodes", c.MaxNodes, "at least 2")
 	check(c.DeletedTopicRetention >= time.Hour, "DeletedTopicRetention", c.DeletedTopicRetention, "at least 1h0m0s")
 	return errors.Join(faults...)

@@ -123,7 +123,7 @@ func New(config Config, deps Deps) *Service {
 			ReplicationFactor: config.MaxReplicationFactor,
 		},
 		PeerAddress: config.peerAddress(), LeaseTTL: config.LeaseTTL,
-		BalanceInterval: config.BalanceInterval, BalanceMoves: config.BalanceMoves,
+		BalanceInterval: config.BalanceInterval, BalanceMoves: config.BalanceMoves, OffsetsPartitions: config.OffsetsPartitions,
 		Settle: settle, Grace: config.LeaseTTL, RequestTimeout: config.RequestTimeout,
 		ProducerIDs: producerIDs, DeletedTopicRetention: config.DeletedTopicRetention,
 	})
@@ -139,8 +139,8 @@ func New(config Config, deps Deps) *Service {
 }
 
 // Register registers TopicService and ClusterService on public, and on peer
-// NodeService, PartitionService, ClusterService and what fellow metadata nodes
-// forward. A ClusterService that another service has registered is left in place.
+// NodeService, PartitionService, OffsetsTopicService, ClusterService and what fellow
+// metadata nodes forward. A ClusterService that another service has registered is left in place.
 func (s *Service) Register(public, peer *connect.Server) {
 	s.server.Mount(public, peer)
 	clusterview.Register(public, s.view, s.drain)

@@ -72,6 +72,7 @@ type member struct {
 	clusters   metadatav1connect.ClusterServiceClient
 	nodes      peerv1connect.NodeServiceClient
 	partitions peerv1connect.PartitionServiceClient
+	offsets    peerv1connect.OffsetsTopicServiceClient
 
 	cancel  context.CancelFunc
 	done    chan struct{}
@@ -121,6 +122,7 @@ func (m *mesh) start(options ...option) *member {
 		clusters:   metadatav1connect.NewClusterServiceClient(clients),
 		nodes:      peerv1connect.NewNodeServiceClient(peers),
 		partitions: peerv1connect.NewPartitionServiceClient(peers),
+		offsets:    peerv1connect.NewOffsetsTopicServiceClient(peers),
 	}
 	go func() {
 		defer close(n.done)
@@ -182,10 +184,11 @@ func (n *member) image(what string, condition func(*cluster.Image) bool) *cluste
 	return image
 }
 
-// storage is what a storage node tells the metadata service, without a storage
-// node behind it.
+// storage is what a storage node, or one of another role, tells the metadata service,
+// without such a node behind it.
 type storage struct {
 	via       *member
+	role      metadatav1.NodeRole
 	directory [16]byte
 	boot      string
 	id        cluster.NodeID
@@ -194,12 +197,18 @@ type storage struct {
 }
 
 func (n *member) storage() *storage {
-	return &storage{via: n, directory: uuid.New(), boot: "boot"}
+	return &storage{via: n, role: metadatav1.NodeRole_NODE_ROLE_STORAGE, directory: uuid.New(), boot: "boot"}
+}
+
+func (n *member) coordinator() *storage {
+	c := n.storage()
+	c.role = metadatav1.NodeRole_NODE_ROLE_COORDINATOR
+	return c
 }
 
 func (s *storage) request(clean bool) *peerv1.RegisterRequest {
 	return &peerv1.RegisterRequest{
-		NodeId: int32(s.id), Role: metadatav1.NodeRole_NODE_ROLE_STORAGE,
+		NodeId: int32(s.id), Role: s.role,
 		Address: "127.0.0.1:30000", DirectoryId: s.directory[:], BootId: s.boot, Clean: clean,
 	}
 }

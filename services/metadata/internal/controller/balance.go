@@ -62,7 +62,7 @@ func (b *balancer) look(s *catalog.State, now time.Time) (due []partitionChange)
 			key := partitionKey{id, p.Index}
 			found[key] = p.Revision
 			if b.unbalanced[key] == p.Revision {
-				due = append(due, partitionChange{id, catalog.Partition{PartitionState: next, Revision: p.Revision}})
+				due = append(due, partitionChange{topic: id, Partition: catalog.Partition{PartitionState: next, Revision: p.Revision}})
 			}
 		}
 	}

@@ -76,6 +76,8 @@ type Options struct {
 	// never, and BalanceMoves how many do so at a time.
 	BalanceInterval time.Duration
 	BalanceMoves    int
+	// OffsetsPartitions is how many partitions the offsets topic is created with.
+	OffsetsPartitions int
 	// RequestTimeout bounds each request to etcd.
 	RequestTimeout time.Duration
 	// ProducerIDs is how many ids one block has.
@@ -119,17 +121,24 @@ type Controller struct {
 	// pruned is when deleted topics were last looked through.
 	pruned   time.Time
 	balancer balancer
+	// spreads is when coordinated partitions may be moved again for the sake of
+	// evenness.
+	spreads time.Time
 }
 
 type metrics struct {
-	leading    prometheus.GaugeFunc
-	waiting    prometheus.GaugeFunc
-	elections  prometheus.Counter
-	unclean    prometheus.Counter
-	balanced   prometheus.Counter
-	fences     prometheus.Counter
-	massLosses prometheus.Counter
-	abandoned  prometheus.Counter
+	leading prometheus.GaugeFunc
+	waiting prometheus.GaugeFunc
+	// uncoordinated is the controller's word; others have nothing to say.
+	uncoordinated    prometheus.GaugeFunc
+	coordinatorMoves prometheus.Counter
+	replicasAdded    prometheus.Counter
+	elections        prometheus.Counter
+	unclean          prometheus.Counter
+	balanced         prometheus.Counter
+	fences           prometheus.Counter
+	massLosses       prometheus.Counter
+	abandoned        prometheus.Counter
 }
 
 // New returns a controller without a term.
@@ -151,12 +160,17 @@ func New(o Options) *Controller {
 		waiting: prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("controller_waiting", "Calls that wait for their turn at the controller.")), func() float64 {
 			return float64(c.waiting.Load())
 		}),
-		elections:  counter("partition_changes_total", "Changes of leader, ISR or ELR that the controller made."),
-		unclean:    counter("unclean_elections_total", "Leaders elected by an operator although they may lack acknowledged records."),
-		balanced:   counter("leaderships_balanced_total", "Leaderships that the controller gave back to preferred replicas by itself."),
-		fences:     counter("nodes_fenced_total", "Nodes fenced because they lost their lease."),
-		massLosses: counter("mass_lease_losses_total", "Times when fencing paused because many leases fell at once."),
-		abandoned:  counter("topics_abandoned_total", "Topics removed because their creation was interrupted."),
+		uncoordinated: prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("partitions_without_coordinator", "Partitions of the offsets topic whose groups nobody coordinates; 0 where this node is not controller.")), func() float64 {
+			return float64(c.uncoordinated())
+		}),
+		coordinatorMoves: counter("coordinator_moves_total", "Times that a partition of the offsets topic got another coordinator, or lost the one it had."),
+		replicasAdded:    counter("replicas_added_total", "Replicas that partitions of the offsets topic got after it was created."),
+		elections:        counter("partition_changes_total", "Changes of leader, ISR, ELR or coordinator that the controller made."),
+		unclean:          counter("unclean_elections_total", "Leaders elected by an operator although they may lack acknowledged records."),
+		balanced:         counter("leaderships_balanced_total", "Leaderships that the controller gave back to preferred replicas by itself."),
+		fences:           counter("nodes_fenced_total", "Nodes fenced because they lost their lease."),
+		massLosses:       counter("mass_lease_losses_total", "Times when fencing paused because many leases fell at once."),
+		abandoned:        counter("topics_abandoned_total", "Topics removed because their creation was interrupted."),
 	}
 	return c
 }
@@ -164,7 +178,7 @@ func New(o Options) *Controller {
 // Collectors returns the controller's metrics.
 func (c *Controller) Collectors() []prometheus.Collector {
 	m := c.metrics
-	return []prometheus.Collector{m.leading, m.waiting, m.elections, m.unclean, m.balanced, m.fences, m.massLosses, m.abandoned}
+	return []prometheus.Collector{m.leading, m.waiting, m.uncoordinated, m.coordinatorMoves, m.replicasAdded, m.elections, m.unclean, m.balanced, m.fences, m.massLosses, m.abandoned}
 }
 
 // Leading reports whether this node is controller, as far as it knows.
@@ -191,7 +205,7 @@ func (c *Controller) Lead(ctx context.Context, node cluster.NodeID, term *electi
 	}
 	c.term, c.over, c.written, c.uncertain = term, over, response.Header.GetRevision(), false
 	c.judged, c.lost, c.fenced, c.pause = 0, make(map[cluster.NodeID]time.Time), nil, time.Time{}
-	c.untidy, c.pruned = true, time.Time{}
+	c.untidy, c.pruned, c.spreads = true, time.Time{}, time.Time{}
 	c.balancer.reset(time.Now())
 	<-c.turn
 
@@ -266,8 +280,17 @@ func (c *Controller) supervise(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	next, err := c.balance(ctx, time.Now())
-	return min(wait, next), err
+	for _, step := range []func(context.Context, time.Time) (time.Duration, error){c.balance, c.spread, c.grow} {
+		if err := c.catchUp(ctx); err != nil {
+			return 0, err
+		}
+		next, err := step(ctx, time.Now())
+		if err != nil {
+			return 0, err
+		}
+		wait = min(wait, next)
+	}
+	return wait, nil
 }
 
 // begin waits for the caller's turn. The caller ends it with end.

@@ -18,9 +18,9 @@ import (
 	"github.com/runnel-mesh/runnel/services/metadata/internal/election"
 )
 
-// Leave takes note that the process of a node is about to stop, and moves its
-// leaderships as far as they can go. It returns how many stay, and the version of
-// the image that shows the moves.
+// Leave takes note that the process of a node is about to stop, and moves what it
+// leads or coordinates as far as that can go. It returns how many partitions stay, and
+// the version of the image that shows the moves.
 func (c *Controller) Leave(ctx context.Context, id cluster.NodeID, epoch cluster.NodeEpoch) (remaining int, version int64, _ error) {
 	if err := c.begin(ctx); err != nil {
 		return 0, 0, err
@@ -57,13 +57,13 @@ func (c *Controller) Leave(ctx context.Context, id cluster.NodeID, epoch cluster
 		for topic := range s.Topics {
 			partitions, _ := s.Ready(topic)
 			for i := range partitions {
-				if partitions[i].Leader == id {
+				if partitions[i].Leader == id || partitions[i].Coordinator == id {
 					remaining++
 				}
 			}
 		}
 	})
-	c.o.Logger.Info("node is about to stop", "node", id, "epoch", epoch, "leaderships_left", remaining)
+	c.o.Logger.Info("node is about to stop", "node", id, "epoch", epoch, "partitions_left", remaining)
 	return remaining, version, nil
 }
 
@@ -197,7 +197,7 @@ func (c *Controller) electSome(ctx context.Context, request LeaderElection, targ
 					outcome = append(outcome, e)
 				}
 				if e.Before != e.After.Leader && !request.ValidateOnly {
-					p.add(s, partitionChange{t.topic, catalog.Partition{PartitionState: next, Revision: before.Revision}})
+					p.add(s, partitionChange{topic: t.topic, Partition: catalog.Partition{PartitionState: next, Revision: before.Revision}})
 				}
 			}
 		})

@@ -20,14 +20,18 @@ import (
 type partitionChange struct {
 	topic cluster.TopicID
 	catalog.Partition
+	// moved says that it gets another coordinator.
+	moved bool
 }
 
-// elections returns what has to change in all partitions for these nodes.
+// elections returns what has to change in all partitions for these nodes: leaders,
+// ISRs, ELRs, coordinators.
 func elections(s *catalog.State, nodes rules.Nodes) []partitionChange {
 	var changes []partitionChange
 	for id, topic := range s.Topics {
 		changes = append(changes, topicElections(s, id, traitsOf(topic), nodes)...)
 	}
+	changes = assignments(s, nodes, 0, changes)
 	sortChanges(changes)
 	return changes
 }
@@ -42,7 +46,7 @@ func topicElections(s *catalog.State, id cluster.TopicID, traits rules.TopicTrai
 	var changes []partitionChange
 	for i := range partitions {
 		if next, changed := rules.Elect(partitions[i].PartitionState, nodes, traits); changed {
-			changes = append(changes, partitionChange{id, catalog.Partition{PartitionState: next, Revision: partitions[i].Revision}})
+			changes = append(changes, partitionChange{topic: id, Partition: catalog.Partition{PartitionState: next, Revision: partitions[i].Revision}})
 		}
 	}
 	return changes
@@ -121,6 +125,9 @@ func (c *Controller) write(ctx context.Context, changes []partitionChange, compa
 		for _, change := range changes[:n] {
 			t.comparisons = append(t.comparisons, catalog.Unchanged(c.o.Layout.Partition(change.topic, change.Index), change.Revision))
 			t.ops = append(t.ops, c.o.Layout.PutPartition(change.topic, change.Partition))
+			if change.moved {
+				c.metrics.coordinatorMoves.Inc()
+			}
 		}
 		changes = changes[n:]
 		c.metrics.elections.Add(float64(n))

@@ -49,6 +49,9 @@ func (c *Controller) CreateTopic(ctx context.Context, spec TopicSpec) (*metadata
 		return nil, err
 	}
 	defer c.end()
+	if err := rules.CheckTopicName(spec.Name); err != nil {
+		return nil, fmt.Errorf("create topic %q: %w", spec.Name, rpcerr.New(errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "%s", err))
+	}
 	topic := &metadatav1.Topic{Name: spec.Name, Config: spec.Config}
 	id := cluster.TopicID(uuid.New())
 	err := c.retry(ctx, func() error {
@@ -84,11 +87,9 @@ func (c *Controller) CreateTopic(ctx context.Context, spec TopicSpec) (*metadata
 	return topic, nil
 }
 
-// plan returns the partitions of a new topic, or why it cannot be created.
+// plan returns the partitions of a new topic, or why it cannot be created. Its name is
+// legal.
 func plan(s *catalog.State, spec TopicSpec, limits Limits) ([]catalog.Partition, error) {
-	if err := rules.CheckTopicName(spec.Name); err != nil {
-		return nil, rpcerr.New(errorsv1.Reason_REASON_INVALID_TOPIC_NAME, "%s", err)
-	}
 	if _, taken := s.Names[spec.Name]; taken {
 		return nil, rpcerr.New(errorsv1.Reason_REASON_TOPIC_EXISTS, "topic %q exists already: use another name, or delete it first", spec.Name)
 	}

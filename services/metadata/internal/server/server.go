@@ -58,8 +58,8 @@ type Options struct {
 	ShowTimeout time.Duration
 }
 
-// Server implements TopicService, NodeService and PartitionService. All methods
-// may be called concurrently.
+// Server implements TopicService, NodeService, PartitionService and
+// OffsetsTopicService. All methods may be called concurrently.
 type Server struct {
 	o Options
 }
@@ -68,12 +68,13 @@ type Server struct {
 func New(o Options) *Server { return &Server{o: o} }
 
 // Mount registers TopicService on public, and on peer NodeService,
-// PartitionService and, for fellow metadata nodes, TopicService.
+// PartitionService, OffsetsTopicService and, for fellow metadata nodes, TopicService.
 func (s *Server) Mount(public, peer *connect.Server) {
 	metadatav1connect.RegisterTopicServiceHandler(public, s)
 	metadatav1connect.RegisterTopicServiceHandler(peer, s)
 	peerv1connect.RegisterNodeServiceHandler(peer, s)
 	peerv1connect.RegisterPartitionServiceHandler(peer, s)
+	peerv1connect.RegisterOffsetsTopicServiceHandler(peer, s)
 }
 
 // decide has a call answered by the controller: by local if it is in this process,
@@ -188,7 +189,8 @@ func checkAddress(what, address string) error {
 }
 
 var (
-	_ metadatav1connect.TopicServiceHandler = (*Server)(nil)
-	_ peerv1connect.NodeServiceHandler      = (*Server)(nil)
-	_ peerv1connect.PartitionServiceHandler = (*Server)(nil)
+	_ metadatav1connect.TopicServiceHandler    = (*Server)(nil)
+	_ peerv1connect.NodeServiceHandler         = (*Server)(nil)
+	_ peerv1connect.PartitionServiceHandler    = (*Server)(nil)
+	_ peerv1connect.OffsetsTopicServiceHandler = (*Server)(nil)
 )

@@ -65,7 +65,7 @@ func (*PrepareOffsetsTopicRequest) Descriptor() ([]byte, []int) {
 // PrepareOffsetsTopicResponse says when it is there.
 type PrepareOffsetsTopicResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Cluster version that shows the topic.
+	// Cluster version that shows the topic, and who coordinates its partitions.
 	Version       int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -243,8 +243,9 @@ type RegisterResponse struct {
 	// Milliseconds that the lease lasts from each heartbeat, above 0.
 	LeaseMs int64 `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	// Cluster version at which the node is live and a leader has been elected anew
-	// for every partition that an earlier process of the node led. A node acts on
-	// no older version: its leaderships there are those of a dead process.
+	// for every partition that an earlier process of the node led, or another
+	// coordinator epoch given where it coordinated. A node acts on no older version:
+	// what it leads and coordinates there is a dead process's.
 	Version       int64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -484,8 +485,8 @@ func (x *LeaveRequest) GetNodeEpoch() int64 {
 // LeaveResponse says what could be moved.
 type LeaveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many partitions the process still leads, from 0: no other node has a live
-	// replica of them that is in sync.
+	// How many partitions the process still leads or coordinates, from 0: no other node
+	// has a live replica of them that is in sync, or there is no other coordinator.
 	Remaining int32 `protobuf:"varint,1,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// Cluster version that shows the moves. The node goes on serving until it sees
 	// it.

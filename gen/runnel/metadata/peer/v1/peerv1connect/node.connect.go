@@ -96,9 +96,10 @@ type NodeServiceClient interface {
 	// confirmed; the node counts its lease from when it sent the request.
 	Heartbeat(context.Context, *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error)
 	// Leave says that the process is about to stop in good order, and moves its
-	// leaderships to in-sync replicas on other nodes, as far as there are any. From
-	// then on the process is given no leadership that another replica could have;
-	// what it still leads, and its place in ISRs, it keeps until Deregister. Only the
+	// leaderships to in-sync replicas on other nodes, and what it coordinates to other
+	// coordinators, as far as there are any. From then on the process is given nothing
+	// that another node could have; what it still leads or coordinates, and its place in
+	// ISRs, it keeps until Deregister. Only the
 	// registration of a next process takes the word back. It may be called again, and
 	// moves what has become movable meanwhile.
 	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
@@ -125,9 +126,10 @@ type NodeServiceHandler interface {
 	// confirmed; the node counts its lease from when it sent the request.
 	Heartbeat(context.Context, *v1.HeartbeatRequest) (*v1.HeartbeatResponse, error)
 	// Leave says that the process is about to stop in good order, and moves its
-	// leaderships to in-sync replicas on other nodes, as far as there are any. From
-	// then on the process is given no leadership that another replica could have;
-	// what it still leads, and its place in ISRs, it keeps until Deregister. Only the
+	// leaderships to in-sync replicas on other nodes, and what it coordinates to other
+	// coordinators, as far as there are any. From then on the process is given nothing
+	// that another node could have; what it still leads or coordinates, and its place in
+	// ISRs, it keeps until Deregister. Only the
 	// registration of a next process takes the word back. It may be called again, and
 	// moves what has become movable meanwhile.
 	Leave(context.Context, *v1.LeaveRequest) (*v1.LeaveResponse, error)
@@ -368,7 +370,8 @@ var (
 // service.
 type OffsetsTopicServiceClient interface {
 	// PrepareOffsetsTopic creates __consumer_offsets if it does not exist, and gives its
-	// partitions to coordinators. It may be called again.
+	// partitions to coordinators. It may be called again. Without a live storage node it
+	// answers REASON_COORDINATOR_NOT_AVAILABLE.
 	PrepareOffsetsTopic(context.Context, *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error)
 }
 
@@ -383,7 +386,8 @@ func NewOffsetsTopicServiceClient(client *connect.Client) OffsetsTopicServiceCli
 // runnel.metadata.peer.v1.OffsetsTopicService service.
 type OffsetsTopicServiceHandler interface {
 	// PrepareOffsetsTopic creates __consumer_offsets if it does not exist, and gives its
-	// partitions to coordinators. It may be called again.
+	// partitions to coordinators. It may be called again. Without a live storage node it
+	// answers REASON_COORDINATOR_NOT_AVAILABLE.
 	PrepareOffsetsTopic(context.Context, *v1.PrepareOffsetsTopicRequest) (*v1.PrepareOffsetsTopicResponse, error)
 }
 
