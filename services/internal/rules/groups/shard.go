@@ -1,30 +1,437 @@
 package groups
 
-// The shard is driven by these calls, none of which blocks or is called concurrently:
-//
-//	NewShard(config Config, self cluster.NodeID) *Shard
-//	Begin(epoch CoordinatorEpoch)                     the node coordinates the partition from now on: fence, load, serve
-//	End(why *Refusal)                                 it does no longer: everything that waits is refused, every stream closed
-//	SetTopics(topics Topics)                          a newer version of the cluster
-//	Submit(ticket Ticket, request Request, now)       a request has arrived
-//	Appended(ticket Ticket, outcome Outcome, end int64, now)   end: offset after the batch, with Done
-//	Checked(ticket Ticket, outcome Outcome, now)
-//	Load(ticket Ticket, records []Record)             a piece of the log, in its order
-//	Loaded(ticket Ticket, outcome Outcome, now)
-//	Step(now) Effects                                 after any of the above
-//
-// These two are for metrics, between the calls above; what they tell may be another
-// coordinator's by now, and they ask nobody:
-//
-//	Stats() Stats                                     sizes, and whether the shard serves
-//	Offsets(yield func(*OffsetRecord) bool)           all committed offsets, those of a group one after another
+import (
+	"fmt"
+	"slices"
+	"time"
 
-// Stats is how much a shard holds.
-type Stats struct {
-	// Serving says that it is neither loading nor without an epoch.
-	Serving bool
-	// Groups and Members are counted over the shard.
-	Groups, Members int
-	// Queued is how many requests wait for a round.
-	Queued int
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// retryPause is how long the shard waits after an I/O that came to nothing.
+const retryPause = 100 * time.Millisecond
+
+// Shard is the coordinator's state of one partition of __consumer_offsets. None of its
+// methods blocks, and none may be called while another runs. What they ask for comes out
+// of [Shard.Step], which is to be called after any of the others.
+type Shard struct {
+	config Config
+	self   cluster.NodeID
+	topics Topics
+	// now is the time of the call under way.
+	now time.Time
+
+	phase phase
+	epoch CoordinatorEpoch
+	// why is what requests are refused with in the phases ended and deposed.
+	why *Refusal
+	// end is where the log ends, if the fence holds.
+	end int64
+	// flight is the I/O under way, if its ticket is not 0. An orphaned one was begun
+	// before the shard last began anew, and its outcome means nothing.
+	flight   flight
+	orphaned bool
+	tickets  Ticket
+	// paused is until when no I/O begins, proven when that was sent which last showed
+	// that the fence holds.
+	paused, proven time.Time
+	// asked is the Wake of the last step. A shard that is called much later stood still,
+	// and heartbeats may wait outside: until grace no session ends.
+	asked, grace time.Time
+
+	// queue are requests that no round has taken, the oldest first.
+	queue []waiting
+	state
+	patterns patterns
+	// stale are groups that a round has to settle although no request names them.
+	stale []*group
+
+	// The round: what it writes, how many bytes that is about, the groups it has yet to
+	// settle, the streams it opens, and what it lets out once it is written. While there
+	// are records memory is ahead of the log.
+	records []Record
+	bytes   int
+	touched []*group
+	joins   []Ticket
+	held    Effects
+	// out is what the next [Shard.Step] returns.
+	out Effects
+}
+
+type phase uint8
+
+const (
+	// ended: the node does not coordinate the partition.
+	ended phase = iota
+	// deposed: the log says that another does; metadata will.
+	deposed
+	// fencing: the fence is to be appended.
+	fencing
+	// loading: the log is to be read.
+	loading
+	serving
+)
+
+// flight is an I/O.
+type flight struct {
+	ticket Ticket
+	sent   time.Time
+}
+
+type waiting struct {
+	ticket  Ticket
+	request Request
+	arrived time.Time
+}
+
+// NewShard returns a shard that coordinates nothing yet.
+func NewShard(config Config, self cluster.NodeID) *Shard {
+	return &Shard{
+		config: config, self: self, state: newState(), patterns: newPatterns(),
+		why: unavailable("no coordinator has begun to serve it"),
+	}
+}
+
+// Begin says that the node coordinates the partition from now on: the shard fences, loads
+// and serves. An epoch that is not above the one that it has changes nothing.
+func (s *Shard) Begin(epoch CoordinatorEpoch) {
+	if s.phase != ended && epoch <= s.epoch {
+		return
+	}
+	s.epoch = epoch
+	s.again(unavailable("its coordinator begins anew"))
+	s.paused = time.Time{}
+}
+
+// End says that the node does not coordinate the partition any longer: what waits is
+// refused with why, and so is what comes before the next [Shard.Begin]; every stream ends.
+func (s *Shard) End(why *Refusal) {
+	if why == nil {
+		why = unavailable("this node does not coordinate it")
+	}
+	s.drop(why)
+	s.stand(ended, why)
+}
+
+// SetTopics brings a newer version of the topics; an older one is ignored. Nothing is
+// served before the first.
+func (s *Shard) SetTopics(topics Topics) {
+	old := s.topics
+	if old != nil && topics.Version() <= old.Version() {
+		return
+	}
+	s.topics = topics
+	s.patterns.forget()
+	if s.phase == serving {
+		s.compare(old)
+	}
+}
+
+// Submit brings a request that has arrived. It is answered by a later [Shard.Step].
+//
+// While the shard fences and loads, requests wait as they do during a round: a client
+// that was refused would only come again, and after a failover all of them would. A
+// request that has waited as long as Confidence is refused, so nobody hangs on a
+// partition that cannot be loaded.
+func (s *Shard) Submit(ticket Ticket, request Request, now time.Time) {
+	s.now = now
+	w := waiting{ticket: ticket, request: request, arrived: now}
+	switch {
+	case s.phase <= deposed:
+		s.refuseNow(w, s.why)
+	case s.beat(w):
+	case len(s.queue) >= s.config.Queue:
+		s.refuseNow(w, refusal(errorsv1.Reason_REASON_THROTTLED,
+			"%d requests wait for this coordinator: try again after a pause", len(s.queue)))
+	default:
+		s.queue = append(s.queue, w)
+	}
+}
+
+// Appended brings the outcome of an [Append]; with Done, end is the offset after the batch.
+func (s *Shard) Appended(ticket Ticket, outcome Outcome, end int64, now time.Time) {
+	sent, ours := s.land(ticket, now)
+	if !ours {
+		return
+	}
+	switch outcome {
+	case Done:
+		s.proven, s.end = sent, end
+		if s.phase == fencing {
+			s.phase, s.state = loading, newState()
+			s.clear()
+			return
+		}
+		s.release()
+	case Refused:
+		s.paused = now.Add(retryPause)
+	case Fenced:
+		if s.phase == fencing {
+			// Who appends a fence is refused only for a higher epoch.
+			s.drop(s.deposedBy())
+			s.stand(deposed, s.deposedBy())
+			return
+		}
+		// The log may also end elsewhere for want of records that an unclean election
+		// lost. Then nobody else takes the partition over: the fence tells.
+		s.again(unavailable("its coordinator was fenced"))
+	default:
+		s.again(unavailable("its coordinator does not know what the log holds, and reads it again"))
+	}
+}
+
+// Checked brings the outcome of a [Check].
+func (s *Shard) Checked(ticket Ticket, outcome Outcome, now time.Time) {
+	sent, ours := s.land(ticket, now)
+	if !ours {
+		return
+	}
+	switch outcome {
+	case Done:
+		s.proven = sent
+		s.release()
+	case Fenced:
+		s.again(unavailable("its coordinator was fenced"))
+	default:
+		s.paused = now.Add(retryPause)
+		s.recant(unavailable("its coordinator cannot reach the leader of its log"))
+	}
+}
+
+// Load brings a piece of the log.
+func (s *Shard) Load(ticket Ticket, records []Record) {
+	if ticket != s.flight.ticket || s.orphaned {
+		return
+	}
+	for _, r := range records {
+		s.fold(r)
+	}
+}
+
+// Loaded says that all pieces of the log have come, with Done, or that no more will.
+func (s *Shard) Loaded(ticket Ticket, outcome Outcome, now time.Time) {
+	if _, ours := s.land(ticket, now); !ours {
+		return
+	}
+	switch {
+	case outcome == Fenced:
+		s.again(unavailable("its coordinator was fenced"))
+	case outcome != Done || s.fence != s.epoch:
+		// Without the fence of this epoch, the log was not read to its end.
+		s.state = newState()
+		s.paused = now.Add(retryPause)
+	default:
+		s.phase = serving
+		s.revive()
+	}
+}
+
+// Step returns what is to be done now.
+func (s *Shard) Step(now time.Time) Effects {
+	s.now = now
+	if !s.asked.IsZero() && now.Sub(s.asked) > s.config.HeartbeatInterval {
+		s.grace = now.Add(2 * s.config.HeartbeatInterval)
+	}
+	s.tire()
+	for s.flight.ticket == 0 && !now.Before(s.paused) {
+		switch {
+		case s.phase == fencing:
+			s.records = []Record{&FenceRecord{Epoch: s.epoch, Node: s.self}}
+			s.append(-1)
+		case s.phase == loading:
+			s.out.Load = &Load{Ticket: s.fly(), End: s.end}
+		case s.phase != serving || s.topics == nil:
+		case len(s.records) > 0: // Refused before.
+			s.append(s.end)
+		default:
+			s.round()
+			switch {
+			case len(s.records) > 0:
+				s.append(s.end)
+			case s.holds() || s.members > 0 && now.Sub(s.proven) >= s.config.CheckInterval:
+				s.out.Check = &Check{Ticket: s.fly(), Epoch: s.epoch, Expected: s.end}
+			}
+		}
+		if s.flight.ticket == 0 && !s.waits() {
+			break
+		}
+	}
+	out := s.out
+	out.Wake = s.wake()
+	s.asked, s.out = out.Wake, Effects{}
+	return out
+}
+
+// waits reports whether another round has something to do at once.
+func (s *Shard) waits() bool {
+	return s.phase == serving && s.topics != nil &&
+		(len(s.queue) > 0 || len(s.stale) > 0 || len(s.timers) > 0 && !s.timers[0].at.After(s.now))
+}
+
+// wake returns when something falls due by itself.
+func (s *Shard) wake() time.Time {
+	var wake time.Time
+	at := func(t time.Time) {
+		if wake.IsZero() || t.Before(wake) {
+			wake = t
+		}
+	}
+	if len(s.queue) > 0 {
+		at(s.queue[0].arrived.Add(s.config.Confidence))
+	}
+	if s.flight.ticket != 0 || s.phase <= deposed {
+		return wake
+	}
+	if s.now.Before(s.paused) {
+		at(s.paused)
+		return wake
+	}
+	if s.phase == serving && s.topics != nil {
+		if len(s.timers) > 0 {
+			at(s.timers[0].at)
+		}
+		if s.members > 0 {
+			at(s.proven.Add(s.config.CheckInterval))
+		}
+	}
+	return wake
+}
+
+// tire refuses requests that have waited too long.
+func (s *Shard) tire() {
+	n := 0
+	for n < len(s.queue) && s.now.Sub(s.queue[n].arrived) >= s.config.Confidence && s.stuck() {
+		s.refuseNow(s.queue[n], unavailable("its coordinator cannot write to its log, or has yet to read it"))
+		n++
+	}
+	s.take(n)
+}
+
+// stuck reports whether no round can begin now.
+func (s *Shard) stuck() bool {
+	return s.flight.ticket != 0 || s.now.Before(s.paused) || s.phase != serving || s.topics == nil
+}
+
+// take removes the oldest requests from the queue.
+func (s *Shard) take(n int) {
+	s.queue = s.queue[n:]
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+}
+
+// fly begins an I/O.
+func (s *Shard) fly() Ticket {
+	s.tickets++
+	s.flight = flight{ticket: s.tickets, sent: s.now}
+	return s.tickets
+}
+
+func (s *Shard) append(expected int64) {
+	s.out.Append = &Append{Ticket: s.fly(), Epoch: s.epoch, Expected: expected, Records: s.records}
+}
+
+// land ends the I/O of that ticket. It returns when that was sent, and whether its outcome
+// still means something.
+func (s *Shard) land(ticket Ticket, now time.Time) (sent time.Time, ours bool) {
+	s.now = now
+	if ticket == 0 || ticket != s.flight.ticket {
+		return time.Time{}, false
+	}
+	sent, ours = s.flight.sent, !s.orphaned
+	s.flight, s.orphaned = flight{}, false
+	return sent, ours
+}
+
+// holds reports whether the round has something to tell.
+func (s *Shard) holds() bool {
+	return len(s.held.Replies)+len(s.held.Assignments)+len(s.held.Closed) > 0
+}
+
+// release lets out what the round held back.
+func (s *Shard) release() {
+	s.out.Replies = append(s.out.Replies, s.held.Replies...)
+	s.out.Assignments = append(s.out.Assignments, s.held.Assignments...)
+	s.out.Closed = append(s.out.Closed, s.held.Closed...)
+	s.clear()
+}
+
+// clear forgets the round.
+func (s *Shard) clear() {
+	s.records, s.bytes, s.touched, s.joins, s.held = nil, 0, nil, nil, Effects{}
+}
+
+// recant refuses whatever the round was about to answer. The round has written nothing,
+// so that memory stays; of the members, only streams are touched.
+func (s *Shard) recant(why *Refusal) {
+	for _, a := range s.held.Assignments {
+		if m := s.groups[a.Group].member(a.Member); m != nil && m.stream == a.Stream {
+			m.stream = 0
+		}
+	}
+	s.disown(why)
+	s.clear()
+}
+
+// disown answers everybody that the round was to answer with a refusal.
+func (s *Shard) disown(why *Refusal) {
+	for _, r := range s.held.Replies {
+		s.out.Replies = append(s.out.Replies, Reply{Ticket: r.Ticket, Refusal: why})
+	}
+	for _, ticket := range s.joins {
+		s.out.Replies = append(s.out.Replies, Reply{Ticket: ticket, Refusal: why})
+	}
+	for _, c := range s.held.Closed {
+		s.out.Closed = append(s.out.Closed, Closed{Stream: c.Stream, Refusal: why})
+	}
+}
+
+// drop forgets everything that came from the log, and tells those who rely on it.
+func (s *Shard) drop(why *Refusal) {
+	s.disown(why)
+	for _, g := range s.sorted() {
+		for _, m := range g.members {
+			if m.stream != 0 && !slices.Contains(s.joins, m.stream) {
+				s.out.Closed = append(s.out.Closed, Closed{Stream: m.stream, Refusal: why})
+			}
+		}
+	}
+	s.clear()
+	s.state, s.stale = newState(), nil
+	s.orphaned = s.flight.ticket != 0
+}
+
+// again drops everything and begins with the fence.
+func (s *Shard) again(why *Refusal) {
+	s.drop(why)
+	s.phase, s.paused = fencing, s.now.Add(retryPause)
+}
+
+// stand ends service for the time being.
+func (s *Shard) stand(phase phase, why *Refusal) {
+	for _, w := range s.queue {
+		s.refuseNow(w, why)
+	}
+	s.queue, s.phase, s.why = nil, phase, why
+}
+
+func (s *Shard) deposedBy() *Refusal {
+	return unavailable("another coordinator has taken it over")
+}
+
+// refuseNow answers a request that no round has taken.
+func (s *Shard) refuseNow(w waiting, why *Refusal) {
+	if _, silent := w.request.(*Detach); !silent {
+		s.out.Replies = append(s.out.Replies, Reply{Ticket: w.ticket, Refusal: why})
+	}
+}
+
+func refusal(reason errorsv1.Reason, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+func unavailable(why string) *Refusal {
+	return refusal(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE,
+		"the group is not served at the moment, since %s: try again after a pause", why)
 }

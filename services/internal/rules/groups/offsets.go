@@ -1,0 +1,232 @@
+package groups
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+)
+
+// maxMetadata is how many bytes the metadata of a commit may have.
+const maxMetadata = 4096
+
+func (s *Shard) commit(ticket Ticket, r *Commit) {
+	g := s.groups[r.Group]
+	m := g.member(r.Member)
+	if why := s.mayCommit(g, m, r); why != nil {
+		s.refuse(ticket, why)
+		return
+	}
+	answer := CommitAnswer{Refusals: make([]*Refusal, len(r.Offsets))}
+	records := make([]*OffsetRecord, 0, len(r.Offsets))
+	bytes := 0
+	count := 0
+	if g != nil {
+		count = len(g.offsets)
+	}
+	for i := range r.Offsets {
+		o := &r.Offsets[i]
+		fresh := g == nil || g.offsets[o.Partition] == nil
+		why := s.checkOffset(r, m, o)
+		if why == nil && fresh && count >= s.config.OffsetsPerGroup {
+			why = refusal(errorsv1.Reason_REASON_LIMIT_REACHED,
+				"group %q has offsets of %d partitions, as many as it may have: delete those of topics that it no longer reads",
+				r.Group, count)
+		}
+		if why != nil {
+			answer.Refusals[i] = why
+			continue
+		}
+		if fresh {
+			count++
+		}
+		record := &OffsetRecord{
+			Group: r.Group, Partition: o.Partition, TopicName: o.TopicName, Offset: o.Offset,
+			LeaderEpoch: o.LeaderEpoch, Metadata: o.Metadata, Committed: time.UnixMilli(s.now.UnixMilli()),
+		}
+		bytes += recordBytes(record)
+		records = append(records, record)
+	}
+	if len(records) > 1 && bytes > s.config.RoundBytes {
+		s.refuse(ticket, refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
+			"the commit in group %q takes %d bytes, more than the %d that are written at once: commit fewer offsets at a time",
+			r.Group, bytes, s.config.RoundBytes))
+		return
+	}
+	if len(records) > 0 && (g == nil || len(g.members) == 0) {
+		// The time without members counts from the last commit.
+		if g == nil || g.record.Empty > 0 {
+			record := GroupRecord{Group: r.Group}
+			if g != nil {
+				record = *g.record
+				record.Empty = 0
+			}
+			s.emit(&record)
+		}
+		s.rest(s.groups[r.Group])
+	}
+	for _, record := range records {
+		s.emit(record)
+	}
+	s.reply(ticket, answer)
+}
+
+// mayCommit returns why nothing of a commit is recorded; g and m may be nil.
+func (s *Shard) mayCommit(g *group, m *member, r *Commit) *Refusal {
+	switch {
+	case checkGroup(r.Group) != nil:
+		return checkGroup(r.Group)
+	case r.Member == "" && g == nil:
+		return s.admitGroup(r.Group)
+	case r.Member == "" && len(g.members) > 0:
+		return notEmpty(g)
+	case r.Member == "":
+		return nil
+	case m == nil || m.Away:
+		return unknownMember(r.Group, r.Member)
+	case m.superseded:
+		return instanceFenced(g.id, m)
+	case r.Epoch > m.Epoch:
+		return follows(g.id, m, r.Epoch)
+	}
+	return nil
+}
+
+// checkOffset returns why one offset is not recorded; m is nil where no member commits.
+// What a member was told to give up is its own until it has, and the last commit of it
+// counts.
+func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset) *Refusal {
+	switch {
+	case o.Offset < 0 || o.LeaderEpoch < -1 || o.Index < 0:
+		return refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
+			"offset %d of partition %d of topic %q has to be at least 0, and its leader epoch %d at least -1",
+			o.Offset, o.Index, o.TopicName, o.LeaderEpoch)
+	case len(o.Metadata) > maxMetadata:
+		return refusal(errorsv1.Reason_REASON_METADATA_TOO_LARGE,
+			"the metadata of partition %d of topic %q has %d bytes, more than %d: shorten it",
+			o.Index, o.TopicName, len(o.Metadata), maxMetadata)
+	case s.topics.Deleted(o.Topic):
+		return refusal(errorsv1.Reason_REASON_TOPIC_NOT_FOUND,
+			"topic %q with id %v is deleted: read the topic that has its name now, if there is one", o.TopicName, o.Topic)
+	case m == nil:
+		return nil
+	}
+	owned, found := m.find(o.Partition)
+	switch {
+	case !found:
+		return refusal(errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED,
+			"member %q of group %q does not have partition %d of topic %q: commit only what its assignment holds",
+			m.Member, r.Group, o.Index, o.TopicName)
+	case r.Epoch < owned.Since:
+		return refusal(errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
+			"member %q of group %q has partition %d of topic %q since epoch %d, and the commit is of epoch %d: read on from the committed offset",
+			m.Member, r.Group, o.Index, o.TopicName, owned.Since, r.Epoch)
+	}
+	return nil
+}
+
+func (s *Shard) fetch(r *Fetch) []*OffsetRecord {
+	g := s.groups[r.Group]
+	if g == nil {
+		return nil
+	}
+	if r.Partitions == nil {
+		return g.sortedOffsets()
+	}
+	return g.pick(r.Partitions)
+}
+
+func (g *group) sortedOffsets() []*OffsetRecord {
+	offsets := make([]*OffsetRecord, 0, len(g.offsets))
+	for _, o := range g.offsets {
+		offsets = append(offsets, o)
+	}
+	slices.SortFunc(offsets, compareOffsets)
+	return offsets
+}
+
+// pick returns the offsets of those partitions that have one.
+func (g *group) pick(partitions []Partition) []*OffsetRecord {
+	var offsets []*OffsetRecord
+	for _, p := range partitions {
+		if o := g.offsets[p]; o != nil {
+			offsets = append(offsets, o)
+		}
+	}
+	slices.SortFunc(offsets, compareOffsets)
+	return slices.Compact(offsets)
+}
+
+// compareOffsets orders by topic names and partitions; a topic that was created anew has
+// the name of the old one.
+func compareOffsets(a, b *OffsetRecord) int {
+	return cmp.Or(strings.Compare(a.TopicName, b.TopicName), cmp.Compare(a.Index, b.Index),
+		comparePartitions(a.Partition, b.Partition))
+}
+
+func (s *Shard) deleteOffsets(ticket Ticket, r *DeleteOffsets) {
+	g := s.groups[r.Group]
+	if g == nil {
+		s.refuse(ticket, groupNotFound(r.Group))
+		return
+	}
+	offsets := g.pick(r.Partitions)
+	for _, o := range offsets {
+		name := o.TopicName
+		if t, ok := s.topics.ByID(o.Topic); ok {
+			name = t.Name
+		}
+		if s.subscribed(g, []string{name}) {
+			s.refuse(ticket, refusal(errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
+				"members of group %q are subscribed to topic %q (the group has %s): stop them first", g.id, name, g.names()))
+			return
+		}
+	}
+	for _, o := range offsets {
+		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+	}
+	s.reply(ticket, offsets)
+}
+
+func (s *Shard) deleteGroup(ticket Ticket, r *DeleteGroup) {
+	g := s.groups[r.Group]
+	switch {
+	case g == nil:
+		s.refuse(ticket, groupNotFound(r.Group))
+	case len(g.members) > 0:
+		s.refuse(ticket, notEmpty(g))
+	default:
+		s.forget(g)
+		s.reply(ticket, nil)
+	}
+}
+
+// forget removes a group without members.
+func (s *Shard) forget(g *group) {
+	for _, o := range g.sortedOffsets() {
+		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+	}
+	s.emit(&Tombstone{Group: g.id})
+}
+
+// seekDeleted marks a group that has offsets of a deleted topic.
+func (s *Shard) seekDeleted(g *group) {
+	for p := range g.offsets {
+		g.purge = g.purge || s.topics.Deleted(p.Topic)
+	}
+}
+
+func (s *Shard) purgeDeleted(g *group) {
+	g.purge = false
+	for _, o := range g.sortedOffsets() {
+		if s.topics.Deleted(o.Topic) {
+			s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+		}
+	}
+}
+
+func groupNotFound(group GroupID) *Refusal {
+	return refusal(errorsv1.Reason_REASON_GROUP_NOT_FOUND, "there is no group %q: check its name", group)
+}

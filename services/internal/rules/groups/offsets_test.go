@@ -1,0 +1,253 @@
+package groups
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+)
+
+func TestCommitIsFenced(t *testing.T) {
+	r := newRig(t, testConfig)
+	s1, a1 := r.join(joinOf("m1", "a"))
+	s2, _ := r.join(joinOf("m2", "a")) // Takes a2 and a3 away from m1.
+	old, now := a1.Epoch, r.newest(s1).Epoch
+	check := func(member MemberID, epoch Epoch, p Partition, want errorsv1.Reason) {
+		t.Helper()
+		got := r.commit(member, epoch, p, 1)
+		if want == 0 && got == nil {
+			return
+		}
+		checkRefusal(t, got, want)
+	}
+	check("m1", now, partition(1, 0), 0)
+	check("m1", old, partition(1, 0), 0) // It has it since then.
+	check("m1", old, partition(1, 3), 0) // It has yet to give it up.
+	check("m1", now, partition(1, 3), 0)
+	check("m1", now+1, partition(1, 0), errorsv1.Reason_REASON_MEMBER_FENCED)
+	check("m1", 0, partition(1, 0), errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+	check("m2", r.newest(s2).Epoch, partition(1, 3), errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED)
+	check("m3", 1, partition(1, 0), errorsv1.Reason_REASON_UNKNOWN_MEMBER)
+	check("", 0, partition(1, 0), errorsv1.Reason_REASON_GROUP_NOT_EMPTY)
+	before := r.newest(s2).Epoch
+	r.follow(s1)
+	r.follow(s2)
+	check("m1", now, partition(1, 3), errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED)
+	check("m2", r.newest(s2).Epoch, partition(1, 3), 0)
+	check("m2", before, partition(1, 3), errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+	r.ok(&Leave{Group: "g", Member: "m2"})
+	// m1 gets it back, and what it says from before does not count.
+	check("m1", now, partition(1, 3), errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+	check("m1", r.newest(s1).Epoch, partition(1, 3), 0)
+}
+
+func TestCommitIsCheckedByOffset(t *testing.T) {
+	r := newRig(t, testConfig)
+	r.topics = r.topics.without("b")
+	r.shard.SetTopics(r.topics)
+	answer := r.ok(&Commit{Group: "g", Offsets: []CommitOffset{
+		{Partition: partition(1, 0), TopicName: "a", Offset: 7, Metadata: strings.Repeat("x", 4096)},
+		{Partition: partition(1, 1), TopicName: "a", Offset: 7, Metadata: strings.Repeat("x", 4097)},
+		{Partition: partition(1, 2), TopicName: "a", Offset: -1},
+		{Partition: partition(2, 0), TopicName: "b", Offset: 1},
+	}}).(CommitAnswer)
+	if answer.Refusals[0] != nil {
+		t.Fatalf("got %+v", answer.Refusals[0])
+	}
+	checkRefusal(t, answer.Refusals[1], errorsv1.Reason_REASON_METADATA_TOO_LARGE)
+	checkRefusal(t, answer.Refusals[2], errorsv1.Reason_REASON_INVALID_REQUEST)
+	checkRefusal(t, answer.Refusals[3], errorsv1.Reason_REASON_TOPIC_NOT_FOUND)
+	got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord)
+	if len(got) != 1 || got[0].Offset != 7 || got[0].TopicName != "a" || !got[0].Committed.Equal(r.now) {
+		t.Fatalf("got %+v", got)
+	}
+	r.refused(&Commit{Offsets: []CommitOffset{{}}}, errorsv1.Reason_REASON_INVALID_GROUP_ID)
+}
+
+func TestOffsetsOfAGroupAreLimited(t *testing.T) {
+	r := newRig(t, testConfig)
+	request := &Commit{Group: "g"}
+	for i := range 51 {
+		request.Offsets = append(request.Offsets, CommitOffset{Partition: partition(1, int32(i)), TopicName: "a"})
+	}
+	answer := r.ok(request).(CommitAnswer)
+	checkRefusal(t, answer.Refusals[50], errorsv1.Reason_REASON_LIMIT_REACHED)
+	for i, why := range r.ok(request).(CommitAnswer).Refusals {
+		if (why == nil) != (i < 50) {
+			t.Fatalf("offset %d: %v", i, why)
+		}
+	}
+}
+
+func TestCommitLargerThanARound(t *testing.T) {
+	r := newRig(t, testConfig)
+	request := &Commit{Group: "g"}
+	for i := range 70 {
+		request.Offsets = append(request.Offsets, CommitOffset{
+			Partition: partition(1, int32(i)), TopicName: "a", Metadata: strings.Repeat("x", 4096),
+		})
+	}
+	config := testConfig
+	config.OffsetsPerGroup = 100
+	r.start(config, 2)
+	r.refused(request, errorsv1.Reason_REASON_INVALID_REQUEST)
+}
+
+func TestFetch(t *testing.T) {
+	r := newRig(t, testConfig)
+	if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != 0 {
+		t.Fatalf("got %v", got)
+	}
+	var commit Commit
+	commit.Group = "g"
+	for _, p := range []struct {
+		topic byte
+		name  string
+		index int32
+	}{{2, "b", 1}, {1, "a", 3}, {1, "a", 0}, {2, "b", 0}} {
+		commit.Offsets = append(commit.Offsets, CommitOffset{Partition: partition(p.topic, p.index), TopicName: p.name, Offset: int64(p.index)})
+	}
+	r.ok(&commit)
+	render := func(offsets []*OffsetRecord) string {
+		var words []string
+		for _, o := range offsets {
+			words = append(words, fmt.Sprint(o.TopicName, o.Index))
+		}
+		return strings.Join(words, " ")
+	}
+	if got := render(r.ok(&Fetch{Group: "g"}).([]*OffsetRecord)); got != "a0 a3 b0 b1" {
+		t.Fatalf("got %v", got)
+	}
+	some := []Partition{partition(2, 0), partition(2, 7), partition(1, 3), partition(2, 0)}
+	if got := render(r.ok(&Fetch{Group: "g", Partitions: some}).([]*OffsetRecord)); got != "a3 b0" {
+		t.Fatalf("got %v", got)
+	}
+	if got := render(r.ok(&DeleteOffsets{Group: "g", Partitions: some}).([]*OffsetRecord)); got != "a3 b0" {
+		t.Fatalf("got %v", got)
+	}
+	r.start(testConfig, 2)
+	if got := render(r.ok(&Fetch{Group: "g"}).([]*OffsetRecord)); got != "a0 b1" {
+		t.Fatalf("got %v", got)
+	}
+	r.join(joinOf("m1", "a"))
+	r.refused(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(1, 0)}}, errorsv1.Reason_REASON_GROUP_NOT_EMPTY)
+	r.ok(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(2, 1)}})
+	r.refused(&DeleteOffsets{Group: "x"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND)
+}
+
+func TestDeleteGroup(t *testing.T) {
+	r := newRig(t, testConfig)
+	r.refused(&DeleteGroup{Group: "g"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND)
+	r.refused(&Describe{Group: "g"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND)
+	_, a := r.join(joinOf("m1", "a"))
+	r.commit("m1", a.Epoch, partition(1, 0), 3)
+	if message := r.refused(&DeleteGroup{Group: "g"}, errorsv1.Reason_REASON_GROUP_NOT_EMPTY); !strings.Contains(message, "m1") {
+		t.Fatalf("names nobody: %s", message)
+	}
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	r.ok(&DeleteGroup{Group: "g"})
+	for _, epoch := range []CoordinatorEpoch{1, 2} {
+		if epoch > 1 {
+			r.start(testConfig, epoch)
+		}
+		if got := r.ok(&List{}).([]Summary); len(got) != 0 {
+			t.Fatalf("got %v", got)
+		}
+	}
+}
+
+func TestOffsetsExpireByTheTimeThatWasSeen(t *testing.T) {
+	r := newRig(t, testConfig)
+	_, a := r.join(joinOf("m1", "a"))
+	r.commit("m1", a.Epoch, partition(1, 0), 3)
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	there := func(want bool) {
+		t.Helper()
+		if got := len(r.ok(&List{}).([]Summary)) == 1; got != want {
+			t.Fatalf("the group is there: %v", got)
+		}
+	}
+	day := 24 * time.Hour
+	r.pass(4 * day)
+	// Nobody coordinates for a year, and then a clock jumps.
+	r.now = r.now.Add(365 * day)
+	r.start(testConfig, 2)
+	there(true)
+	r.now = r.now.Add(365 * day)
+	r.step()
+	there(true)
+	r.pass(2 * day)
+	there(true)
+	r.pass(day)
+	there(false)
+	if r.wake != (time.Time{}) {
+		t.Fatalf("an empty shard wakes at %v", r.wake)
+	}
+}
+
+func TestExpiryCountsFromTheLastCommit(t *testing.T) {
+	r := newRig(t, testConfig)
+	day := 24 * time.Hour
+	r.commit("", 0, partition(1, 0), 3)
+	r.pass(6 * day)
+	r.commit("", 0, partition(1, 0), 4)
+	r.start(testConfig, 2)
+	r.pass(6 * day)
+	if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != 1 {
+		t.Fatal("expired")
+	}
+	s, _ := r.join(joinOf("m1", "a"))
+	for range 3 {
+		r.pass(44 * time.Second)
+		r.follow(s)
+	}
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	r.pass(6 * day)
+	if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != 1 {
+		t.Fatal("expired")
+	}
+	r.pass(2 * day)
+	if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != 0 {
+		t.Fatal("did not expire")
+	}
+}
+
+func TestRetentionForEver(t *testing.T) {
+	config := testConfig
+	config.Retention = 0
+	r := newRig(t, config)
+	r.commit("", 0, partition(1, 0), 3)
+	if !r.wake.IsZero() {
+		t.Fatalf("wakes at %v", r.wake)
+	}
+}
+
+func TestOffsetsOfDeletedTopicsGo(t *testing.T) {
+	r := newRig(t, testConfig)
+	r.ok(&Commit{Group: "g", Offsets: []CommitOffset{
+		{Partition: partition(1, 0), TopicName: "a", Offset: 1}, {Partition: partition(2, 0), TopicName: "b", Offset: 1},
+	}})
+	count := func(want int) {
+		t.Helper()
+		if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != want {
+			t.Fatalf("%d offsets, want %d", len(got), want)
+		}
+	}
+	// A topic that is only not there may be one that this node has yet to hear of.
+	absent := r.topics.without("b")
+	absent.deleted = nil
+	r.topics = absent
+	r.shard.SetTopics(absent)
+	count(2)
+	gone := &fakeTopics{version: absent.version + 1, topics: absent.topics, deleted: append(absent.deleted, topicID(2))}
+	r.topics = gone
+	r.shard.SetTopics(gone)
+	r.step()
+	count(1)
+	r.topics = gone.without("a")
+	r.start(testConfig, 2)
+	r.step()
+	count(0)
+}

@@ -1,0 +1,215 @@
+package groups
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// settle brings a group to where its members and topics want it: the target is computed
+// anew if they have changed, at most once a round; members are told what to give up and,
+// as far as it is free, what to read; streams get what there is to say.
+func (s *Shard) settle(g *group) {
+	g.touched = false
+	if s.groups[g.id] != g {
+		return
+	}
+	if g.purge {
+		s.purgeDeleted(g)
+	}
+	if g.stale {
+		s.retarget(g)
+	}
+	s.reconcile(g)
+	s.announce(g)
+}
+
+// retarget computes who is to have what. Stickiness counts from the last target, not from
+// what members have at the moment: a move that is under way goes on.
+func (s *Shard) retarget(g *group) {
+	record := GroupRecord{Group: g.id, Epoch: g.epoch + 1, TargetEpoch: g.epoch + 1}
+	var members []AssignMember
+	union := map[cluster.TopicID]Topic{}
+	var wishes []Assignor
+	var last Subscription
+	var ids []cluster.TopicID
+	for i, m := range g.members {
+		if m.superseded {
+			continue
+		}
+		if i == 0 || ids == nil || !m.Subscription.equal(last) {
+			last, ids = m.Subscription, []cluster.TopicID{}
+			for _, t := range s.resolve(last) {
+				ids = append(ids, t.ID)
+				union[t.ID] = t
+			}
+		}
+		had := g.record.Target[m.Member]
+		if had == nil {
+			had = m.inherits
+		}
+		m.inherits = nil
+		wishes = append(wishes, m.Assignor)
+		members = append(members, AssignMember{ID: m.Member, Instance: m.Instance, Topics: ids, Owned: had})
+	}
+	g.partitions = 0
+	for _, t := range union {
+		g.partitions += int(t.Partitions)
+	}
+	if len(members) > 0 {
+		record.Assignor = ElectAssignor(wishes)
+		record.Target = target(Assign(record.Assignor, members, slices.SortedFunc(maps.Values(union), compareNames)))
+	}
+	if len(g.members) == 0 {
+		record.Empty = g.record.Empty
+	}
+	changed := g.changed || record.Assignor != g.record.Assignor ||
+		!maps.EqualFunc(record.Target, g.record.Target, slices.Equal)
+	g.stale, g.changed = false, false
+	if changed {
+		s.emit(&record)
+	}
+	if len(g.members) == 0 {
+		s.rest(g)
+	}
+}
+
+// target puts an assignment into the form in which it is written: in order, and without
+// those who get nothing.
+func target(assigned map[MemberID][]Partition) map[MemberID][]Partition {
+	for id, partitions := range assigned {
+		if len(partitions) == 0 {
+			delete(assigned, id)
+		} else if !slices.IsSortedFunc(partitions, comparePartitions) {
+			slices.SortFunc(partitions, comparePartitions)
+		}
+	}
+	return assigned
+}
+
+// reconcile takes from members what is not meant for them, and gives them what is and
+// nobody has. What was taken is free once it is confirmed to be given up; a member that
+// has yet to confirm gets nothing new, so that the epoch with which it confirms says what
+// it gave up.
+func (s *Shard) reconcile(g *group) {
+	waiting := false
+	for _, m := range g.members {
+		want := g.record.Target[m.Member]
+		if m.superseded {
+			continue
+		}
+		if m.Away {
+			// It has stopped: nobody need confirm.
+			if kept, lost, _ := compareTarget(m.Assigned, want); len(lost) > 0 {
+				r := *m.MemberRecord
+				r.Assigned = kept
+				s.emit(&r)
+			}
+			continue
+		}
+		waiting = waiting || len(m.Revoking) == 0 && (m.Epoch == 0 || !m.has(want))
+	}
+	if !waiting {
+		return
+	}
+	owned := make(map[Partition]struct{}, g.partitions)
+	for _, m := range g.members {
+		for _, list := range [2][]Owned{m.Assigned, m.Revoking} {
+			for _, o := range list {
+				owned[o.Partition] = struct{}{}
+			}
+		}
+	}
+	epoch := g.epoch
+	for _, m := range g.members {
+		if m.Epoch == epoch {
+			epoch++
+			break
+		}
+	}
+	for _, m := range g.members {
+		if m.superseded || m.Away || len(m.Revoking) > 0 {
+			continue
+		}
+		kept, lost, due := compareTarget(m.Assigned, g.record.Target[m.Member])
+		free := due[:0]
+		for _, p := range due {
+			if _, taken := owned[p]; !taken {
+				free = append(free, p)
+			}
+		}
+		if m.Epoch > 0 && len(lost)+len(free) == 0 {
+			continue
+		}
+		r := *m.MemberRecord
+		r.Epoch, r.Assigned, r.Revoking = epoch, kept, lost
+		for _, p := range free {
+			r.Assigned = append(r.Assigned, Owned{Partition: p, Since: epoch})
+		}
+		slices.SortFunc(r.Assigned, compareOwned)
+		s.emit(&r)
+		m.announce = true
+		if len(lost) > 0 {
+			m.revoked = s.now
+			s.schedule(m)
+		}
+	}
+}
+
+// has reports whether the member has just what it is meant to have.
+func (m *member) has(want []Partition) bool {
+	return slices.EqualFunc(m.Assigned, want, func(o Owned, p Partition) bool { return o.Partition == p })
+}
+
+// compareTarget walks through what a member has and what is meant for it, both in order,
+// and returns what it keeps, what it loses, and what it has yet to get.
+func compareTarget(assigned []Owned, want []Partition) (kept, lost []Owned, due []Partition) {
+	for len(assigned) > 0 || len(want) > 0 {
+		c := 0
+		switch {
+		case len(want) == 0:
+			c = -1
+		case len(assigned) == 0:
+			c = 1
+		default:
+			c = comparePartitions(assigned[0].Partition, want[0])
+		}
+		switch {
+		case c < 0:
+			lost, assigned = append(lost, assigned[0]), assigned[1:]
+		case c > 0:
+			due, want = append(due, want[0]), want[1:]
+		default:
+			kept, assigned, want = append(kept, assigned[0]), assigned[1:], want[1:]
+		}
+	}
+	return kept, lost, due
+}
+
+// announce tells streams what their members are to read.
+func (s *Shard) announce(g *group) {
+	members := 0
+	for _, m := range g.members {
+		if !m.superseded {
+			members++
+		}
+	}
+	for _, m := range g.members {
+		if !m.announce {
+			continue
+		}
+		m.announce = false
+		if m.stream == 0 {
+			continue
+		}
+		_, _, due := compareTarget(m.Assigned, g.record.Target[m.Member])
+		s.held.Assignments = append(s.held.Assignments, Assignment{
+			Stream: m.stream, Group: g.id, Member: m.Member, Epoch: m.Epoch,
+			Partitions: m.Assigned, Assignor: g.record.Assignor,
+			SessionTimeout: m.SessionTimeout, HeartbeatInterval: s.interval(m),
+			Awaited: len(due), Missing: s.missing(m.Subscription),
+			Members: members, GroupPartitions: g.partitions,
+		})
+	}
+}
