@@ -30,10 +30,10 @@ func (s *Server) Consume(ctx context.Context, req *storagev1.ConsumeRequest, str
 	if err := checkConsume(req); err != nil {
 		return err
 	}
-	if err := s.calls.enter(); err != nil {
+	if err := s.streams.Enter(); err != nil {
 		return err
 	}
-	defer s.calls.leave()
+	defer s.streams.Leave()
 	s.consuming.Inc()
 	s.consumers.Add(1)
 	defer s.consuming.Dec()

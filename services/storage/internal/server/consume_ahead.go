@@ -53,7 +53,7 @@ func (c *consumeStream) readOn(ctx context.Context, slot int, fetched partition.
 	a := &readAhead{slot: slot, fetch: c.fetch(r), done: make(chan struct{})}
 	c.ahead = a
 	p := r.partition
-	c.server.calls.child(func() {
+	c.server.streams.Child(func() {
 		defer close(a.done)
 		a.fetched, a.err = p.Read(ctx, a.fetch)
 	})

@@ -23,10 +23,10 @@ const drainGrace = 5 * time.Second
 // sends the outcomes and leaves when the node drains. The child ends when its
 // Receive fails, at the latest because this one has returned.
 func (s *Server) Produce(ctx context.Context, stream storagev1connect.LogServiceProduceServerStream) error {
-	if err := s.calls.enter(); err != nil {
+	if err := s.streams.Enter(); err != nil {
 		return err
 	}
-	defer s.calls.leave()
+	defer s.streams.Leave()
 	s.producing.Inc()
 	defer s.producing.Dec()
 	p := &produceStream{
@@ -37,7 +37,7 @@ func (s *Server) Produce(ctx context.Context, stream storagev1connect.LogService
 		left:   make(chan struct{}),
 	}
 	defer close(p.left)
-	s.calls.child(func() { p.receive(ctx, stream) })
+	s.streams.Child(func() { p.receive(ctx, stream) })
 	return p.send(ctx, stream)
 }
 

@@ -5,7 +5,6 @@ package server
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,7 +44,7 @@ type Server struct {
 	ids      *ProducerIDs
 	drain    *rpc.Drain
 	logger   *slog.Logger
-	calls    calls
+	streams  *rpc.Streams
 	// consumers counts the Consume streams.
 	consumers atomic.Int64
 
@@ -63,7 +62,7 @@ func New(config Config, host *partition.Host, replicas *replica.Replicas, ids *P
 		ids:      ids,
 		drain:    drain,
 		logger:   logger,
-		calls:    calls{limit: config.Streams},
+		streams:  rpc.NewStreams(config.Streams),
 		producing: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "runnel_storage_produce_streams", Help: "Produce streams being served.",
 		}),
@@ -78,7 +77,7 @@ func New(config Config, host *partition.Host, replicas *replica.Replicas, ids *P
 }
 
 // Wait returns once no stream is being served, or with the error of ctx.
-func (s *Server) Wait(ctx context.Context) error { return s.calls.wait(ctx) }
+func (s *Server) Wait(ctx context.Context) error { return s.streams.Wait(ctx) }
 
 // failure turns an error into what is sent in a response, and logs it if nobody
 // foresaw it.
@@ -88,66 +87,4 @@ func (s *Server) failure(ctx context.Context, err error) *errorsv1.Failure {
 		s.logger.LogAttrs(ctx, slog.LevelError, "request failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", err))
 	}
 	return e.Failure()
-}
-
-// calls counts streams and their children, bounds them, and lets one wait for
-// their end. The zero value but for limit is ready.
-type calls struct {
-	limit int
-
-	mu     sync.Mutex
-	active int
-	// idle is closed when active falls to 0; nil while nobody waits.
-	idle chan struct{}
-}
-
-// enter counts a stream, or refuses it.
-func (c *calls) enter() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.active >= c.limit {
-		return rpcerr.New(errorsv1.Reason_REASON_THROTTLED, "this node serves as many streams as it takes; close some, or try again later")
-	}
-	c.active++
-	return nil
-}
-
-// child runs part of a stream in a goroutine that wait waits for, too.
-func (c *calls) child(run func()) {
-	c.mu.Lock()
-	c.active++
-	c.mu.Unlock()
-	go func() {
-		defer c.leave()
-		run()
-	}()
-}
-
-func (c *calls) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.active--
-	if c.active == 0 && c.idle != nil {
-		close(c.idle)
-		c.idle = nil
-	}
-}
-
-func (c *calls) wait(ctx context.Context) error {
-	c.mu.Lock()
-	if c.active == 0 {
-		c.mu.Unlock()
-		return nil
-	}
-	if c.idle == nil {
-		c.idle = make(chan struct{})
-	}
-	idle := c.idle
-	c.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
