@@ -43,6 +43,7 @@ type controller struct {
 	snapshot  *metadatav1.ClusterSnapshot
 	nodes     rules.Nodes
 	partition rules.PartitionState
+	traits    rules.TopicTraits
 	// leave is called before a node's wish to leave is granted, which it may refuse;
 	// nil grants.
 	leave func(context.Context, cluster.NodeID) error
@@ -52,7 +53,7 @@ var twoInSync = rules.TopicTraits{Synced: true, MinInsyncReplicas: 2}
 
 func newController(t *testing.T, ids ...int32) *controller {
 	topicID := uuid.New()
-	c := &controller{view: clusterview.New(nil), nodes: rules.Nodes{}, snapshot: &metadatav1.ClusterSnapshot{
+	c := &controller{view: clusterview.New(nil), nodes: rules.Nodes{}, traits: twoInSync, snapshot: &metadatav1.ClusterSnapshot{
 		ClusterId: clusterID[:], Version: 1, ControllerId: 9,
 		Topics: []*metadatav1.Topic{{TopicId: topicID[:], Name: "orders", PartitionCount: 1, Config: map[string]string{"min.insync.replicas": "2"}}},
 	}}
@@ -108,7 +109,7 @@ func (c *controller) set(id int32, state rules.NodeState, req *peerv1.RegisterRe
 	if req != nil {
 		n.Address, n.PeerAddress = req.GetAddress(), req.GetPeerAddress()
 	}
-	c.partition, _ = rules.Elect(c.partition, c.nodes, twoInSync)
+	c.partition, _ = rules.Elect(c.partition, c.nodes, c.traits)
 	c.publish()
 }
 
@@ -161,6 +162,38 @@ func (c *controller) setLive(id int32, live bool) {
 	c.set(id, state, nil)
 }
 
+// setMinInsync gives the topic another min.insync.replicas.
+func (c *controller) setMinInsync(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.traits.MinInsyncReplicas = n
+	c.snapshot.Topics[0].Config = map[string]string{rules.MinInsyncReplicas: fmt.Sprint(n)}
+	c.publish()
+}
+
+// setReplica leaves the partition with one replica, before anybody has registered.
+func (c *controller) setReplica(id int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.partition.Replicas, c.partition.Epochs = []cluster.NodeID{cluster.NodeID(id)}, []cluster.NodeEpoch{0}
+	c.partition.ISR = slices.Clone(c.partition.Replicas)
+	c.publish()
+}
+
+// grow gives the partition another replica, which is to lead it.
+func (c *controller) grow(t *testing.T, id int32) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	preferred := rules.NodeLoad{ID: c.partition.Replicas[0], Leaders: 2}
+	grown := rules.GrowReplicas([]rules.PartitionState{c.partition}, 3, []rules.NodeLoad{preferred, {ID: cluster.NodeID(id)}}, 1)
+	if len(grown) == 0 || grown[0].Replicas[0] != cluster.NodeID(id) {
+		t.Fatalf("%+v grew to %+v", c.partition, grown)
+	}
+	c.partition = grown[0]
+	c.publish()
+}
+
 // electUnclean makes a node lead though it may lack acknowledged records.
 func (c *controller) electUnclean(t *testing.T) {
 	t.Helper()
@@ -185,7 +218,7 @@ func (c *controller) AlterPartition(_ context.Context, req *peerv1.AlterPartitio
 		for _, m := range change.GetIsr() {
 			proposal.ISR = append(proposal.ISR, rules.ISRMember{Node: cluster.NodeID(m.GetNodeId()), Epoch: cluster.NodeEpoch(m.GetNodeEpoch())})
 		}
-		next, err := rules.ProposeISR(c.partition, proposal, c.nodes, twoInSync)
+		next, err := rules.ProposeISR(c.partition, proposal, c.nodes, c.traits)
 		c.partition = next
 		res.Results = append(res.Results, &peerv1.PartitionChangeResult{Accepted: err == nil, Partition: next.Proto()})
 	}

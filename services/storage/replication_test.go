@@ -65,6 +65,50 @@ func TestReplicates(t *testing.T) {
 	}
 }
 
+// A partition with one replica gets two more while it is written to: nothing is refused
+// meanwhile, though the first of them cannot catch up for long, and both can lead it
+// in the end.
+func TestReplicasAreAdded(t *testing.T) {
+	t.Parallel()
+	r := newReplicaSet(t, 1, 2, 3)
+	r.controller.setReplica(1)
+	r.controller.setMinInsync(1)
+	for id := range r.dirs {
+		r.start(id)
+	}
+	r.inSync(1)
+	var want []string
+	produce := func(n int) {
+		t.Helper()
+		for range n {
+			value := fmt.Sprint(len(want))
+			if _, err := r.append(1, all, 10*time.Second, r.batch(-1, 0, value)); err != nil {
+				t.Fatalf("%q is refused: %v", value, err)
+			}
+			want = append(want, value)
+		}
+	}
+	produce(20)
+	r.isolate(2, true, false)
+	r.controller.grow(t, 2)
+	produce(20)
+	r.controller.grow(t, 3)
+	r.inSync(2)
+	produce(20)
+	r.isolate(2, false, false)
+	r.inSync(3)
+	produce(20)
+	r.controller.setMinInsync(2)
+	produce(1)
+	for _, id := range []int32{1, 2} {
+		r.stop(id)
+		now := r.inSync(3 - int(id)).Leader
+		if got := r.readAt(int32(now)); !slices.Equal(got, want) {
+			t.Fatalf("node %d leads with %v, want %v", now, got, want)
+		}
+	}
+}
+
 // Who does not lead serves nobody but its leader, and names that.
 func TestFollowersRefuse(t *testing.T) {
 	t.Parallel()
