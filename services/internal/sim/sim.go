@@ -44,7 +44,7 @@ type Result struct {
 // Counts says how often what happened.
 type Counts struct {
 	Acked, Consumed, Deletions, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
-	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Superseded int
+	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded int
 }
 
 // Options says how a seed is run.
@@ -74,6 +74,7 @@ type world struct {
 	check *checker
 
 	settings settings
+	growth   growth
 	topics   []topic // By partition: each has a topic of its own.
 	// lowest and highest are the extremes that min.insync.replicas has had.
 	lowest, highest []int
@@ -129,7 +130,7 @@ func Run(seed uint64, o Options) Result {
 }
 
 func newWorld(seed uint64, o Options) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 0x5eed)), trace: newTrace(o.Trace)}
+	w := &world{rng: rand.New(rand.NewPCG(seed, 0x5eed)), trace: newTrace(o.Trace), growth: newGrowth(seed)}
 	w.settings = settings{
 		lease: w.between(2*time.Second, 6*time.Second), settle: w.between(100*time.Millisecond, time.Second),
 		grace: w.between(3*time.Second, 8*time.Second), maxLag: w.between(time.Second, 5*time.Second),
@@ -189,6 +190,9 @@ func (w *world) run() {
 	w.later(time.Second, w.fault)
 	if w.settings.churn > 0 {
 		w.later(time.Second, w.churn)
+	}
+	if w.growth.every > 0 {
+		w.later(time.Second, w.grow)
 	}
 	w.until(w.now+w.settings.length, func() bool { return false })
 	if w.check.violation != nil {
@@ -309,5 +313,6 @@ func (c *Counts) add(o Counts) {
 	c.Truncated += o.Truncated
 	c.Preferred += o.Preferred
 	c.Altered += o.Altered
+	c.Grown += o.Grown
 	c.Superseded += o.Superseded
 }

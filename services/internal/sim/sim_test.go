@@ -44,7 +44,7 @@ func TestSeeds(t *testing.T) {
 		"truncations": total.Truncations, "restarts of a log": total.Restarts, "crashes": total.Crashes, "machine crashes": total.MachineCrashes,
 		"clean stops": total.CleanStops, "duplicates": total.Duplicates, "fences": total.Fences, "terms": total.Terms, "mass losses of leases": total.MassLosses,
 		"unclean elections": total.Unclean, "deletions": total.Deletions, "truncations told to consumers": total.Truncated,
-		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "controllers that were superseded": total.Superseded,
+		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "added replicas": total.Grown, "controllers that were superseded": total.Superseded,
 	} {
 		if n == 0 {
 			t.Errorf("no seed had any %s: the simulation has lost its object", what)
