@@ -116,6 +116,9 @@ type ClusterDescription struct {
 	Controller int32
 	// Nodes holds all registered nodes by their ids in ascending order.
 	Nodes []Node
+	// OffsetsPartitions is how many partitions the topic of consumer groups has, which
+	// the coordinators share; 0 before the first group is used.
+	OffsetsPartitions int
 }
 
 // Node is a registered service process.
@@ -133,6 +136,9 @@ type Node struct {
 	// Leaving says that its process is about to stop: others lead what it led, where
 	// they can.
 	Leaving bool
+	// Coordinated is how many partitions of the topic of consumer groups it
+	// coordinates; 0 for nodes of other roles.
+	Coordinated int
 }
 
 // PartitionOffset is a position as an offset.
@@ -362,7 +368,7 @@ func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescriptio
 func (a *Admin) DescribeCluster(ctx context.Context) (ClusterDescription, error) {
 	failure := &BootstrapError{}
 	for _, address := range a.client.view.addresses() {
-		response, err := call(ctx, address, a.client.view.client(address).GetCluster, &metadatav1.GetClusterRequest{ExcludeTopics: true})
+		response, err := call(ctx, address, a.client.view.client(address).GetCluster, &metadatav1.GetClusterRequest{Topics: []string{cluster.OffsetsTopic}})
 		if err == nil {
 			return describeCluster(response.GetCluster())
 		}
@@ -384,9 +390,17 @@ func describeCluster(snapshot *metadatav1.ClusterSnapshot) (ClusterDescription, 
 		Version:    image.Version,
 		Controller: int32(image.Controller),
 	}
+	coordinated := make(map[cluster.NodeID]int)
+	if topic, ok := image.Topic(cluster.OffsetsTopic); ok {
+		d.OffsetsPartitions = len(topic.Partitions)
+		for i := range topic.Partitions {
+			coordinated[topic.Partitions[i].Coordinator]++
+		}
+	}
 	for _, n := range image.Nodes() {
 		d.Nodes = append(d.Nodes, Node{
 			ID: int32(n.ID), Role: role(n.Role), Address: n.Address, Epoch: int64(n.Epoch), Fenced: n.Fenced, Since: n.Since, Leaving: n.Leaving,
+			Coordinated: coordinated[n.ID],
 		})
 	}
 	return d, nil

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -14,12 +15,15 @@ const clusterDescribeHelp = `Describe the nodes of the cluster.
 
 A live node renews its lease; a fenced one has not been heard for a while, and
 leads no partition until it is; one that is leaving is about to stop, and others
-lead what it led, where they can. EPOCH grows with each start of a node. The
+lead what it led, where they can. EPOCH grows with each start of a node. GROUPS is
+how many of the partitions over which consumer groups are shared a coordinator has,
+of how many there are; there are none before the first group is used. The
 controller is the metadata node that elects leaders. Any node tells what it knows; a
 warning says so where no controller answers, since then nobody knows better.
 
 With -o json the cluster is an object with the fields id, version, controller
-(null while there is none) and nodes (id, role, address, epoch, state, since).`
+(null while there is none), offsets_partitions and nodes (id, role, address, epoch,
+state, since, coordinated_partitions).`
 
 func (p *program) clusterCommand() *cobra.Command {
 	return commandGroup("cluster", "Look at the nodes of the cluster", `Look at the nodes of the cluster.`,
@@ -73,10 +77,12 @@ func (p *program) warnStale(ctx context.Context, client *runnel.Client) {
 
 // clusterObject is the cluster as -o json prints it.
 type clusterObject struct {
-	ID         string       `json:"id"`
-	Version    int64        `json:"version"`
-	Controller *int32       `json:"controller"`
-	Nodes      []nodeObject `json:"nodes"`
+	ID         string `json:"id"`
+	Version    int64  `json:"version"`
+	Controller *int32 `json:"controller"`
+	// OffsetsPartitions is 0 before the first group is used.
+	OffsetsPartitions int          `json:"offsets_partitions"`
+	Nodes             []nodeObject `json:"nodes"`
 }
 
 type nodeObject struct {
@@ -86,12 +92,14 @@ type nodeObject struct {
 	Epoch   int64  `json:"epoch"`
 	State   string `json:"state"`
 	Since   string `json:"since"`
+	// Coordinated is 0 for nodes of other roles than coordinator.
+	Coordinated int `json:"coordinated_partitions"`
 }
 
 func newClusterObject(d runnel.ClusterDescription) clusterObject {
-	o := clusterObject{ID: d.ID, Version: d.Version, Controller: known(d.Controller), Nodes: make([]nodeObject, len(d.Nodes))}
+	o := clusterObject{ID: d.ID, Version: d.Version, Controller: known(d.Controller), OffsetsPartitions: d.OffsetsPartitions, Nodes: make([]nodeObject, len(d.Nodes))}
 	for i, n := range d.Nodes {
-		o.Nodes[i] = nodeObject{ID: n.ID, Role: n.Role, Address: n.Address, Epoch: n.Epoch, State: nodeState(n), Since: since(n)}
+		o.Nodes[i] = nodeObject{ID: n.ID, Role: n.Role, Address: n.Address, Epoch: n.Epoch, State: nodeState(n), Since: since(n), Coordinated: n.Coordinated}
 	}
 	return o
 }
@@ -100,9 +108,13 @@ func clusterTables(d runnel.ClusterDescription) (header, nodes *table) {
 	header = newTable()
 	header.row("Cluster:", d.ID)
 	header.row("Controller:", numberOr(d.Controller, "none"))
-	nodes = newTable("NODE", "ROLE", "ADDRESS", "EPOCH", "STATE", "SINCE")
+	nodes = newTable("NODE", "ROLE", "ADDRESS", "EPOCH", "STATE", "SINCE", "GROUPS")
 	for _, n := range d.Nodes {
-		nodes.row(n.ID, n.Role, n.Address, n.Epoch, nodeState(n), since(n))
+		groups := "-"
+		if n.Role == "coordinator" {
+			groups = fmt.Sprintf("%d of %d", n.Coordinated, d.OffsetsPartitions)
+		}
+		nodes.row(n.ID, n.Role, n.Address, n.Epoch, nodeState(n), since(n), groups)
 	}
 	return header, nodes
 }

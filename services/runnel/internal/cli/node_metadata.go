@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
@@ -44,6 +45,7 @@ func (p *program) metadataCommand() *cobra.Command {
 		"how often leadership goes back to preferred replicas that have been in sync for as long; 0s for never", durationBetween(0, 24*time.Hour))
 	factor := newFlag(flags, "max-replication-factor", "", "R", strconv.Itoa(defaults.MaxReplicationFactor),
 		"highest replication factor of new topics; the same on all metadata nodes", integerBetween(1, 50))
+	offsets := offsetsPartitionsFlag(flags, defaults)
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if endpoints.text == "" {
 			return usagef("--etcd-endpoints is needed, such as --etcd-endpoints 127.0.0.1:2379")
@@ -53,9 +55,15 @@ func (p *program) metadataCommand() *cobra.Command {
 		}
 		return p.metadata(c.Context(), o, endpoints.value, func(config *metadata.Config) {
 			config.BalanceInterval, config.MaxReplicationFactor = balance.value, int(factor.value)
+			config.OffsetsPartitions = int(offsets.value)
 		})
 	}
 	return command
+}
+
+func offsetsPartitionsFlag(flags *pflag.FlagSet, defaults metadata.Config) *parsed[int64] {
+	return newFlag(flags, "offsets-partitions", "", "N", strconv.Itoa(defaults.OffsetsPartitions),
+		"partitions of the topic of consumer groups, over which their coordinators share them; fixed for good once the first group is used", integerBetween(1, int64(defaults.MaxPartitionsPerTopic)))
 }
 
 // parseEndpoints accepts what etcd's own tools accept.

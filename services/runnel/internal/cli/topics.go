@@ -39,7 +39,8 @@ alter" changes settings later.
 With -o json the topic is printed as an object with the fields name, id,
 partition_count and config (the settings that were given to the topic).`
 
-const topicsListHelp = `List all topics.
+const topicsListHelp = `List all topics but those of the cluster itself, whose names begin with two
+underscores; --internal lists these too.
 
 With -o json the topics are an array of objects with the fields name, id,
 partition_count and config (the settings that were given to the topic).`
@@ -180,37 +181,48 @@ func (p *program) topicsCreate(ctx context.Context, client *runnel.Client, spec 
 }
 
 func (p *program) topicsListCommand() *cobra.Command {
-	return &cobra.Command{
+	command := &cobra.Command{
 		Use:   "list",
 		Short: "List all topics",
 		Long:  topicsListHelp,
 		Example: `  runnel topics list
+  runnel topics list --internal
   runnel topics list -o json | jq -r '.[].name'`,
 		Args:              arguments(),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := p.connect(c)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			var topics []runnel.Topic
-			err = p.persist(c.Context(), func(ctx context.Context) (err error) {
-				topics, err = client.Admin().ListTopics(ctx)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			objects := make([]topicObject, len(topics))
-			t := newTable("NAME", "PARTITIONS", "ID", "CONFIG")
-			for i, topic := range topics {
-				objects[i] = newTopicObject(topic)
-				t.row(topic.Name, topic.Partitions, topic.ID, configText(topic.Config))
-			}
-			return p.print(objects, t)
-		},
 	}
+	internal := command.Flags().Bool("internal", false, "list the topics of the cluster itself too")
+	command.RunE = func(c *cobra.Command, _ []string) error {
+		client, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		var topics []runnel.Topic
+		err = p.persist(c.Context(), func(ctx context.Context) (err error) {
+			topics, err = client.Admin().ListTopics(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		objects, t := topicList(topics, *internal)
+		return p.print(objects, t)
+	}
+	return command
+}
+
+// topicList leaves out what belongs to the cluster itself, unless internal is set.
+func topicList(topics []runnel.Topic, internal bool) ([]topicObject, *table) {
+	objects := make([]topicObject, 0, len(topics))
+	t := newTable("NAME", "PARTITIONS", "ID", "CONFIG")
+	for _, topic := range topics {
+		if internal || !strings.HasPrefix(topic.Name, "__") {
+			objects = append(objects, newTopicObject(topic))
+			t.row(topic.Name, topic.Partitions, topic.ID, configText(topic.Config))
+		}
+	}
+	return objects, t
 }
 
 // configText lists settings in one cell.

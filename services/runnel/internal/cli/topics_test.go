@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"strings"
 	"testing"
+
+	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
 func TestTopics(t *testing.T) {
@@ -66,12 +69,40 @@ func TestTopics(t *testing.T) {
 	}
 }
 
+func TestTopicsOfTheClusterAreHidden(t *testing.T) {
+	topics := []runnel.Topic{{Name: "__consumer_offsets", Partitions: 50}, {Name: "_own"}, {Name: "orders"}}
+	for internal, want := range map[bool]string{false: "_own orders", true: "__consumer_offsets _own orders"} {
+		objects, text := topicList(topics, internal)
+		var names []string
+		for _, o := range objects {
+			names = append(names, o.Name)
+		}
+		if got := strings.Join(names, " "); got != want || len(text.rows) != 1+len(objects) {
+			t.Errorf("with internal %t the list has %s, and %d rows", internal, got, len(text.rows))
+		}
+	}
+}
+
+// TestCoordinatorsInTheCluster: who describes the cluster sees how groups are shared.
+func TestCoordinatorsInTheCluster(t *testing.T) {
+	d := runnel.ClusterDescription{OffsetsPartitions: 50, Nodes: []runnel.Node{{ID: 1, Role: "storage"}, {ID: 2, Role: "coordinator", Coordinated: 26}, {ID: 3, Role: "coordinator", Fenced: true}}}
+	_, nodes := clusterTables(d)
+	for i, want := range []string{"GROUPS", "-", "26 of 50", "0 of 50"} {
+		if row := nodes.rows[i]; row[len(row)-1] != want {
+			t.Errorf("row %d is %v, want %s", i, row, want)
+		}
+	}
+	if o := newClusterObject(d); o.OffsetsPartitions != 50 || o.Nodes[1].Coordinated != 26 {
+		t.Errorf("as an object: %+v", o)
+	}
+}
+
 func TestClusterDescribe(t *testing.T) {
 	text := succeed(t, "", "cluster", "describe").stdout
 	for _, line := range []string{
-		`Cluster: +[0-9a-f-]{36}`, `Controller: +\d+`, `NODE +ROLE +ADDRESS +EPOCH +STATE +SINCE`,
-		`\d+ +metadata +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`,
-		`\d+ +storage +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`,
+		`Cluster: +[0-9a-f-]{36}`, `Controller: +\d+`, `NODE +ROLE +ADDRESS +EPOCH +STATE +SINCE +GROUPS`,
+		`\d+ +metadata +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-`,
+		`\d+ +storage +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(text) {
 			t.Errorf("no line %s in\n%s", line, text)
@@ -81,7 +112,7 @@ func TestClusterDescribe(t *testing.T) {
 	if err := json.Unmarshal([]byte(succeed(t, "", "cluster", "describe", "-o", "json").stdout), &described); err != nil {
 		t.Fatal(err)
 	}
-	if len(described.Nodes) != 2 || described.Controller == nil || described.Nodes[0].State != "live" {
+	if len(described.Nodes) < 2 || described.Controller == nil || described.Nodes[0].State != "live" {
 		t.Errorf("described as %+v", described)
 	}
 }

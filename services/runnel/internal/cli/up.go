@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/runnel-mesh/runnel/services/allinone"
+	"github.com/runnel-mesh/runnel/services/metadata"
 )
 
 const upHelp = `Start a whole cluster in this process: an embedded etcd, the metadata service and
@@ -29,6 +30,7 @@ type upOptions struct {
 	dataDir           *string
 	listen, advertise *parsed[string]
 	minFree           *parsed[int64]
+	offsetsPartitions *parsed[int64]
 	log               *logFlags
 }
 
@@ -49,6 +51,7 @@ func (p *program) upCommand() *cobra.Command {
 	o.listen = listenFlag(flags, "listen", defaultAddress, "address to listen on; port 0 takes a free one")
 	o.advertise = advertiseFlag(flags, "advertise", "address at which clients reach --listen, where that differs")
 	o.minFree = minFreeFlag(flags)
+	o.offsetsPartitions = offsetsPartitionsFlag(flags, metadata.DefaultConfig())
 	o.log = newLogFlags(command, "warn")
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if *o.dataDir == "" {
@@ -68,6 +71,7 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 	config.DataDir = absolute(*o.dataDir)
 	config.Listen = o.listen.value
 	config.Advertise = o.advertise.value
+	config.Metadata.OffsetsPartitions = int(o.offsetsPartitions.value)
 	config.Storage.MinFreeBytes = o.minFree.value
 	config.Storage.CheckVolume = p.checkVolume()
 	config.Logger = p.logger(o.log)
