@@ -113,11 +113,11 @@ func (s *state) fold(record Record) {
 		}
 		g.offsets[r.Partition] = r
 	case *Tombstone:
-		s.bury(r)
+		s.erase(r)
 	}
 }
 
-func (s *state) bury(r *Tombstone) {
+func (s *state) erase(r *Tombstone) {
 	g := s.groups[r.Group]
 	switch {
 	case g == nil:

@@ -18,9 +18,10 @@
 // their order, and puts all their records into one fenced append; none that arrives
 // meanwhile is looked at before the append is answered. Only then are the replies and
 // assignments of the round let out. So nobody hears of anything that a crash could take
-// back, and memory needs no way back: an append that was refused, or whose outcome is
-// not known, ends the shard, which begins anew from the log. A round without records
-// that has to answer reads asks the leader instead whether the fence still holds.
+// back, and memory needs no way back: an append that was refused is tried again, and one
+// that was fenced or whose outcome is not known ends what the shard knows, so that it
+// begins anew with the fence and the log. A round without records that has to answer
+// reads asks the leader instead whether the fence still holds.
 // Heartbeats that change nothing are answered at once while the last append or check was
 // sent at most [Config.Confidence] ago.
 //
@@ -37,6 +38,11 @@
 // A member that does not confirm in time has its heartbeats refused; its session then
 // ends like that of one which has died, and the member, who counts from its last answered
 // heartbeat, has stopped by then.
+//
+// A static member that left and keeps its assignment has stopped, too: whoever joins with
+// its instance has the assignment at once. If the older process is still a member, it is
+// told, and its requests are refused; but nobody can know that it has stopped, and so the
+// newer one waits for it to leave or for its session to end.
 package groups
 
 import (
@@ -98,13 +104,15 @@ type Config struct {
 	OffsetsPerGroup int
 	// Queue is how many requests may wait for a round, from 1.
 	Queue int
-	// RoundBytes is about how many bytes of records one round makes at most.
+	// RoundBytes is about how many bytes of records one round makes at most; a larger
+	// commit is refused.
 	RoundBytes int
 	// HeartbeatInterval is what members are told; a third of a shorter session timeout
 	// takes its place.
 	HeartbeatInterval time.Duration
 	// Confidence is how old the last answered append or check may be for heartbeats to
-	// be answered; CheckInterval, after how long without either the shard checks.
+	// be answered, and how long a request may wait for a round. CheckInterval is after how
+	// long without either a shard with members checks.
 	Confidence, CheckInterval time.Duration
 	// Retention is how long the offsets of a group are kept that coordinators have seen
 	// without members; 0 is for ever.

@@ -190,25 +190,46 @@ func (s *Shard) deleteOffsets(ticket Ticket, r *DeleteOffsets) {
 	s.reply(ticket, offsets)
 }
 
-func (s *Shard) deleteGroup(ticket Ticket, r *DeleteGroup) {
+// deleteGroup reports whether it is through: a group with many offsets takes several
+// rounds.
+func (s *Shard) deleteGroup(ticket Ticket, r *DeleteGroup) bool {
 	g := s.groups[r.Group]
 	switch {
 	case g == nil:
 		s.refuse(ticket, groupNotFound(r.Group))
 	case len(g.members) > 0:
 		s.refuse(ticket, notEmpty(g))
+	case !s.forget(g):
+		return false
 	default:
-		s.forget(g)
 		s.reply(ticket, nil)
 	}
+	return true
 }
 
-// forget removes a group without members.
-func (s *Shard) forget(g *group) {
-	for _, o := range g.sortedOffsets() {
-		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+// forget removes a group without members, its offsets first. It reports whether all that
+// fits into the round.
+func (s *Shard) forget(g *group) bool {
+	if !s.bury(g, func(*OffsetRecord) bool { return true }) {
+		return false
 	}
 	s.emit(&Tombstone{Group: g.id})
+	return true
+}
+
+// bury removes offsets of a group as far as the round has room, and reports whether it has
+// for all. A round has room for one at least.
+func (s *Shard) bury(g *group, which func(*OffsetRecord) bool) bool {
+	for _, o := range g.sortedOffsets() {
+		if !which(o) {
+			continue
+		}
+		if s.bytes > 0 && s.bytes >= s.config.RoundBytes {
+			return false
+		}
+		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+	}
+	return true
 }
 
 // seekDeleted marks a group that has offsets of a deleted topic.
@@ -219,11 +240,9 @@ func (s *Shard) seekDeleted(g *group) {
 }
 
 func (s *Shard) purgeDeleted(g *group) {
-	g.purge = false
-	for _, o := range g.sortedOffsets() {
-		if s.topics.Deleted(o.Topic) {
-			s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
-		}
+	g.purge = !s.bury(g, func(o *OffsetRecord) bool { return s.topics.Deleted(o.Topic) })
+	if g.purge {
+		s.list(g)
 	}
 }
 

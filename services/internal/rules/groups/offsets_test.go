@@ -251,3 +251,38 @@ func TestOffsetsOfDeletedTopicsGo(t *testing.T) {
 	r.step()
 	count(0)
 }
+
+func TestLargeGroupIsForgottenInSeveralRounds(t *testing.T) {
+	config := testConfig
+	config.RoundBytes, config.OffsetsPerGroup = 500, 1000
+	fill := func(r *rig) {
+		for i := range 100 {
+			r.ok(&Commit{Group: "g", Offsets: []CommitOffset{{Partition: partition(2, int32(i)), TopicName: "b"}}})
+		}
+	}
+	for name, end := range map[string]func(r *rig){
+		"deleted": func(r *rig) { r.ok(&DeleteGroup{Group: "g"}) },
+		"expired": func(r *rig) { r.pass(8 * 24 * time.Hour) },
+		"topic deleted": func(r *rig) {
+			r.topics = r.topics.without("b")
+			r.shard.SetTopics(r.topics)
+			r.step()
+			r.ok(&DeleteGroup{Group: "g"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, config)
+			fill(r)
+			r.appends = nil
+			end(r)
+			if got := r.ok(&List{}).([]Summary); len(got) != 0 || len(r.appends) < 10 {
+				t.Fatalf("%v after %d appends", got, len(r.appends))
+			}
+			for _, a := range r.appends {
+				if len(a.Records) > 12 {
+					t.Fatalf("a round of %d records", len(a.Records))
+				}
+			}
+		})
+	}
+}

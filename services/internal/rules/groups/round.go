@@ -12,7 +12,9 @@ import (
 func (s *Shard) round() {
 	n := 0
 	for n < len(s.queue) && (n == 0 || s.bytes < s.config.RoundBytes) {
-		s.handle(s.queue[n])
+		if !s.handle(s.queue[n]) {
+			break
+		}
 		n++
 	}
 	s.take(n)
@@ -32,7 +34,9 @@ func (s *Shard) round() {
 	}
 }
 
-func (s *Shard) handle(w waiting) {
+// handle decides a request. It reports whether that is done: if not, it comes first in
+// the next round.
+func (s *Shard) handle(w waiting) bool {
 	switch r := w.request.(type) {
 	case *Join:
 		s.join(w.ticket, r)
@@ -53,10 +57,11 @@ func (s *Shard) handle(w waiting) {
 	case *List:
 		s.reply(w.ticket, s.summaries())
 	case *DeleteGroup:
-		s.deleteGroup(w.ticket, r)
+		return s.deleteGroup(w.ticket, r)
 	case *DeleteOffsets:
 		s.deleteOffsets(w.ticket, r)
 	}
+	return true
 }
 
 // emit writes a record with the round, and applies it.
@@ -198,7 +203,7 @@ func (s *Shard) age(g *group) {
 	}
 	empty := g.record.Empty + max(g.timer.at.Sub(g.seen), 0).Truncate(time.Millisecond)
 	if empty >= s.config.Retention.Truncate(time.Millisecond) {
-		s.forget(g)
+		s.forget(g) // What does not fit is due again in the next round.
 		return
 	}
 	r := *g.record

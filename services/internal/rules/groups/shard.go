@@ -233,7 +233,6 @@ func (s *Shard) Step(now time.Time) Effects {
 	if !s.asked.IsZero() && now.Sub(s.asked) > s.config.HeartbeatInterval {
 		s.grace = now.Add(2 * s.config.HeartbeatInterval)
 	}
-	s.tire()
 	for s.flight.ticket == 0 && !now.Before(s.paused) {
 		switch {
 		case s.phase == fencing:
@@ -257,6 +256,7 @@ func (s *Shard) Step(now time.Time) Effects {
 			break
 		}
 	}
+	s.tire()
 	out := s.out
 	out.Wake = s.wake()
 	s.asked, s.out = out.Wake, Effects{}
