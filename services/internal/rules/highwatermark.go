@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"math"
 	"slices"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -18,6 +19,8 @@ type FollowerProgress struct {
 	// epoch. A position from an earlier epoch proves nothing: the replica may
 	// have truncated since.
 	Fetched bool
+	// Probe is the latest that the replica has answered, see [Replica.Probe].
+	Probe int64
 }
 
 // HighWatermark is what decides how far a leader's high watermark may go, and its
@@ -74,6 +77,17 @@ func (h HighWatermark) Advance() int64 {
 // high watermark stands still: below [EffectiveMinInsync] somebody else may be elected.
 func (h HighWatermark) LowWatermark(logStart int64) int64 {
 	lowest, _ := h.lowest(logStart, func(f FollowerProgress) int64 { return f.LogStart })
+	return lowest
+}
+
+// Probed returns the latest probe that everybody has answered who may lead next, at
+// least 0 and [math.MaxInt64] where there is nobody else; -1 where others may be
+// elected.
+func (h HighWatermark) Probed() int64 {
+	lowest, known := h.lowest(math.MaxInt64, func(f FollowerProgress) int64 { return f.Probe })
+	if !known {
+		return -1
+	}
 	return lowest
 }
 

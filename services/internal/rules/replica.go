@@ -96,6 +96,10 @@ type Replica struct {
 	// settled is the end of what was queued when this epoch was learned of.
 	settled int64
 
+	// coordinatorEpoch is the highest that has appended, here or at a leader that this
+	// replica followed.
+	coordinatorEpoch cluster.CoordinatorEpoch
+
 	// leadership is nil while the replica does not lead, and while there are no
 	// others to lead: most replicas of a process are idle, and pay for what they
 	// hold.
@@ -111,6 +115,8 @@ type leadership struct {
 	// proposal is what was proposed and is not answered yet; nil for nothing. It is
 	// based on the partition epoch of the assignment.
 	proposal []ISRMember
+	// probe is the number of the latest probe in this leader epoch.
+	probe int64
 	// possible are the members of all that was proposed on that partition epoch. A
 	// refusal does not take them back: the network may still hold an earlier copy of
 	// the request, to be accepted later. Only a higher partition epoch does.
@@ -126,11 +132,14 @@ type follower struct {
 	logEnd  int64
 	// logStart is the log start of the latest position.
 	logStart int64
-	// At seenAt, its latest fetch, the leader's log ended at seenEnd. caughtUp is the
-	// latest time at which it is known to have had all that there was.
+	// At seenAt, a fetch, the leader's log ended at seenEnd, which it has not reached
+	// since. caughtUp is the latest time at which it is known to have had all that there
+	// was.
 	seenEnd  int64
 	seenAt   time.Time
 	caughtUp time.Time
+	// probe is the latest that it has answered.
+	probe int64
 }
 
 // ReplicaLog is what a replica finds in its log when its process starts.
@@ -139,6 +148,8 @@ type ReplicaLog struct {
 	LogStart      int64
 	LogEnd        int64
 	HighWatermark int64
+	// CoordinatorEpoch is the highest that has appended; 0 where none has.
+	CoordinatorEpoch cluster.CoordinatorEpoch
 }
 
 // NewReplica returns the replica of a node with that log. It is offline until
@@ -147,7 +158,8 @@ func NewReplica(self cluster.NodeID, minInsync int, log ReplicaLog) Replica {
 	r := Replica{
 		self: self, minInsync: int32(minInsync), epochs: log.Epochs,
 		logStart: log.LogStart, startWritten: log.LogStart, servesFrom: log.LogStart, next: log.LogEnd, logEnd: log.LogEnd,
-		highWatermark: min(max(log.HighWatermark, log.LogStart), log.LogEnd),
+		highWatermark:    min(max(log.HighWatermark, log.LogStart), log.LogEnd),
+		coordinatorEpoch: log.CoordinatorEpoch,
 	}
 	r.assignment.Leader = cluster.NoNode
 	r.assignment.LeaderEpoch = NoEpoch
@@ -400,7 +412,7 @@ func (r *Replica) progress() HighWatermark {
 	if l := r.leadership; l != nil {
 		h.ProposedISR = l.possible
 		for _, f := range l.followers {
-			h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, LogStart: f.logStart, Fetched: f.fetched})
+			h.Followers = append(h.Followers, FollowerProgress{Node: f.node, LogEnd: f.logEnd, LogStart: f.logStart, Fetched: f.fetched, Probe: f.probe})
 		}
 	}
 	return h
@@ -418,6 +430,9 @@ type Position struct {
 	LogEnd int64
 	// LogStart is its log start, which is written; 0 says nothing.
 	LogStart int64
+	// Probe is the latest that had come in this leader epoch when the position was
+	// taken. Whoever carries positions adds it.
+	Probe int64
 }
 
 // Position returns where a follower stands, for its leader. There is none while
@@ -519,13 +534,21 @@ func (r *Replica) Fetch(p Position, now time.Time) Fetch {
 	if p.LogEnd < r.logStart && !begun || p.LogEnd > r.next {
 		return Fetch{Outcome: FetchRestarts}
 	}
+	reached := !f.fetched || p.LogEnd >= f.seenEnd
 	if p.LogEnd >= r.logEnd {
 		f.caughtUp = now
-	} else if f.fetched && p.LogEnd >= f.seenEnd {
+	} else if f.fetched && reached {
 		f.caughtUp = f.seenAt
 	}
+	if reached {
+		// Only then: one that shows positions faster than it writes would never reach
+		// the end that was seen with the last of them.
+		f.seenAt, f.seenEnd = now, r.logEnd
+	}
 	f.fetched, f.logEnd, f.logStart = true, p.LogEnd, p.LogStart
-	f.seenAt, f.seenEnd = now, r.logEnd
+	if p.Probe <= r.probe {
+		f.probe = max(f.probe, p.Probe)
+	}
 	r.advance()
 	return Fetch{}
 }
@@ -544,6 +567,10 @@ type Replicated struct {
 	Follows int64
 	// HighWatermark and LogStart are the leader's.
 	HighWatermark, LogStart int64
+	// CoordinatorEpoch is the highest that has appended to the leader's log.
+	CoordinatorEpoch cluster.CoordinatorEpoch
+	// Probe is the leader's latest.
+	Probe int64
 	// Diverges says that the logs part, as Epoch and End tell.
 	Diverges bool
 	Epoch    cluster.LeaderEpoch
@@ -599,7 +626,7 @@ func (r *Replica) Receive(in Replicated) Receive {
 	}
 	switch {
 	case in.Restarts:
-		return r.receiveRestart(in.RestartOffset)
+		return r.receiveRestart(in)
 	case in.Diverges:
 		return r.receiveDivergence(in.Epoch, in.End)
 	}
@@ -609,6 +636,7 @@ func (r *Replica) Receive(in Replicated) Receive {
 	}
 	r.agrees = true
 	r.leaderHighWatermark = max(r.leaderHighWatermark, in.HighWatermark)
+	r.coordinatorEpoch = max(r.coordinatorEpoch, in.CoordinatorEpoch)
 	r.advance()
 	return Receive{Outcome: ReceiveAppends, LogStart: min(in.LogStart, next)}
 }
@@ -616,14 +644,16 @@ func (r *Replica) Receive(in Replicated) Receive {
 // receiveRestart decides about an order to begin anew. Once the logs have agreed
 // only a leader whose log begins above this one's end gives it; another one is a
 // late copy, of the time when this log ended at the same offset with other records.
-func (r *Replica) receiveRestart(offset int64) Receive {
+func (r *Replica) receiveRestart(in Replicated) Receive {
 	switch {
-	case offset < 0:
+	case in.RestartOffset < 0:
 		return Receive{Outcome: ReceiveInvalid}
-	case r.agrees && offset < r.next:
+	case r.agrees && in.RestartOffset < r.next:
 		return Receive{}
 	default:
-		return Receive{Outcome: ReceiveRestarts, Offset: offset}
+		// Of what lies below no batch will come.
+		r.coordinatorEpoch = max(r.coordinatorEpoch, in.CoordinatorEpoch)
+		return Receive{Outcome: ReceiveRestarts, Offset: in.RestartOffset}
 	}
 }
 
