@@ -13,14 +13,17 @@ import (
 	"github.com/runnel-mesh/runnel/services/storage/internal/store"
 )
 
-// Append is what a producer asks for.
+// Append is what a producer asks for, or a coordinator.
 type Append struct {
 	// Batch is one record batch in Kafka's format v2 as it came from outside. It
 	// belongs to the partition from the call on, even if the call fails, and is
 	// never changed once the call has returned.
 	Batch []byte
-	// Acks says when to acknowledge.
+	// Acks says when to acknowledge; a coordinator's append is acknowledged by all.
 	Acks logv1.Acks
+	// Claim is a coordinator's, which has to hold when the batch takes its place; nil for
+	// producers. Only coordinators write the cluster's own topics, and nothing else.
+	Claim *rules.Claim
 	// Deadline ends the wait for the acknowledgement.
 	Deadline time.Time
 	// LeaderEpoch is the one that the producer believes current, or
@@ -40,6 +43,8 @@ type Result struct {
 	AppendTime int64
 	// LogStart is the first offset that the partition holds.
 	LogStart int64
+	// HighWatermark is that of the acknowledgement, with [logv1.Acks_ACKS_ALL].
+	HighWatermark int64
 	// LeaderEpoch is that of the append; of a duplicate, the present one.
 	LeaderEpoch cluster.LeaderEpoch
 	// Records is how many the batch has.
@@ -88,6 +93,9 @@ func (p *Partition) Append(a Append, done Completion) error {
 
 func (p *Partition) append(a Append, done Completion) error {
 	config := p.topic.Config()
+	if a.Claim != nil {
+		a.Acks = logv1.Acks_ACKS_ALL
+	}
 	p.mu.Lock()
 	err := p.admitLocked(a)
 	p.mu.Unlock()
@@ -99,6 +107,11 @@ func (p *Partition) append(a Append, done Completion) error {
 	header, err := p.validate(a.Batch, config, time.Now())
 	if err != nil {
 		return err
+	}
+	if a.Claim != nil && header.Idempotent() {
+		// A duplicate is acknowledged without an append, and would raise no epoch.
+		return rpcerr.New(errorsv1.Reason_REASON_UNSUPPORTED_BATCH,
+			"batch for %s has producer id %d; coordinators append without one, the offset that they expect tells repetitions", p.name(), header.ProducerID)
 	}
 	p.appending.Lock()
 	defer p.appending.Unlock()
@@ -159,7 +172,11 @@ func (p *Partition) append(a Append, done Completion) error {
 	}
 
 	p.mu.Lock()
-	p.replica.Queue(w.end)
+	if a.Claim != nil {
+		p.replica.QueueFenced(w.end, a.Claim.Epoch)
+	} else {
+		p.replica.Queue(w.end)
+	}
 	push.State = p.stateLocked()
 	p.host.tails.add(&p.tail, a.Batch, base, w.end-1)
 	p.commits.push(commit{logEnd: w.end, logStart: push.State.LogStart, bytes: a.Charged})
@@ -177,6 +194,9 @@ func (p *Partition) admitLocked(a Append) error {
 	}
 	if err := p.log.Failed(); err != nil {
 		return p.lost(err)
+	}
+	if err := p.claimedLocked(a.Claim); err != nil {
+		return err
 	}
 	if a.Acks == logv1.Acks_ACKS_NONE || a.Acks == logv1.Acks_ACKS_LEADER {
 		return nil
@@ -201,6 +221,7 @@ func (p *Partition) awaitLocked(w waiter, acks logv1.Acks) {
 		queue, reached = &p.forLeader, p.replica.LogEnd()
 	}
 	if w.end <= reached {
+		w.result.HighWatermark = p.replica.HighWatermark()
 		w.complete()
 		return
 	}

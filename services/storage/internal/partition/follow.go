@@ -289,7 +289,11 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	state := store.State{LogStart: offset, LogEnd: offset, HighWatermark: offset, CoordinatorEpoch: p.coordinatorEpoch}
+	p.mu.Lock()
+	// The coordinators of what is dropped, or never comes, are superseded all the same.
+	epoch := p.replica.CoordinatorEpoch()
+	p.mu.Unlock()
+	state := store.State{LogStart: offset, LogEnd: offset, HighWatermark: offset, CoordinatorEpoch: int64(epoch)}
 	if err := p.log.Restart(ctx, p.topic.set(), state); err != nil {
 		return p.abandoned(err)
 	}

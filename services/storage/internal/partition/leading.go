@@ -17,6 +17,13 @@ func (p *Partition) HighWatermark() int64 {
 	return p.replica.HighWatermark()
 }
 
+// CoordinatorEpoch returns the highest that has appended, 0 for none.
+func (p *Partition) CoordinatorEpoch() cluster.CoordinatorEpoch {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.replica.CoordinatorEpoch()
+}
+
 // Assignment returns what the cluster agreed on last, as far as the partition was
 // told. Its slices must not be changed.
 func (p *Partition) Assignment() cluster.Partition {

@@ -99,8 +99,6 @@ type Partition struct {
 	appendTime int64
 	// checkpointed is the high watermark in the last state record.
 	checkpointed int64
-	// coordinatorEpoch is the highest that has appended.
-	coordinatorEpoch int64
 
 	// mu guards the fields below.
 	mu sync.Mutex
@@ -135,15 +133,15 @@ type commit struct {
 func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 	state, producers := log.Loaded()
 	p := &Partition{
-		host:             host,
-		topic:            topic,
-		log:              log,
-		index:            index,
-		loaded:           producers,
-		checkpointed:     state.HighWatermark,
-		coordinatorEpoch: state.CoordinatorEpoch,
+		host:         host,
+		topic:        topic,
+		log:          log,
+		index:        index,
+		loaded:       producers,
+		checkpointed: state.HighWatermark,
 		replica: rules.NewReplica(host.Self(), topic.Config().MinInsyncReplicas, rules.ReplicaLog{
 			Epochs: state.Epochs, LogStart: state.LogStart, LogEnd: state.LogEnd, HighWatermark: state.HighWatermark,
+			CoordinatorEpoch: cluster.CoordinatorEpoch(state.CoordinatorEpoch),
 		}),
 	}
 	p.openedFailed = log.Failed() != nil
@@ -214,6 +212,9 @@ func (p *Partition) apply(change func() rules.Applied) error {
 			p.name(), epoch))
 		p.undeletedLocked(p.notLeaderLocked())
 	}
+	if applied.Ended {
+		p.unconfirmedLocked(p.overLocked(epoch))
+	}
 	if now != role || p.replica.Epoch() != epoch {
 		p.wakeLocked()
 	}
@@ -264,6 +265,7 @@ func (p *Partition) shutLocked(cause error) {
 	p.abandonLocked(rpcerr.New(errorsv1.Reason_REASON_TIMED_OUT,
 		"the records were appended to %s, but their acknowledgement did not come before the partition was closed on this node; an idempotent producer may repeat them with the same sequence number", p.name()))
 	p.undeletedLocked(p.unavailable)
+	p.unconfirmedLocked(p.unavailable)
 	p.host.tails.drop(&p.tail)
 	p.wakeLocked()
 }
@@ -304,7 +306,7 @@ func (p *Partition) stateLocked() store.State {
 		LogEnd:           p.replica.Next(),
 		HighWatermark:    p.checkpointed,
 		Epochs:           p.replica.Epochs(),
-		CoordinatorEpoch: p.coordinatorEpoch,
+		CoordinatorEpoch: int64(p.replica.CoordinatorEpoch()),
 	}
 }
 
@@ -339,16 +341,19 @@ func (p *Partition) committed(err error) {
 	}
 }
 
-// movedLocked acts on how far the high watermark has moved since, and the low one: it
-// completes what waited for them and wakes readers.
+// movedLocked acts on how far the high watermark has moved since, the low one, and the
+// probes that were answered: it completes what waited for them and wakes readers.
 func (p *Partition) movedLocked(since int64) {
 	p.deletedLocked()
+	p.confirmedLocked()
 	now := p.replica.HighWatermark()
 	if now <= since {
 		return
 	}
 	for p.forAll.len() > 0 && p.forAll.front().end <= now {
-		p.forAll.pop().complete()
+		w := p.forAll.pop()
+		w.result.HighWatermark = now
+		w.complete()
 	}
 	p.wakeLocked()
 	p.soilLocked()

@@ -50,6 +50,8 @@ type news struct {
 	readers, followers []armedReader
 	// deletions is a list of those that wait for the low watermark.
 	deletions *Deletion
+	// checks is a list of those that wait to be confirmed.
+	checks *FenceCheck
 }
 
 func (n *news) wakeFollowers() {

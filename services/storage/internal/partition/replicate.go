@@ -78,6 +78,7 @@ func (p *Partition) ReadFollower(ctx context.Context, epoch cluster.LeaderEpoch,
 		return rules.Replicated{}, nil, err
 	}
 	out.HighWatermark, out.LogStart = p.replica.HighWatermark(), p.replica.StartWritten()
+	out.CoordinatorEpoch, out.Probe = p.replica.CoordinatorEpoch(), p.replica.Probe()
 	for _, e := range p.replica.Epochs() {
 		if e.StartOffset >= offset && e.StartOffset <= last {
 			out.Epochs = append(out.Epochs, e)
@@ -159,12 +160,12 @@ type Sent struct {
 	// LogEnd is that of the follower with all that was sent, or [math.MaxInt64] where
 	// no batches may be sent for now.
 	LogEnd int64
-	// HighWatermark and LogStart are those of the latest message.
-	HighWatermark, LogStart int64
+	// HighWatermark, LogStart and Probe are those of the latest message.
+	HighWatermark, LogStart, Probe int64
 }
 
 // AwaitFollower asks for ready to be told of slot once there is more to tell a
-// follower than was sent: records, a high watermark, a log start, or the end of
+// follower than was sent: records, a high watermark, a log start, a probe, or the end of
 // the leadership. It reports false, and ready is not told, when there is already.
 // Each call is for one telling, which may be for nothing; [Partition.Forget] takes
 // it back.
@@ -172,7 +173,7 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := &p.replica
-	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.replica.StartWritten() > sent.LogStart {
+	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.replica.StartWritten() > sent.LogStart || r.Probe() > sent.Probe {
 		return false
 	}
 	n := p.newsLocked()

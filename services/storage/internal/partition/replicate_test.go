@@ -139,6 +139,7 @@ func (s *replicas) message(leader, follower *member) (rules.Fetch, rules.Replica
 	case rules.FetchRestarts:
 		in.Restarts = true
 		in.RestartOffset, err = leader.p.RestartOffset(s.Context(), at.LeaderEpoch)
+		in.CoordinatorEpoch = leader.p.CoordinatorEpoch()
 	default:
 		s.Fatalf("the leader refuses %+v: %d", at, fetch.Outcome)
 	}

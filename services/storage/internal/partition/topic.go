@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"strings"
 	"sync/atomic"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -23,6 +24,9 @@ func NewTopic(id cluster.TopicID, name string, config rules.TopicConfig) *Topic 
 	t.SetConfig(config)
 	return t
 }
+
+// Internal says that the topic is the cluster's own: only coordinators write it.
+func (t *Topic) Internal() bool { return strings.HasPrefix(t.Name, "__") }
 
 // Config returns the topic's present settings, which must not be changed.
 func (t *Topic) Config() *rules.TopicConfig { return t.config.Load() }

@@ -323,13 +323,18 @@ func start(t *testing.T, partitions int, ids ...cluster.NodeID) *mesh {
 
 func startWith(t *testing.T, config Config, partitions int, ids ...cluster.NodeID) *mesh {
 	t.Helper()
+	return startTopic(t, config, "orders", partitions, ids...)
+}
+
+func startTopic(t *testing.T, config Config, name string, partitions int, ids ...cluster.NodeID) *mesh {
+	t.Helper()
 	m := &mesh{
 		t:       t,
 		network: &network{servers: map[string]connect.Transport{}, cut: map[string]bool{}, streams: map[string][]context.CancelFunc{}},
 		nodes:   map[cluster.NodeID]*node{},
 		image:   &metadatav1.ClusterSnapshot{ClusterId: make([]byte, 16), Version: 1},
 	}
-	topic := &metadatav1.Topic{TopicId: topicID[:], Name: "orders", PartitionCount: int32(partitions), Config: map[string]string{"min.insync.replicas": "1"}}
+	topic := &metadatav1.Topic{TopicId: topicID[:], Name: name, PartitionCount: int32(partitions), Config: map[string]string{"min.insync.replicas": "1"}}
 	for i := range partitions {
 		p := &metadatav1.Partition{Partition: int32(i), LeaderId: int32(ids[0]), LastLeaderId: -1}
 		for _, id := range ids {
@@ -362,7 +367,7 @@ func (m *mesh) startNode(id cluster.NodeID, epoch cluster.NodeEpoch, config Conf
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	topic := partition.NewTopic(topicID, "orders", parsed)
+	topic := partition.NewTopic(topicID, m.image.Topics[0].Name, parsed)
 	var commits sync.WaitGroup
 	for i := range m.image.Topics[0].Partitions {
 		at := ID{topicID, int32(i)}
@@ -517,6 +522,17 @@ func (r result) Complete(x partition.Result) { r <- x }
 // append appends a batch at a node and returns the outcome to come.
 func (m *mesh) append(id cluster.NodeID, index int32, acks logv1.Acks, values ...string) result {
 	m.t.Helper()
+	out := make(result, 1)
+	if err := m.partition(id, index).Append(partition.Append{
+		Batch: m.batch(values...), Acks: acks, Deadline: time.Now().Add(time.Hour), LeaderEpoch: rules.NoEpoch,
+	}, out); err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+func (m *mesh) batch(values ...string) []byte {
+	m.t.Helper()
 	var b recordbatch.Builder
 	for _, v := range values {
 		if err := b.Append(nil, []byte(v), nil, 1000); err != nil {
@@ -527,13 +543,7 @@ func (m *mesh) append(id cluster.NodeID, index int32, acks logv1.Acks, values ..
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	out := make(result, 1)
-	if err := m.partition(id, index).Append(partition.Append{
-		Batch: batch, Acks: acks, Deadline: time.Now().Add(time.Hour), LeaderEpoch: rules.NoEpoch,
-	}, out); err != nil {
-		m.t.Fatal(err)
-	}
-	return out
+	return batch
 }
 
 // acknowledged waits for the outcome of an append.

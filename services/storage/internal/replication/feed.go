@@ -36,10 +36,12 @@ type feed struct {
 	late, alone bool
 }
 
-// told are the leader's offsets that travel with batches.
+// told is what of the leader's state travels with batches, or without.
 type told struct {
 	known                   bool
 	highWatermark, logStart int64
+	// probe does not wait for batches.
+	probe int64
 }
 
 // answer is what a follower is told instead of what follows its position.

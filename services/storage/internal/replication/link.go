@@ -71,6 +71,9 @@ type followed struct {
 	stated, asked int64
 	// statedStart is the log start that was stated with it.
 	statedStart int64
+	// probe is the latest that has come in this leader epoch, answered the one that the
+	// leader knows to have come.
+	probe, answered int64
 	// resend says that the next position asks to be sent from. missed says the same
 	// once the position has moved: what the leader sent for the one that it was asked
 	// to send from came while more was being written.
@@ -91,6 +94,9 @@ func (l *link) follow(id ID, p *partition.Partition, epoch cluster.LeaderEpoch) 
 	if f == nil {
 		f = &followed{id: id, partition: p, stated: -1, asked: -1}
 		l.followed[id] = f
+	}
+	if f.epoch != epoch {
+		f.probe, f.answered = 0, 0
 	}
 	f.epoch, f.pause, f.retry = epoch, 0, time.Time{}
 	l.askLocked(f)
@@ -321,9 +327,12 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 	}
 	moved := position.LogEnd != f.stated
 	resend := f.resend || f.missed && moved
-	if !moved && !resend && position.LogStart == f.statedStart {
+	if !moved && !resend && position.LogStart == f.statedStart && f.probe == f.answered {
 		return nil
 	}
+	// The probe came before the position was taken.
+	position.Probe = f.probe
+	f.answered = f.probe
 	m := positionMessage(f.id, position, resend && f.stated >= 0)
 	f.stated, f.statedStart = position.LogEnd, position.LogStart
 	if resend {
@@ -403,6 +412,7 @@ func (l *link) accept(ctx, node context.Context, data *peerv1.ReplicaData) error
 	if err != nil {
 		return fmt.Errorf("partition %d of topic %s: %w", id.Index, id.Topic, err)
 	}
+	l.probed(f, in)
 	received, err := f.partition.Receive(node, in, data.GetBatches(), func(err error) {
 		// An error is the store's, which stops the node.
 		if err == nil {
@@ -418,6 +428,18 @@ func (l *link) accept(ctx, node context.Context, data *peerv1.ReplicaData) error
 		l.took(f, in, received.Outcome)
 	}
 	return nil
+}
+
+// probed makes a position be stated that the leader waits for, moved or not.
+func (l *link) probed(f *followed, in rules.Replicated) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if in.LeaderEpoch != f.epoch || in.Probe <= f.probe {
+		return
+	}
+	f.probe = in.Probe
+	l.dueLocked(f)
+	l.signal()
 }
 
 // moved makes a position be stated that has moved.

@@ -31,6 +31,7 @@ func positionMessage(id ID, p rules.Position, resend bool) *peerv1.FollowerPosit
 		FetchOffset:      p.LogEnd,
 		LogStartOffset:   p.LogStart,
 		Resend:           resend,
+		Probe:            p.Probe,
 	}
 }
 
@@ -43,6 +44,9 @@ func readPosition(req *peerv1.ReplicateRequest, m *peerv1.FollowerPosition) (rul
 	if start := m.GetLogStartOffset(); start < 0 || start > m.GetFetchOffset() {
 		return rules.Position{}, fmt.Errorf("position has log start %d, must be 0 to its offset, %d", start, m.GetFetchOffset())
 	}
+	if m.GetProbe() < 0 {
+		return rules.Position{}, fmt.Errorf("position has probe %d, must be at least 0", m.GetProbe())
+	}
 	return rules.Position{
 		Node:        cluster.NodeID(req.GetNodeId()),
 		NodeEpoch:   cluster.NodeEpoch(req.GetNodeEpoch()),
@@ -50,6 +54,7 @@ func readPosition(req *peerv1.ReplicateRequest, m *peerv1.FollowerPosition) (rul
 		LastEpoch:   cluster.LeaderEpoch(m.GetLastFetchedEpoch()),
 		LogEnd:      m.GetFetchOffset(),
 		LogStart:    m.GetLogStartOffset(),
+		Probe:       m.GetProbe(),
 	}, nil
 }
 
@@ -76,6 +81,9 @@ func dataMessage(id ID, out rules.Replicated, batches [][]byte) *peerv1.ReplicaD
 		LogStartOffset: out.LogStart,
 		Epochs:         epochMessages(out.Epochs),
 		Batches:        batches,
+
+		CoordinatorEpoch: int64(out.CoordinatorEpoch),
+		Probe:            out.Probe,
 	}
 	if out.Diverges {
 		m.Divergence = &peerv1.Divergence{Epoch: int32(out.Epoch), EndOffset: out.End}
@@ -95,9 +103,15 @@ func readReplicated(m *peerv1.ReplicaData) (rules.Replicated, error) {
 		Follows:       m.GetFollowsOffset(),
 		HighWatermark: m.GetHighWatermark(),
 		LogStart:      m.GetLogStartOffset(),
+
+		CoordinatorEpoch: cluster.CoordinatorEpoch(m.GetCoordinatorEpoch()),
+		Probe:            m.GetProbe(),
 	}
 	if in.Follows < 0 || in.HighWatermark < 0 || in.LogStart < 0 {
 		return in, fmt.Errorf("offsets are %d, %d and %d, must be at least 0", in.Follows, in.HighWatermark, in.LogStart)
+	}
+	if in.CoordinatorEpoch < 0 || in.Probe < 0 {
+		return in, fmt.Errorf("coordinator epoch and probe are %d and %d, must be at least 0", in.CoordinatorEpoch, in.Probe)
 	}
 	if d := m.GetDivergence(); d != nil {
 		in.Diverges, in.Epoch, in.End = true, cluster.LeaderEpoch(d.GetEpoch()), d.GetEndOffset()

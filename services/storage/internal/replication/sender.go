@@ -226,10 +226,10 @@ func (s *sender) dataLocked(f *feed, out rules.Replicated, batches [][]byte) (*p
 	for _, b := range batches {
 		bytes += len(b)
 	}
-	news := told{known: true, highWatermark: out.HighWatermark, logStart: out.LogStart}
+	news := told{known: true, highWatermark: out.HighWatermark, logStart: out.LogStart, probe: out.Probe}
 	var data *peerv1.ReplicaData
 	switch {
-	case len(batches) > 0 || f.alone && f.told != news:
+	case len(batches) > 0 || news.probe > f.told.probe || f.alone && f.told != news:
 		data = dataMessage(f.id, out, batches)
 		f.told, f.late = news, false
 		if n := len(out.Batches); n > 0 {
@@ -247,7 +247,7 @@ func (s *sender) dataLocked(f *feed, out rules.Replicated, batches [][]byte) (*p
 	}
 	f.alone = false
 	if !f.armed {
-		sent := partition.Sent{LeaderEpoch: out.LeaderEpoch, LogEnd: f.next, HighWatermark: news.highWatermark, LogStart: news.logStart}
+		sent := partition.Sent{LeaderEpoch: out.LeaderEpoch, LogEnd: f.next, HighWatermark: news.highWatermark, LogStart: news.logStart, Probe: news.probe}
 		if f.window.bytes >= s.server.config.WindowBytes {
 			// There may be more, but only an acknowledgement makes room for it.
 			sent.LogEnd = math.MaxInt64
@@ -272,6 +272,7 @@ func (s *sender) answer(ctx context.Context, f *feed, p *partition.Partition, po
 		s.server.metrics.restarts.Inc()
 		out.Restarts = true
 		out.RestartOffset, a.cause = p.RestartOffset(ctx, position.LeaderEpoch)
+		out.CoordinatorEpoch = p.CoordinatorEpoch()
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

@@ -111,7 +111,10 @@ type FollowerPosition struct {
 	// Send what follows this position, whatever was sent before: the follower has
 	// not taken all of it. Without it a position acknowledges what was sent. The
 	// first position of a partition on a stream needs none. Set by the follower.
-	Resend        bool `protobuf:"varint,8,opt,name=resend,proto3" json:"resend,omitempty"`
+	Resend bool `protobuf:"varint,8,opt,name=resend,proto3" json:"resend,omitempty"`
+	// Latest probe that had come in this leader epoch when the position was taken; 0 for
+	// none. Set by the follower.
+	Probe         int64 `protobuf:"varint,9,opt,name=probe,proto3" json:"probe,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +205,13 @@ func (x *FollowerPosition) GetResend() bool {
 	return false
 }
 
+func (x *FollowerPosition) GetProbe() int64 {
+	if x != nil {
+		return x.Probe
+	}
+	return 0
+}
+
 // ReplicateResponse carries batches and news of partitions.
 type ReplicateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -280,10 +290,15 @@ type ReplicaData struct {
 	// the last of the batches, in ascending order of both fields. In a compacted log
 	// no batch need be left where an epoch began. Set by the leader, with batches.
 	Epochs []*EpochEntry `protobuf:"bytes,10,rep,name=epochs,proto3" json:"epochs,omitempty"`
-	// Highest coordinator epoch that has appended to the leader's log, from 0. It is as
-	// durable as the batches that come with it: a follower that leads next refuses what
-	// this leader would have. Set by the leader.
+	// Highest coordinator epoch that has appended to the leader's log, from 0. The
+	// follower writes it in the transaction of the batches that come with it, or of the
+	// restart: if it leads next, it refuses what this leader would have. Set by the
+	// leader.
 	CoordinatorEpoch int64 `protobuf:"varint,11,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
+	// Number of the latest probe of this leader epoch, from 0. A follower that has not
+	// answered it states its position at once, though it has not moved: it has not
+	// learned of another leader until then. Set by the leader.
+	Probe int64 `protobuf:"varint,12,opt,name=probe,proto3" json:"probe,omitempty"`
 	// Record batches in ascending order of offsets.
 	Batches       [][]byte `protobuf:"bytes,15,rep,name=batches,proto3" json:"batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -393,6 +408,13 @@ func (x *ReplicaData) GetEpochs() []*EpochEntry {
 func (x *ReplicaData) GetCoordinatorEpoch() int64 {
 	if x != nil {
 		return x.CoordinatorEpoch
+	}
+	return 0
+}
+
+func (x *ReplicaData) GetProbe() int64 {
+	if x != nil {
+		return x.Probe
 	}
 	return 0
 }
@@ -515,9 +537,10 @@ func (x *EpochEntry) GetStartOffset() int64 {
 	return 0
 }
 
-// FencedAppendRequest is a conditional append. It is answered once every in-sync
-// replica has the batch, and refused with NOT_ENOUGH_REPLICAS below
-// min.insync.replicas.
+// FencedAppendRequest is a conditional append to a partition of an internal topic. It
+// is answered once every in-sync replica has the batch, and refused with
+// NOT_ENOUGH_REPLICAS below min.insync.replicas. The call's deadline bounds the wait,
+// and 30 s do.
 type FencedAppendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Topic, 16 bytes.
@@ -533,7 +556,7 @@ type FencedAppendRequest struct {
 	// epoch, which fences all lower ones. Any other is refused unless the epoch is the
 	// highest that has appended.
 	ExpectedOffset int64 `protobuf:"varint,5,opt,name=expected_offset,json=expectedOffset,proto3" json:"expected_offset,omitempty"`
-	// One record batch in Apache Kafka's format v2.
+	// One record batch in Apache Kafka's format v2, without a producer id.
 	Batch         []byte `protobuf:"bytes,15,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -675,7 +698,8 @@ func (x *FencedAppendResponse) GetLeaderEpoch() int32 {
 	return 0
 }
 
-// CheckFenceRequest asks about partitions that the caller coordinates.
+// CheckFenceRequest asks about partitions that the caller coordinates. The call's
+// deadline bounds the wait, and 5 s do.
 type CheckFenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Partitions, 1 to 1,000.
@@ -730,7 +754,7 @@ type Fence struct {
 	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
 	// Epoch with which the coordinator owns the partition.
 	CoordinatorEpoch int64 `protobuf:"varint,3,opt,name=coordinator_epoch,json=coordinatorEpoch,proto3" json:"coordinator_epoch,omitempty"`
-	// Log end offset that the coordinator expects.
+	// Log end offset that the coordinator expects, from 0.
 	ExpectedOffset int64 `protobuf:"varint,4,opt,name=expected_offset,json=expectedOffset,proto3" json:"expected_offset,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -897,7 +921,7 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
 	"\n" +
 	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\x12F\n" +
-	"\tpositions\x18\x03 \x03(\v2(.runnel.storage.peer.v1.FollowerPositionR\tpositions\"\x99\x02\n" +
+	"\tpositions\x18\x03 \x03(\v2(.runnel.storage.peer.v1.FollowerPositionR\tpositions\"\xaf\x02\n" +
 	"\x10FollowerPosition\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -906,11 +930,12 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\ffetch_offset\x18\x05 \x01(\x03R\vfetchOffset\x12(\n" +
 	"\x10log_start_offset\x18\x06 \x01(\x03R\x0elogStartOffset\x12\x16\n" +
 	"\x06remove\x18\a \x01(\bR\x06remove\x12\x16\n" +
-	"\x06resend\x18\b \x01(\bR\x06resend\"X\n" +
+	"\x06resend\x18\b \x01(\bR\x06resend\x12\x14\n" +
+	"\x05probe\x18\t \x01(\x03R\x05probe\"X\n" +
 	"\x11ReplicateResponse\x12C\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2#.runnel.storage.peer.v1.ReplicaDataR\n" +
-	"partitions\"\x9c\x04\n" +
+	"partitions\"\xb2\x04\n" +
 	"\vReplicaData\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
@@ -925,7 +950,8 @@ const file_runnel_storage_peer_v1_replication_proto_rawDesc = "" +
 	"\x0erestart_offset\x18\t \x01(\x03H\x00R\rrestartOffset\x88\x01\x01\x12:\n" +
 	"\x06epochs\x18\n" +
 	" \x03(\v2\".runnel.storage.peer.v1.EpochEntryR\x06epochs\x12+\n" +
-	"\x11coordinator_epoch\x18\v \x01(\x03R\x10coordinatorEpoch\x12\x18\n" +
+	"\x11coordinator_epoch\x18\v \x01(\x03R\x10coordinatorEpoch\x12\x14\n" +
+	"\x05probe\x18\f \x01(\x03R\x05probe\x12\x18\n" +
 	"\abatches\x18\x0f \x03(\fR\abatchesB\x11\n" +
 	"\x0f_restart_offset\"A\n" +
 	"\n" +
