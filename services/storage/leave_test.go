@@ -149,7 +149,7 @@ func TestOthers(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			c := newController(t, 1, 2)
+			c := newController(t, "orders", 1, 2)
 			for id := int32(1); id <= 2; id++ {
 				c.set(id, rules.NodeState{Epoch: 1, Live: true}, nil)
 			}

@@ -51,11 +51,11 @@ type controller struct {
 
 var twoInSync = rules.TopicTraits{Synced: true, MinInsyncReplicas: 2}
 
-func newController(t *testing.T, ids ...int32) *controller {
+func newController(t *testing.T, topic string, ids ...int32) *controller {
 	topicID := uuid.New()
 	c := &controller{view: clusterview.New(nil), nodes: rules.Nodes{}, traits: twoInSync, snapshot: &metadatav1.ClusterSnapshot{
 		ClusterId: clusterID[:], Version: 1, ControllerId: 9,
-		Topics: []*metadatav1.Topic{{TopicId: topicID[:], Name: "orders", PartitionCount: 1, Config: map[string]string{"min.insync.replicas": "2"}}},
+		Topics: []*metadatav1.Topic{{TopicId: topicID[:], Name: topic, PartitionCount: 1, Config: map[string]string{"min.insync.replicas": "2"}}},
 	}}
 	c.partition.Leader, c.partition.LastLeader = cluster.NoNode, cluster.NodeID(ids[0])
 	for _, id := range ids {
@@ -233,15 +233,12 @@ func (c *controller) await(t *testing.T, condition func(cluster.Partition) bool)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	image, err := c.view.Await(ctx, func(image *cluster.Image) bool {
-		topic, _ := image.Topic("orders")
-		return condition(topic.Partitions[0])
+		return condition(image.Topics()[0].Partitions[0])
 	})
 	if err != nil {
-		topic, _ := c.view.Image().Topic("orders")
-		t.Fatalf("the partition stays %+v", topic.Partitions[0])
+		t.Fatalf("the partition stays %+v", c.view.Image().Topics()[0].Partitions[0])
 	}
-	topic, _ := image.Topic("orders")
-	return topic.Partitions[0]
+	return image.Topics()[0].Partitions[0]
 }
 
 // replicaSet is some storage nodes in one process, with real stores.
@@ -293,8 +290,13 @@ func (w *way) set(isCut bool) {
 // newReplicaSet returns nodes that are not started.
 func newReplicaSet(t *testing.T, ids ...int32) *replicaSet {
 	t.Helper()
+	return newReplicaSetOf(t, "orders", ids...)
+}
+
+func newReplicaSetOf(t *testing.T, topic string, ids ...int32) *replicaSet {
+	t.Helper()
 	r := &replicaSet{
-		t: t, controller: newController(t, ids...), dirs: map[int32]string{}, nodes: map[int32]*running{},
+		t: t, controller: newController(t, topic, ids...), dirs: map[int32]string{}, nodes: map[int32]*running{},
 		peers: map[string]connect.Transport{}, ways: map[int32]map[string]*way{},
 	}
 	for _, id := range ids {

@@ -70,6 +70,7 @@ type Service struct {
 	replicas *replica.Replicas
 	ids      *server.ProducerIDs
 	log      *server.Server
+	fenced   *server.Fenced
 	// replication is the leader's end of the streams, on a drain of its own: it ends
 	// when the producers have, whose acknowledgements come by it.
 	replication      *replication.Server
@@ -125,6 +126,7 @@ func New(config Config, deps Deps) *Service {
 		replicationDrain: rpc.NewDrain(),
 	}
 	s.log = server.New(config.serverConfig(), host, s.replicas, s.ids, s.drain, logger, tel.Registry)
+	s.fenced = server.NewFenced(host, s.replicas, logger, tel.Registry)
 	s.replicate(deps.Peers, peerv1connect.NewPartitionServiceClient(client))
 	return s
 }
@@ -155,10 +157,12 @@ func (s *Service) nodeEpoch(id cluster.NodeID) (cluster.NodeEpoch, bool) {
 }
 
 // Register registers LogService on public, and ClusterService unless another
-// service of the process has registered it there, and ReplicationService on peer.
+// service of the process has registered it there, and ReplicationService and
+// FencedAppendService on peer.
 func (s *Service) Register(public, peer *connect.Server) {
 	storagev1connect.RegisterLogServiceHandler(public, s.log)
 	storagepeerv1connect.RegisterReplicationServiceHandler(peer, s.replication)
+	storagepeerv1connect.RegisterFencedAppendServiceHandler(peer, s.fenced)
 	for spec := range public.Specs() {
 		if spec.Procedure == metadatav1connect.ClusterServiceGetClusterProcedure {
 			return

@@ -1,5 +1,6 @@
-// Package server is the public face of the storage service, LogService: it maps
-// requests to partitions and back, and knows nothing of how either works.
+// Package server is the face of the storage service: LogService for clients, and
+// FencedAppendService for coordinators. It maps requests to partitions and back, and
+// knows nothing of how either works.
 package server
 
 import (
@@ -82,9 +83,16 @@ func (s *Server) Wait(ctx context.Context) error { return s.streams.Wait(ctx) }
 // failure turns an error into what is sent in a response, and logs it if nobody
 // foresaw it.
 func (s *Server) failure(ctx context.Context, err error) *errorsv1.Failure {
+	return failureOf(ctx, s.logger, err)
+}
+
+func failureOf(ctx context.Context, logger *slog.Logger, err error) *errorsv1.Failure {
+	if err == nil {
+		return nil
+	}
 	e := rpcerr.Classify(err)
 	if e.Incident != "" {
-		s.logger.LogAttrs(ctx, slog.LevelError, "request failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", err))
+		logger.LogAttrs(ctx, slog.LevelError, "request failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", err))
 	}
 	return e.Failure()
 }

@@ -21,6 +21,7 @@ import (
 	logv1 "github.com/runnel-mesh/runnel/gen/runnel/log/v1"
 	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/peer/v1"
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
+	storagepeerv1connect "github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1/peerv1connect"
 	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -42,6 +43,7 @@ const self cluster.NodeID = 1
 type harness struct {
 	t        testing.TB
 	client   storagev1connect.LogServiceClient
+	fenced   storagepeerv1connect.FencedAppendServiceClient
 	server   *Server
 	host     *partition.Host
 	replicas *replica.Replicas
@@ -112,6 +114,9 @@ func start(t testing.TB, change ...func(*options)) *harness {
 	}
 	h.transport = o.front(rpcServer)
 	h.client = storagev1connect.NewLogServiceClient(connect.NewClient(h.transport))
+	peers := rpc.NewServer(rpc.ServerOptions{})
+	storagepeerv1connect.RegisterFencedAppendServiceHandler(peers, NewFenced(h.host, h.replicas, logger, h.metrics))
+	h.fenced = storagepeerv1connect.NewFencedAppendServiceClient(connect.NewClient(rpc.InProcess(peers)))
 
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 3)
