@@ -35,15 +35,15 @@ func Encode(records []groups.Record, now time.Time) ([]byte, error) {
 	return builder.Build(recordbatch.WithoutProducer(recordbatch.None))
 }
 
-// Decode returns the records of a batch from offset from on, in their order, and how
-// many it passed over because this version does not know their kind. They keep nothing
-// of the batch. The batch is one that [recordbatch.Verify] accepts.
-func Decode(batch []byte, from int64) (records []groups.Record, unknown int, err error) {
+// Decode returns the records of a batch from offset from up to offset end, in their
+// order, and how many it passed over because this version does not know their kind.
+// They keep nothing of the batch, which is one that [recordbatch.Verify] accepts.
+func Decode(batch []byte, from, end int64) (records []groups.Record, unknown int, err error) {
 	for r, err := range recordbatch.Records(batch, recordbatch.Limits{}) {
 		if err != nil {
 			return nil, 0, err
 		}
-		if r.Offset < from {
+		if r.Offset < from || r.Offset >= end {
 			continue
 		}
 		record, err := DecodeRecord(r.Key, r.Value)

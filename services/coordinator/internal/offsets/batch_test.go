@@ -2,6 +2,7 @@ package offsets
 
 import (
 	"encoding/hex"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -30,12 +31,12 @@ func TestBatch(t *testing.T) {
 		t.Errorf("header %+v, want no compression, the time and no producer", header)
 	}
 	recordbatch.Assign(batch, 100, 1)
-	got, unknown, err := Decode(batch, 0)
+	got, unknown, err := Decode(batch, 0, math.MaxInt64)
 	if err != nil || unknown != 0 || !reflect.DeepEqual(got, records) {
 		t.Errorf("decoded %d records, %d unknown: %v; want %d", len(got), unknown, err, len(records))
 	}
-	if got, _, err = Decode(batch, 102); err != nil || !reflect.DeepEqual(got, records[2:]) {
-		t.Errorf("decoded from the third on: %d records: %v; want %d", len(got), err, len(records)-2)
+	if got, _, err = Decode(batch, 102, 104); err != nil || !reflect.DeepEqual(got, records[2:4]) {
+		t.Errorf("decoded the third and the fourth as %d records: %v; want %v", len(got), err, records[2:4])
 	}
 }
 
@@ -58,7 +59,7 @@ func raw(t testing.TB, keysAndValues ...string) []byte {
 
 func TestDecodePassesOverWhatIsNewer(t *testing.T) {
 	t.Parallel()
-	got, unknown, err := Decode(raw(t, "0a00", "0801", "2a03 0a0167", "01", "1203 0a0167", "null", "2a03 0a0167", "null"), 0)
+	got, unknown, err := Decode(raw(t, "0a00", "0801", "2a03 0a0167", "01", "1203 0a0167", "null", "2a03 0a0167", "null"), 0, math.MaxInt64)
 	want := []groups.Record{&groups.FenceRecord{Epoch: 1}, &groups.Tombstone{Group: "g"}}
 	if err != nil || unknown != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("decoded %v, %d unknown: %v; want %v and 2", got, unknown, err, want)
@@ -76,7 +77,7 @@ func TestDecodeNamesTheDamage(t *testing.T) {
 		"nothing":          {nil, "corrupt"},
 		"a count too high": {func() []byte { b := raw(t, "0a00", "0801"); b[60] = 9; return b }(), "corrupt"},
 	} {
-		records, _, err := Decode(test.batch, 0)
+		records, _, err := Decode(test.batch, 0, math.MaxInt64)
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: decoded as %v: %v, want an error with %q", name, records, err, test.want)
 		}
@@ -101,11 +102,11 @@ func TestEncodeRefuses(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	f.Add(raw(f, "0a00", "0801", "1203 0a0167", "ff"), int64(100))
+	f.Add(raw(f, "0a00", "0801", "1203 0a0167", "ff"), int64(100), int64(101))
 	valid, _ := Encode([]groups.Record{golden[1].record, golden[3].record}, time.UnixMilli(0))
-	f.Add(valid, int64(0))
-	f.Fuzz(func(t *testing.T, batch []byte, from int64) {
-		records, unknown, err := Decode(batch, from)
+	f.Add(valid, int64(0), int64(2))
+	f.Fuzz(func(t *testing.T, batch []byte, from, end int64) {
+		records, unknown, err := Decode(batch, from, end)
 		if err == nil && len(records)+unknown > len(batch) {
 			t.Errorf("%d records and %d of unknown kind in %s", len(records), unknown, hex.EncodeToString(batch))
 		}
