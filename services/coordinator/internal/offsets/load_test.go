@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,12 +27,11 @@ import (
 type fakeLog struct {
 	storagev1connect.UnimplementedLogServiceHandler
 	turns []func(req *storagev1.ConsumeRequest, send func(*storagev1.ConsumeResponse) error) error
-	calls int
+	calls atomic.Int32
 }
 
 func (n *fakeLog) Consume(ctx context.Context, req *storagev1.ConsumeRequest, stream storagev1connect.LogServiceConsumeServerStream) error {
-	turn := n.turns[min(n.calls, len(n.turns)-1)]
-	n.calls++
+	turn := n.turns[min(int(n.calls.Add(1)), len(n.turns))-1]
 	if err := turn(req, stream.Send); err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (n *fakeLog) find() func() (leader, error) {
 	storagev1connect.RegisterLogServiceHandler(server, n)
 	client := storagev1connect.NewLogServiceClient(connect.NewClient(rpc.InProcess(server)))
 	return func() (leader, error) {
-		return leader{log: client, topic: cluster.OffsetsTopic, epoch: cluster.LeaderEpoch(3 + n.calls)}, nil
+		return leader{log: client, topic: cluster.OffsetsTopic, epoch: cluster.LeaderEpoch(3 + n.calls.Load())}, nil
 	}
 }
 
@@ -190,8 +190,8 @@ func TestLoadEndsWithItsContext(t *testing.T) {
 		n.turns = append(n.turns, sendAll(nil))
 		begun := time.Now()
 		_, err := load(ctx, groups.Partition{}, 4, n.find(), func([]groups.Record) {})
-		if err == nil || time.Since(begun) != time.Second || n.calls != 1 {
-			t.Errorf("%v after %v and %d calls", err, time.Since(begun), n.calls)
+		if err == nil || time.Since(begun) != time.Second || n.calls.Load() != 1 {
+			t.Errorf("%v after %v and %d calls", err, time.Since(begun), n.calls.Load())
 		}
 	})
 }
@@ -217,8 +217,8 @@ func TestLoadRefusesWhatItCannotTrust(t *testing.T) {
 			n := &fakeLog{}
 			n.turns = append(n.turns, sendAll(nil, test.responses...))
 			_, _, took, err := loaded(t, n, 200)
-			if err == nil || !strings.Contains(err.Error(), test.want) || took > 0 || n.calls != 1 {
-				t.Errorf("%s: %v after %v and %d calls, want an error with %q at once", name, err, took, n.calls, test.want)
+			if err == nil || !strings.Contains(err.Error(), test.want) || took > 0 || n.calls.Load() != 1 {
+				t.Errorf("%s: %v after %v and %d calls, want an error with %q at once", name, err, took, n.calls.Load(), test.want)
 			}
 		})
 	}
