@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -36,13 +37,20 @@ With -o json each record is an object on a line of its own, with the fields topi
 partition, offset, timestamp (RFC 3339, UTC; null if there is none), timestamp_ms,
 headers (an array of key and value, in order), key and value. A key or value is a
 string, or null; if it is not valid UTF-8 it is in base64, and key_encoding or
-value_encoding (also in a header) is "base64".`
+value_encoding (also in a header) is "base64".
+
+The groups themselves are kept in the topic __consumer_offsets. --decode prints what
+its records mean, each as an object with a field kind: fence (a coordinator takes
+a partition over), group, member or offset, and deleted where the record removes it.
+With -o json that is the field record, after topic, partition, offset and
+timestamp_ms.`
 
 const consumeExample = `  runnel consume orders
   runnel consume orders --from-beginning --exit-at-end > orders.txt
   runnel consume orders --from-beginning --print-key --key-separator : --max-records 10
   runnel consume orders --offset 0:1500 --partition 0 --print-offset
-  runnel consume orders --from-time 2026-11-23T08:00:00Z --timeout 5s -o json | jq .value`
+  runnel consume orders --from-time 2026-11-23T08:00:00Z --timeout 5s -o json | jq .value
+  runnel consume __consumer_offsets --from-beginning --exit-at-end --decode`
 
 // outputBufferBytes is how much is written to the standard output at once while
 // records come faster than that.
@@ -64,6 +72,9 @@ type consumeOptions struct {
 	printKey, printHeaders, printPartition, printOffset, printTimestamp bool
 
 	separator string
+
+	// decode prints what records of the offsets topic mean.
+	decode bool
 }
 
 func (p *program) consumeCommand() *cobra.Command {
@@ -71,6 +82,9 @@ func (p *program) consumeCommand() *cobra.Command {
 	command.RunE = func(c *cobra.Command, args []string) error {
 		if err := o.check(); err != nil {
 			return err
+		}
+		if o.decode && args[0] != cluster.OffsetsTopic {
+			return usagef("--decode is for the topic %s only", cluster.OffsetsTopic)
 		}
 		return p.consume(c, args[0], o)
 	}
@@ -97,6 +111,7 @@ func newConsumeCommand(p *program) (*consumeOptions, *cobra.Command) {
 	o.maxRecords = newFlag(flags, "max-records", "", "N", "", "end after N records", integerBetween(1, math.MaxInt64))
 	o.timeout = newFlag(flags, "timeout", "", "D", "", "end, with success, when no record has come for so long, such as 10s", durationBetween(time.Millisecond, maxConsumeTimeout))
 	flags.BoolVar(&o.exitAtEnd, "exit-at-end", false, "end at what was the end of the topic when the command began")
+	flags.BoolVar(&o.decode, "decode", false, "with the topic "+cluster.OffsetsTopic+": print what its records mean, as JSON")
 	flags.BoolVar(&o.printKey, "print-key", false, "print the key")
 	textFlag(flags, &o.separator, "key-separator", "SEP", defaultPrintSeparator, "print this behind the key and the other printed parts")
 	flags.Lookup("key-separator").DefValue = "a tab"
@@ -152,17 +167,31 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 		p.notef("waiting for new records; --from-beginning prints those that are there, Ctrl-C ends")
 	}
 	out := bufio.NewWriterSize(p.Stdout, outputBufferBytes)
-	var records recordWriter = o.textRecords(out, topic)
-	if p.output.value == outputJSON {
-		records = newJSONRecords(out)
-	}
 	watched, stopWatching := whileRead(ctx, p.Stdout)
 	defer stopWatching()
-	err = o.copy(watched, consumer, records, out.Flush)
+	if err := o.copy(watched, consumer, o.records(p, out, topic), out.Flush); err != nil {
+		return o.ending(err)
+	}
+	// A script must not take what is left for the whole.
+	return incomplete
+}
+
+// records returns the writer of records in the form that was asked for.
+func (o *consumeOptions) records(p *program, out *bufio.Writer, topic *topicFacts) recordWriter {
 	switch {
-	case err == nil:
-		// A script must not take what is left for the whole.
-		return incomplete
+	case p.output.value == outputJSON && o.decode:
+		return newDecodedLines(out)
+	case p.output.value == outputJSON:
+		return newJSONRecords(out)
+	case o.decode:
+		return decodedText{o.textRecords(out, topic)}
+	}
+	return o.textRecords(out, topic)
+}
+
+// ending is what the error means with which reading has ended.
+func (o *consumeOptions) ending(err error) error {
+	switch {
 	case !errors.Is(err, context.Canceled):
 		return err
 	case o.exitAtEnd || o.maxRecords.text != "":

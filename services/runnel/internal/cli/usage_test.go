@@ -116,6 +116,7 @@ func TestWrongUsage(t *testing.T) {
 		{"consume t --timeout -5s", `bad value "-5s" for --timeout: must be from 1ms to 8760h0m0s; see "runnel consume --help"`},
 		{"consume t --max-records 0", `bad value "0" for --max-records: must be a whole number from 1 up; see "runnel consume --help"`},
 
+		{"consume t --decode", `--decode is for the topic __consumer_offsets only; see "runnel consume --help"`},
 		{"groups", `"runnel groups" needs a command: delete, delete-offsets, describe, list or reset-offsets; see "runnel groups --help"`},
 		{"groups list --state dead", `bad value "dead" for --state: must be empty, reconciling or stable; see "runnel groups list --help"`},
 		{"groups list g", `"runnel groups list" takes no argument, but got "g"; see "runnel groups list --help"`},
