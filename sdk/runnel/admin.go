@@ -321,31 +321,14 @@ func (a *Admin) ListTopics(ctx context.Context) ([]Topic, error) {
 // offsets that they hold. A partition whose leader does not answer has its error
 // in its entry.
 func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescription, error) {
-	var response *metadatav1.DescribeTopicResponse
-	err := a.metadata(ctx, notFatal, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) (err error) {
-		response, err = call(ctx, address, client.DescribeTopic, &metadatav1.DescribeTopicRequest{Name: name})
-		return err
-	})
+	d, err := a.DescribeTopicPlacement(ctx, name)
 	if err != nil {
 		return TopicDescription{}, err
 	}
-	d := TopicDescription{Topic: newTopic(response.GetTopic())}
-	for _, s := range response.GetConfig() {
-		d.Settings = append(d.Settings, Setting{Name: s.GetName(), Value: s.GetValue(), Default: s.GetIsDefault(), Documentation: s.GetDocumentation()})
-	}
-	var ends []Assignment
-	for _, p := range response.GetTopic().GetPartitions() {
-		d.Replicas = append(d.Replicas, PartitionDescription{
-			Partition:      p.GetPartition(),
-			Leader:         p.GetLeaderId(),
-			LeaderEpoch:    p.GetLeaderEpoch(),
-			PartitionEpoch: p.GetPartitionEpoch(),
-			LastLeader:     p.GetLastLeaderId(),
-			Replicas:       p.GetReplicas(),
-			InSync:         p.GetIsr(),
-			Eligible:       p.GetElr(),
-		})
-		ends = append(ends, At(name, p.GetPartition(), Earliest()), At(name, p.GetPartition(), Latest()))
+	ends := make([]Assignment, 0, 2*len(d.Replicas))
+	for i := range d.Replicas {
+		partition := d.Replicas[i].Partition
+		ends = append(ends, At(name, partition, Earliest()), At(name, partition, Latest()))
 	}
 	offsets, err := a.ListOffsets(ctx, ends...)
 	if err != nil {
@@ -359,6 +342,40 @@ func (a *Admin) DescribeTopic(ctx context.Context, name string) (TopicDescriptio
 		if d.Replicas[i].Err == nil {
 			d.Replicas[i].Err = latest.Failed
 		}
+	}
+	return d, nil
+}
+
+// DescribeTopicPlacement returns what DescribeTopic does but for what only the leaders
+// know: of its partitions Earliest, Latest and Bytes are -1. It asks the metadata service
+// alone, and costs the leaders nothing.
+func (a *Admin) DescribeTopicPlacement(ctx context.Context, name string) (TopicDescription, error) {
+	var response *metadatav1.DescribeTopicResponse
+	err := a.metadata(ctx, notFatal, func(ctx context.Context, address string, client metadatav1connect.TopicServiceClient) (err error) {
+		response, err = call(ctx, address, client.DescribeTopic, &metadatav1.DescribeTopicRequest{Name: name})
+		return err
+	})
+	if err != nil {
+		return TopicDescription{}, err
+	}
+	d := TopicDescription{Topic: newTopic(response.GetTopic())}
+	for _, s := range response.GetConfig() {
+		d.Settings = append(d.Settings, Setting{Name: s.GetName(), Value: s.GetValue(), Default: s.GetIsDefault(), Documentation: s.GetDocumentation()})
+	}
+	for _, p := range response.GetTopic().GetPartitions() {
+		d.Replicas = append(d.Replicas, PartitionDescription{
+			Partition:      p.GetPartition(),
+			Leader:         p.GetLeaderId(),
+			LeaderEpoch:    p.GetLeaderEpoch(),
+			PartitionEpoch: p.GetPartitionEpoch(),
+			LastLeader:     p.GetLastLeaderId(),
+			Replicas:       p.GetReplicas(),
+			InSync:         p.GetIsr(),
+			Eligible:       p.GetElr(),
+			Earliest:       -1,
+			Latest:         -1,
+			Bytes:          -1,
+		})
 	}
 	return d, nil
 }

@@ -84,6 +84,16 @@ func TestDescribeTopic(t *testing.T) {
 		if p.Leader != -1 || p.Earliest != -1 || p.Latest != -1 || ReasonOf(p.Err) != errorsv1.Reason_REASON_NO_LEADER {
 			t.Errorf("partition 2 = %+v", p)
 		}
+
+		placement, err := c.client(t).Admin().DescribeTopicPlacement(t.Context(), "t")
+		if err != nil || len(placement.Replicas) != 3 || len(placement.Settings) != 1 {
+			t.Fatalf("placement = %+v, %v", placement, err)
+		}
+		for i, p := range placement.Replicas {
+			if p.Leader != d.Replicas[i].Leader || p.Earliest != -1 || p.Latest != -1 || p.Bytes != -1 || p.Err != nil {
+				t.Errorf("placement of partition %d = %+v: only the metadata service was to be asked", i, p)
+			}
+		}
 	})
 }
 
