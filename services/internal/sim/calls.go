@@ -7,23 +7,22 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
-// call sends a request of a node to a controller. The answer may be unknown though
+// call sends a request of a process to a controller. The answer may be unknown though
 // the controller acted; handle answers with nil if it is not controller.
-func (n *node) call(c *controller, handle func(answer func(any)), then func(answer any, known bool)) {
-	answered, life := false, n.life
+func (w *world) call(p *process, c *controller, handle func(answer func(any)), then func(answer any, known bool)) {
+	answered, life := false, p.life
 	finish := func(answer any, known bool) {
-		if !answered && n.life == life {
+		if !answered && p.life == life {
 			answered = true
 			then(answer, known)
 		}
 	}
-	w := n.w
-	w.send(&n.process, &c.process, func() {
+	w.send(p, &c.process, func() {
 		handle(func(answer any) {
-			w.send(&c.process, &n.process, func() { finish(answer, true) })
+			w.send(&c.process, p, func() { finish(answer, true) })
 		})
 	})
-	w.after(&n.process, 2*requestTimeout, func() { finish(nil, false) })
+	w.after(p, 2*requestTimeout, func() { finish(nil, false) })
 }
 
 // anyController returns a metadata node to ask.

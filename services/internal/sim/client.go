@@ -99,6 +99,10 @@ func newClient(w *world, index int) *client {
 
 func (c *client) start() {
 	c.begin()
+	if c.w.topics[c.index].offsets {
+		c.w.every(&c.process, 50*time.Millisecond, 300*time.Millisecond, c.poll)
+		return
+	}
 	for i := range 1 + c.w.rng.IntN(2) {
 		a := acksAll
 		if i > 0 {

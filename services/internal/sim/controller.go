@@ -23,6 +23,7 @@ type catalog struct {
 	nodes      []catalogNode
 	partitions []catalogPartition
 	minInsync  []stored
+	sources    []stored
 	elections  []stored
 }
 
@@ -53,6 +54,8 @@ type image struct {
 	epochs []cluster.NodeEpoch
 	// minInsync are those of the partitions.
 	minInsync []int
+	// sources are how many partitions the topics have that groups read.
+	sources []int32
 }
 
 // controller is one metadata node: it campaigns, watches, and decides while it
@@ -101,9 +104,9 @@ func newController(w *world, id int) *controller {
 func (c *controller) start() {
 	c.begin()
 	c.catalog = catalog{
-		nodes: make([]catalogNode, len(c.w.nodes)+1), partitions: make([]catalogPartition, len(c.w.topics)),
+		nodes: make([]catalogNode, c.w.allNodes()+1), partitions: make([]catalogPartition, len(c.w.topics)),
 		minInsync: make([]stored, len(c.w.topics)),
-		elections: make([]stored, len(c.w.controllers)),
+		elections: make([]stored, len(c.w.controllers)), sources: make([]stored, c.w.sources()),
 	}
 	c.image, c.leads, c.opening, c.lease, c.own = nil, false, false, 0, term{}
 	c.busy, c.jobs, c.caughtUp, c.written, c.judging = false, nil, nil, 0, false
@@ -185,7 +188,7 @@ func (c *controller) open() {
 		c.w.note(-1, c.name, "controller", c.own.create)
 		c.judged, c.pause, c.fenced = 0, 0, nil
 		c.balanced, c.unbalanced = c.w.now, nil
-		c.lost = make([]time.Duration, len(c.w.nodes)+1)
+		c.lost = make([]time.Duration, c.w.allNodes()+1)
 		for i := range c.lost {
 			c.lost[i] = -1
 		}
@@ -256,6 +259,8 @@ func (c *controller) watched(revision int64) {
 			s.minInsync[h.key.id] = h.stored
 		case electionKey:
 			s.elections[h.key.id] = h.stored
+		case sourceKey:
+			s.sources[h.key.id] = h.stored
 		case termKey:
 		}
 	}
@@ -282,6 +287,10 @@ func (c *controller) publish() {
 			c.image.minInsync = append(c.image.minInsync, c.traits(i).MinInsyncReplicas)
 			c.image.partitions = append(c.image.partitions, p.Partition)
 		}
+		for _, s := range c.catalog.sources {
+			n, _ := s.value.(int32)
+			c.image.sources = append(c.image.sources, n)
+		}
 		for i := range c.w.nodes {
 			if n := c.catalog.nodes[i+1]; n.registered() && !n.made().fenced && !n.made().leaving {
 				c.image.epochs[i] = n.epoch()
@@ -294,6 +303,9 @@ func (c *controller) publish() {
 	}
 	for _, l := range c.w.clients {
 		c.w.send(&c.process, &l.process, func() { l.show(shown) })
+	}
+	if c.w.crowd != nil {
+		c.w.crowd.publish(c, shown)
 	}
 }
 
@@ -388,7 +400,7 @@ func (c *controller) elections(nodes rules.Nodes) []partitionChange {
 			changes = append(changes, partitionChange{i, next, p.mod})
 		}
 	}
-	return changes
+	return c.coordinators(nodes, changes)
 }
 
 // write stores changed partitions, one after the other, and the last of them

@@ -14,6 +14,9 @@ type batch struct {
 	epoch      cluster.LeaderEpoch
 	value      int64
 	producer   rules.ProducerAppend
+	// coordinator is that of a batch which a coordinator has appended; 0 for others, which
+	// producers have sent.
+	coordinator cluster.CoordinatorEpoch
 }
 
 // opKind is what a write does to a file.
@@ -93,7 +96,7 @@ func (c *contents) apply(o op) {
 	case opAppend:
 		for _, b := range o.batches {
 			c.batches = append(c.batches, b)
-			c.producers.Record(b.producer, b.base, -1, 0)
+			record(c.producers, b)
 		}
 	case opCut:
 		c.batches = cutBatches(c.batches, o.offset)
@@ -123,4 +126,11 @@ func startBatches(batches []batch, offset int64) []batch {
 		n++
 	}
 	return batches[n:]
+}
+
+// record takes note of a batch that a producer has sent.
+func record(p *rules.Producers, b batch) {
+	if b.coordinator == 0 {
+		p.Record(b.producer, b.base, -1, 0)
+	}
 }

@@ -26,6 +26,8 @@ const (
 	// termKey is written by the first transaction of a term, and by those that
 	// write nothing else.
 	termKey
+	// sourceKey holds how many partitions a topic has that groups read.
+	sourceKey
 )
 
 type key struct {
@@ -257,8 +259,8 @@ func (e *etcd) revoke(id int64) {
 // revokeAll ends the leases of all nodes, as a stall of etcd does.
 func (e *etcd) revokeAll() {
 	var ids []int64
-	for _, n := range e.w.nodes {
-		if s := e.entries[key{liveKey, int(n.id)}]; s.lease != 0 {
+	for i := range e.w.allNodes() {
+		if s := e.entries[key{liveKey, i + 1}]; s.lease != 0 {
 			ids = append(ids, s.lease)
 		}
 	}

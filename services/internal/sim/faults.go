@@ -65,7 +65,9 @@ func (w *world) fault() {
 		// A slow etcd: nobody reaches it.
 		w.isolate(&w.etcd.process, down)
 	case x < 95:
-		w.operator(w.rng.IntN(len(w.topics)), w.settings.unclean && w.chance(500))
+		i := w.rng.IntN(len(w.topics))
+		// What groups rest on must not be lost.
+		w.operator(i, w.settings.unclean && w.chance(500) && !w.topics[i].offsets)
 	case x < 97:
 		if w.settings.altered {
 			w.alterMinInsync(w.rng.IntN(len(w.topics)))

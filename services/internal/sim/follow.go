@@ -20,6 +20,7 @@ func (r *replica) fetch() {
 	if !ok {
 		return // Once it is written.
 	}
+	position.Probe = r.probe
 	leader, life := r.w.node(p.Leader), r.n.life
 	r.w.send(&r.n.process, &leader.process, func() { leader.replicas[r.index].serve(position, life) })
 }
@@ -27,7 +28,7 @@ func (r *replica) fetch() {
 // serve answers a follower, over the stream of that life of its process.
 func (r *replica) serve(p rules.Position, life int) {
 	f := r.rules.Fetch(p, r.w.time())
-	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: p.LogEnd, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: p.LogEnd, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart(), CoordinatorEpoch: r.rules.CoordinatorEpoch(), Probe: r.rules.Probe()}
 	switch f.Outcome {
 	case rules.FetchServed:
 		r.sent[p.Node], r.lives[p.Node] = p.LogEnd, life
@@ -67,7 +68,7 @@ func (r *replica) push(id cluster.NodeID) {
 	if r.w.settings.eager {
 		end = r.rules.Next()
 	}
-	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: follows, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart()}
+	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: follows, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart(), CoordinatorEpoch: r.rules.CoordinatorEpoch(), Probe: r.rules.Probe()}
 	from := sort.Search(len(r.batches), func(i int) bool { return r.batches[i].last >= follows })
 	to := from
 	for to < len(r.batches) && to-from < windowBatches && r.batches[to].last < end {
@@ -102,6 +103,7 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 	if r.cutting || r.n.epoch == 0 {
 		return
 	}
+	defer r.probed(in)
 	d := r.rules.Receive(in)
 	switch d.Outcome {
 	case rules.ReceiveDropped:
@@ -150,7 +152,7 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 		for _, b := range batches {
 			r.w.checkAppends(r, b)
 			r.batches = append(r.batches, b)
-			r.producers.Record(b.producer, b.base, -1, 0)
+			record(r.producers, b)
 		}
 		if len(batches) > 0 {
 			r.write(op{kind: opAppend, batches: batches})

@@ -48,7 +48,7 @@ func (c *controller) grow(index int, preferred bool) {
 		}
 		var loads []rules.NodeLoad
 		for id, n := range c.leased() {
-			if !n.Live || n.Leaving {
+			if !n.Live || n.Leaving || int(id) > len(c.w.nodes) {
 				continue
 			}
 			load := rules.NodeLoad{ID: id}

@@ -30,6 +30,9 @@ func (w *world) heal() {
 	for _, n := range w.nodes {
 		n.startAgain()
 	}
+	if w.crowd != nil {
+		w.crowd.heal()
+	}
 	w.later(2*w.settings.lease+w.settings.grace, w.operate)
 }
 
@@ -40,6 +43,9 @@ func (w *world) operate() {
 	for _, n := range w.nodes {
 		// Also one that had begun to stop when the faults ended.
 		n.startAgain()
+	}
+	if w.crowd != nil {
+		w.crowd.heal()
 	}
 	for i, p := range w.etcd.partitions {
 		if p.Leader == cluster.NoNode && len(p.ISR)+len(p.ELR) == 0 {
@@ -99,6 +105,9 @@ func (w *world) unrest() string {
 			return fmt.Sprintf("the consumer of partition %d is at %d of %d", i, c.consumer.offset, leader.rules.HighWatermark())
 		}
 	}
+	if w.crowd != nil {
+		return w.crowd.unrest()
+	}
 	return ""
 }
 
@@ -110,6 +119,11 @@ func (w *world) checkRest() {
 		fmt.Sscanf(what, "partition %d", &partition)
 		w.check.fail(35, partition, "%s after everything was healed", what)
 		return
+	}
+	if w.crowd != nil {
+		for _, h := range w.crowd.checks {
+			h.linearizable()
+		}
 	}
 	for i, p := range w.etcd.partitions {
 		leader := w.node(p.Leader).replicas[i]

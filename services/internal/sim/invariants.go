@@ -6,8 +6,8 @@ package sim
 // have seen it and acknowledgements by all rest on it. The checks hold the
 // protocol to that, which is more than what the clients of a run happen to see.
 //
-// Not here: 21 needs compaction; 27 to 34 are about groups and transactions; 36 is
-// for real processes.
+// Not here: 21 needs compaction; 33 and 34 are about transactions; 36 is for real
+// processes.
 var invariants = map[int]string{
 	1:  "what was acknowledged by all in-sync replicas is not lost",
 	2:  "one offset has one value",
@@ -34,5 +34,11 @@ var invariants = map[int]string{
 	24: "the epochs of a node rise, and whoever is added to an ISR is the process that is registered and live",
 	25: "a superseded leader acknowledges nothing that its successors lack",
 	26: "a node that stopped uncleanly is in no ISR or ELR before it has caught up",
+	27: "a partition of a group has one owner at any time, and the epochs of groups and members rise",
+	28: "a committed offset is a register, which falls by its owner's commits only",
+	29: "a commit counts if the member has the partition at the epoch that it carries, and only then",
+	30: "all below a committed offset was processed",
+	31: "the memory of a coordinator is the fold of its log",
+	32: "a coordinator that is superseded appends, answers and assigns nothing",
 	35: "once everything is healed everything comes to rest",
 }

@@ -166,7 +166,7 @@ func (n *node) giveAway(until time.Duration) {
 	}
 	c, id, epoch := n.w.anyController(), n.id, n.epoch
 	again := func() { n.w.after(&n.process, 50*time.Millisecond, func() { n.giveAway(until) }) }
-	n.call(c, func(answer func(any)) { c.leave(id, epoch, answer) }, func(answer any, known bool) {
+	n.w.call(&n.process, c, func(answer func(any)) { c.leave(id, epoch, answer) }, func(answer any, known bool) {
 		if revision, ok := answer.(int64); known && ok {
 			n.awaitView(revision, until, again)
 			return
@@ -205,7 +205,7 @@ func (n *node) deregister(attempts int) {
 		return
 	}
 	c, id, epoch := n.w.anyController(), n.id, n.epoch
-	n.call(c, func(answer func(any)) { c.deregister(id, epoch, answer) }, func(answer any, known bool) {
+	n.w.call(&n.process, c, func(answer func(any)) { c.deregister(id, epoch, answer) }, func(answer any, known bool) {
 		if !known || answer == nil {
 			n.w.after(&n.process, 100*time.Millisecond, func() { n.deregister(attempts - 1) })
 			return

@@ -76,7 +76,13 @@ func (w *world) resume(p *process) {
 
 // send sends a message that the network may drop, delay and duplicate.
 func (w *world) send(from, to *process, deliver func()) {
-	w.sendOnce(from, to, deliver)
+	w.sendCopies(from, to, func(bool) { deliver() })
+}
+
+// sendCopies sends a message that knows of each of its copies that it is one.
+func (w *world) sendCopies(from, to *process, message func(copied bool)) {
+	w.sendOnce(from, to, func() { message(false) })
+	deliver := func() { message(true) }
 	if w.calm || !w.chance(w.settings.duplicate) {
 		return
 	}

@@ -72,7 +72,7 @@ func number(yes bool) int64 {
 
 func (n *node) register(a admission) {
 	c := n.w.anyController()
-	n.call(c, func(answer func(any)) { c.register(a, answer) }, func(answer any, known bool) {
+	n.w.call(&n.process, c, func(answer func(any)) { c.register(a, answer) }, func(answer any, known bool) {
 		r, ok := answer.(registered)
 		switch {
 		case n.epoch != 0:
@@ -111,7 +111,7 @@ func (n *node) heartbeat() {
 		return
 	}
 	id, epoch := n.id, n.epoch
-	n.call(c, func(answer func(any)) {
+	n.w.call(&n.process, c, func(answer func(any)) {
 		c.ask(func() any { return w.etcd.heartbeat(id, epoch, w.settings.lease) }, func(current any, known bool) {
 			if known {
 				answer(current)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
 
 // windowBatches bounds what is sent to a follower in one message.
@@ -46,6 +47,10 @@ type replica struct {
 	waiters []waiter
 	// deletions are log starts that were asked for and wait for the low watermark.
 	deletions []int64
+	// fences are claims of coordinators that wait for their confirmation, and probe is
+	// the latest that the leader of this epoch has sent.
+	fences []fenceCheck
+	probe  int64
 
 	// possible is what this leadership has proposed on the partition epoch on, kept
 	// apart from what the rules make of it.
@@ -81,7 +86,7 @@ func (r *replica) note(what string, numbers ...int64) { r.w.note(r.index, r.n.na
 
 // state is what is written with every change.
 func (r *replica) state() rules.ReplicaLog {
-	return rules.ReplicaLog{Epochs: r.rules.Epochs(), LogStart: r.rules.LogStart(), LogEnd: r.rules.Next(), HighWatermark: r.rules.HighWatermark()}
+	return rules.ReplicaLog{Epochs: r.rules.Epochs(), LogStart: r.rules.LogStart(), LogEnd: r.rules.Next(), HighWatermark: r.rules.HighWatermark(), CoordinatorEpoch: r.rules.CoordinatorEpoch()}
 }
 
 // write queues a write; state is added to it.
@@ -183,6 +188,9 @@ func (r *replica) applied(before cluster.LeaderEpoch, a rules.Applied) {
 	if p.PartitionEpoch != r.on || a.Began {
 		r.possible, r.on = nil, p.PartitionEpoch
 	}
+	if before != p.LeaderEpoch {
+		r.probe = 0
+	}
 	if a.Ended {
 		r.fail()
 	}
@@ -204,11 +212,14 @@ func (r *replica) applied(before cluster.LeaderEpoch, a rules.Applied) {
 
 // fail answers all that wait: the next leader may have what they appended.
 func (r *replica) fail() {
-	waiting := r.waiters
-	r.waiters, r.deletions = nil, nil
+	waiting, fences := r.waiters, r.fences
+	r.waiters, r.deletions, r.fences = nil, nil, nil
 	for _, x := range waiting {
 		x.done.outcome = producedUnknown
 		x.reply(x.done)
+	}
+	for _, f := range fences {
+		f.reply(groups.Refused)
 	}
 }
 
@@ -232,6 +243,7 @@ func (r *replica) moved() {
 		x.reply(x.done)
 	}
 	r.waiters = kept
+	r.confirm()
 	r.deletions = slices.DeleteFunc(r.deletions, func(start int64) bool {
 		if r.rules.Role() != rules.Leading || start > r.rules.LowWatermark() {
 			return false
@@ -280,7 +292,7 @@ func (r *replica) propose() {
 	r.note("proposes", int64(p.LeaderEpoch), int64(p.PartitionEpoch), isr)
 	c := r.w.anyController()
 	id, epoch := r.n.id, r.n.epoch
-	r.n.call(c, func(answer func(any)) { c.alter(id, epoch, r.index, p, answer) }, func(answer any, known bool) {
+	r.w.call(&r.n.process, c, func(answer func(any)) { c.alter(id, epoch, r.index, p, answer) }, func(answer any, known bool) {
 		r.proposing = false
 		a, ok := answer.(altered)
 		if !known || !ok {

@@ -33,7 +33,7 @@ func (r *replica) produce(b batch, a acks, epoch cluster.LeaderEpoch, reply func
 		r.w.checkAppends(r, b)
 		r.rules.Queue(b.last + 1)
 		r.batches = append(r.batches, b)
-		r.producers.Record(b.producer, b.base, -1, 0)
+		record(r.producers, b)
 		r.note("appends", b.base, b.last, int64(b.epoch), b.value)
 		r.write(op{kind: opAppend, batches: []batch{b}})
 		if r.w.settings.eager {

@@ -1,8 +1,13 @@
-// Package sim steps the rules of replication through a model of a cluster: storage
-// nodes on model disks, metadata nodes over a model etcd, clients, and a network
-// that delays, drops, duplicates and reorders. All that happens follows from one
+// Package sim steps the rules of replication and of consumer groups through a model of
+// a cluster: storage nodes on model disks, metadata nodes over a model etcd, coordinators,
+// clients and members, and a network that delays, drops, duplicates and reorders. All that happens follows from one
 // seed: there is one thread, one source of random numbers, and no clock but the
 // time of the event at hand, so that a seed replays exactly.
+//
+// Every second seed, the even ones, has groups: one or two offsets partitions beside
+// the others, which live through the same faults as these, coordinators that write
+// them, and members (see groups.go). The odd ones are of replication alone, so that
+// groups take nothing from it: their numbers are drawn as if there were none.
 //
 // The decisions are those of package rules, as the services make them. What is
 // modelled is the rest: when a write is on the disk and what a crash leaves of it,
@@ -45,6 +50,8 @@ type Result struct {
 type Counts struct {
 	Acked, Consumed, Deletions, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
 	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded int
+	// Of the seeds with groups.
+	Coordinators, CoordinatorCrashes, Loads, Fenced, FencedOff, Doubtful, Assignments, Revoked, MemberCrashes, Lost, Processed, Committed, CommitsRefused int
 }
 
 // Options says how a seed is run.
@@ -58,6 +65,8 @@ type topic struct {
 	replicas  int
 	minInsync int
 	synced    bool
+	// offsets says that coordinators write it, and no producers.
+	offsets bool
 }
 
 func (t topic) traits() rules.TopicTraits {
@@ -83,6 +92,8 @@ type world struct {
 	etcd            *etcd
 	clients         []*client
 	processes       []*process
+	// crowd is nil in seeds without groups.
+	crowd *crowd
 	// cut holds the directed links that are cut, by the indexes of the processes.
 	cut [][]bool
 	// stalled holds until when links hold back what is sent.
@@ -151,6 +162,9 @@ func newWorld(seed uint64, o Options) *world {
 		t.replicas = min(t.replicas, nodes)
 		w.topics = append(w.topics, t)
 	}
+	if seed%2 == 0 {
+		w.crowd = newCrowd(w, nodes)
+	}
 	for _, t := range w.topics {
 		w.lowest, w.highest = append(w.lowest, t.minInsync), append(w.highest, t.minInsync)
 	}
@@ -164,6 +178,9 @@ func newWorld(seed uint64, o Options) *world {
 	}
 	for i := range w.topics {
 		w.clients = append(w.clients, newClient(w, i))
+	}
+	if w.crowd != nil {
+		w.crowd.populate()
 	}
 	w.cut = make([][]bool, len(w.processes))
 	for i := range w.cut {
@@ -182,12 +199,18 @@ func (w *world) run() {
 		n.start()
 	}
 	w.calm = true
+	if w.crowd != nil {
+		w.crowd.start()
+	}
 	w.until(time.Minute, w.created)
 	w.calm = false
 	for _, c := range w.clients {
 		c.start()
 	}
 	w.later(time.Second, w.fault)
+	if w.crowd != nil {
+		w.crowd.begin()
+	}
 	if w.settings.churn > 0 {
 		w.later(time.Second, w.churn)
 	}
@@ -226,6 +249,9 @@ func (w *world) created() bool {
 	return true
 }
 
+// maxSteps is far above what a run takes: time stands still.
+const maxSteps = 2_000_000
+
 // until runs events up to a time, until done or until an invariant is violated.
 func (w *world) until(end time.Duration, done func() bool) {
 	for w.check.violation == nil && !done() {
@@ -242,6 +268,9 @@ func (w *world) until(end time.Duration, done func() bool) {
 		w.trace.step(w.now, e.sequence)
 		e.run()
 		w.checkStep()
+		if w.steps == maxSteps {
+			w.check.fail(35, -1, "%d events do not bring it to an end", w.steps)
+		}
 	}
 }
 
@@ -257,6 +286,23 @@ func (w *world) between(low, high time.Duration) time.Duration {
 }
 
 func (w *world) node(id cluster.NodeID) *node { return w.nodes[int(id)-1] }
+
+// allNodes returns how many nodes there are: those of coordinators follow those of
+// storage.
+func (w *world) allNodes() int {
+	if w.crowd == nil {
+		return len(w.nodes)
+	}
+	return len(w.nodes) + len(w.crowd.coordinators)
+}
+
+// sources returns how many topics there are for groups to read.
+func (w *world) sources() int {
+	if w.crowd == nil {
+		return 0
+	}
+	return len(w.crowd.sources)
+}
 
 // report describes the violation.
 func (w *world) report(seed uint64) string {
@@ -315,4 +361,17 @@ func (c *Counts) add(o Counts) {
 	c.Altered += o.Altered
 	c.Grown += o.Grown
 	c.Superseded += o.Superseded
+	c.Coordinators += o.Coordinators
+	c.CoordinatorCrashes += o.CoordinatorCrashes
+	c.Loads += o.Loads
+	c.Fenced += o.Fenced
+	c.FencedOff += o.FencedOff
+	c.Doubtful += o.Doubtful
+	c.Assignments += o.Assignments
+	c.Revoked += o.Revoked
+	c.MemberCrashes += o.MemberCrashes
+	c.Lost += o.Lost
+	c.Processed += o.Processed
+	c.Committed += o.Committed
+	c.CommitsRefused += o.CommitsRefused
 }

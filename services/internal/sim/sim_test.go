@@ -45,6 +45,9 @@ func TestSeeds(t *testing.T) {
 		"clean stops": total.CleanStops, "duplicates": total.Duplicates, "fences": total.Fences, "terms": total.Terms, "mass losses of leases": total.MassLosses,
 		"unclean elections": total.Unclean, "deletions": total.Deletions, "truncations told to consumers": total.Truncated,
 		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "added replicas": total.Grown, "controllers that were superseded": total.Superseded,
+		"coordinators that begin": total.Coordinators, "crashes of coordinators": total.CoordinatorCrashes, "loads": total.Loads, "claims that do not hold": total.FencedOff,
+		"appends with an unknown outcome": total.Doubtful, "assignments": total.Assignments, "partitions given up": total.Revoked, "crashes of members": total.MemberCrashes,
+		"lost memberships": total.Lost, "commits": total.Committed, "refused commits": total.CommitsRefused,
 	} {
 		if n == 0 {
 			t.Errorf("no seed had any %s: the simulation has lost its object", what)

@@ -1,0 +1,175 @@
+package sim
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/rules/groups"
+)
+
+// The group of the history, and a partition that it reads.
+var (
+	readPartition = groups.Partition{Topic: cluster.TopicID{15: 1}}
+	readKey       = offsetKey{"g", readPartition}
+)
+
+// aMember is a record of a member that has the partition since an epoch, or nothing.
+func aMember(id groups.MemberID, epoch, since groups.Epoch) *groups.MemberRecord {
+	m := &groups.MemberRecord{Group: "g", Member: id, Epoch: epoch}
+	if since > 0 {
+		m.Assigned = []groups.Owned{{Partition: readPartition, Since: since}}
+	}
+	return m
+}
+
+// commitsLogged has a member commit an offset in the second session of its process; the log
+// has it.
+func (h *groupHistory) commitsLogged(commit int64, member groups.MemberID, epoch groups.Epoch, offset int64) {
+	h.commits[commit] = &commitFact{group: "g", member: member, epoch: epoch, partition: readPartition, offset: offset, session: 2, sent: commit}
+	h.logged(5*time.Second, h.epoch, h.end+1, []groups.Record{&groups.OffsetRecord{
+		Group: "g", Partition: readPartition, Offset: offset, Metadata: strconv.FormatInt(commit, 10),
+	}})
+}
+
+// TestGroupCheckerFindsAnomalies plants one anomaly at a time in a good history: a, which
+// began at 1 s and whose session goes on until 10 s, has processed 3 records, committed
+// offset 2 and has been seen to.
+func TestGroupCheckerFindsAnomalies(t *testing.T) {
+	t.Parallel()
+	logged := func(records ...groups.Record) func(*groupHistory) {
+		return func(h *groupHistory) { h.logged(5*time.Second, 1, h.end+int64(len(records)), records) }
+	}
+	fence := func(epoch cluster.CoordinatorEpoch) []groups.Record {
+		return []groups.Record{&groups.FenceRecord{Epoch: epoch}}
+	}
+	for _, test := range []struct {
+		name      string
+		invariant int
+		plant     func(*groupHistory)
+	}{
+		{"nothing", 0, func(*groupHistory) {}},
+		{"another takes what a has", 27, func(h *groupHistory) { h.session("b", 20*time.Second); h.takes(9*time.Second, "g", readPartition, "b") }},
+		{"another takes what a has given up", 0, func(h *groupHistory) {
+			h.gives("g", readPartition, "a")
+			h.takes(5*time.Second, "g", readPartition, "b")
+		}},
+		{"another takes what a had when its session was over", 0, func(h *groupHistory) { h.takes(10*time.Second, "g", readPartition, "b") }},
+		{"another takes what a had when it died", 0, func(h *groupHistory) { h.ends("a"); h.takes(5*time.Second, "g", readPartition, "b") }},
+		{"the log gives a partition to two", 27, logged(aMember("b", 2, 2))},
+		{"the log gives what is not given up", 27, func(h *groupHistory) {
+			m := aMember("a", 2, 0)
+			m.Revoking = []groups.Owned{{Partition: readPartition, Since: 1}}
+			h.logged(5*time.Second, 1, h.end+2, []groups.Record{m, aMember("b", 2, 2)})
+		}},
+		{"the log gives what is given up", 0, logged(aMember("a", 2, 0), aMember("b", 2, 2))},
+		{"the epoch of a group falls", 27, logged(&groups.GroupRecord{Group: "g"})},
+		{"the epoch of a member falls", 27, logged(aMember("a", 0, 0))},
+		{"an epoch is another assignment", 27, logged(aMember("a", 1, 1), &groups.MemberRecord{
+			Group: "g", Member: "a", Epoch: 1, Assigned: []groups.Owned{{Partition: groups.Partition{Topic: readPartition.Topic, Index: 1}, Since: 1}},
+		})},
+		{"a later offset", 0, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 3) }},
+		{"a lower offset of its owner", 28, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 3); h.commitsLogged(3, "a", 1, 2) }},
+		{"a late commit of its owner", 0, func(h *groupHistory) { h.commitsLogged(3, "a", 1, 3); h.commitsLogged(2, "a", 1, 2) }},
+		{"a lower offset of the next owner", 28, func(h *groupHistory) {
+			h.logged(5*time.Second, 1, h.end+2, []groups.Record{aMember("a", 2, 0), aMember("b", 2, 2)})
+			h.commitsLogged(2, "b", 2, 1)
+		}},
+		{"a commit of nobody", 28, logged(&groups.OffsetRecord{Group: "g", Partition: readPartition, Offset: 3, Metadata: "9"})},
+		{"a commit is answered and not in the log", 28, func(h *groupHistory) {
+			h.commits[2] = &commitFact{group: "g", member: "a", epoch: 1, partition: readPartition, offset: 3}
+			h.wrote(readKey, 7, 8, 2, true)
+		}},
+		{"a commit is not seen", 28, func(h *groupHistory) {
+			h.commitsLogged(2, "a", 1, 3)
+			h.wrote(readKey, 7, 8, 2, true)
+			h.read(readKey, 9, 10, 1)
+		}},
+		{"a commit under way is seen", 0, func(h *groupHistory) {
+			h.commitsLogged(2, "a", 1, 3)
+			h.read(readKey, 8, 9, 2)
+			h.wrote(readKey, 7, 10, 2, true)
+		}},
+		{"a commit without an answer is seen, and then not", 28, func(h *groupHistory) {
+			h.commitsLogged(2, "a", 1, 3)
+			h.wrote(readKey, 7, 0, 2, false)
+			h.read(readKey, 8, 9, 2)
+			h.read(readKey, 10, 11, 1)
+		}},
+		{"a commit without an answer is seen late", 0, func(h *groupHistory) {
+			h.commitsLogged(2, "a", 1, 3)
+			h.wrote(readKey, 7, 0, 2, false)
+			h.read(readKey, 8, 9, 1)
+			h.read(readKey, 10, 11, 2)
+		}},
+		{"a commit of another", 29, func(h *groupHistory) { h.commitsLogged(2, "b", 1, 3) }},
+		{"a commit of an epoch to come", 29, func(h *groupHistory) { h.commitsLogged(2, "a", 2, 3) }},
+		{"a commit of an earlier ownership", 29, func(h *groupHistory) {
+			h.logged(5*time.Second, 1, h.end+2, []groups.Record{aMember("a", 2, 0), aMember("a", 3, 3)})
+			h.commitsLogged(2, "a", 1, 3)
+		}},
+		{"a refused commit is in the log", 29, func(h *groupHistory) { h.refused(1) }},
+		{"a commit of what was not processed", 30, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 4) }},
+		{"a memory without an offset", 31, func(h *groupHistory) {
+			h.remembers(1, func(yield func(groups.Record) bool) {
+				_ = yield(&groups.GroupRecord{Group: "g", Epoch: 1}) && yield(aMember("a", 1, 1))
+			})
+		}},
+		{"a memory of another epoch", 31, func(h *groupHistory) {
+			h.remembers(1, func(yield func(groups.Record) bool) { yield(&groups.GroupRecord{Group: "g", Epoch: 2}) })
+		}},
+		{"a superseded coordinator appends", 32, func(h *groupHistory) {
+			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.logged(5*time.Second, 1, h.end+1, []groups.Record{aMember("a", 1, 1)})
+		}},
+		{"a coordinator appends before its fence", 32, func(h *groupHistory) { h.logged(5*time.Second, 2, h.end+1, []groups.Record{aMember("a", 1, 1)}) }},
+		{"an assignment of the log", 0, func(h *groupHistory) { h.assigns("g", "a", 1, aMember("a", 1, 1).Assigned) }},
+		{"an assignment that the log does not have", 32, func(h *groupHistory) { h.assigns("g", "a", 2, nil) }},
+		{"an answer without a confirmation", 32, func(h *groupHistory) { h.proves(1, 5*time.Second, 4*time.Second, "a fetch") }},
+		{"a confirmation of a superseded coordinator", 32, func(h *groupHistory) {
+			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.confirms(1, 6*time.Second)
+		}},
+		{"a confirmation that was asked for before", 0, func(h *groupHistory) {
+			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.confirms(1, 4*time.Second)
+		}},
+		{"a superseded coordinator answers heartbeats for long", 32, func(h *groupHistory) {
+			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.beats(8*time.Second, 1, 7*time.Second, 4*time.Second, 2*time.Second)
+		}},
+		{"a superseded coordinator answers a heartbeat for a while", 0, func(h *groupHistory) {
+			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.beats(6*time.Second, 1, 6*time.Second, 4*time.Second, 2*time.Second)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			h := newGroupHistory(newChecker([]topic{{replicas: 3, minInsync: 2, offsets: true}}), 0)
+			h.logged(time.Second, 1, 1, fence(1))
+			h.logged(time.Second, 1, 3, []groups.Record{&groups.GroupRecord{Group: "g", Epoch: 1}, aMember("a", 1, 1)})
+			h.session("a", 10*time.Second)
+			h.takes(time.Second, "g", readPartition, "a")
+			for i := range int64(3) {
+				h.processes("g", readPartition, i)
+			}
+			h.read(readKey, 1, 2, 0)
+			h.commitsLogged(1, "a", 1, 2)
+			h.wrote(readKey, 3, 4, 1, true)
+			h.read(readKey, 5, 6, 1)
+			test.plant(h)
+			h.linearizable()
+			got := 0
+			if h.k.violation != nil {
+				got = h.k.violation.Invariant
+			}
+			if got != test.invariant {
+				t.Errorf("found %+v, want a violation of invariant %d", h.k.violation, test.invariant)
+			}
+			if _, listed := invariants[got]; got != 0 && !listed {
+				t.Errorf("invariant %d is not listed", got)
+			}
+		})
+	}
+}
