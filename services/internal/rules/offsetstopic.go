@@ -21,8 +21,15 @@ const OffsetsTopicFactor = 3
 // replica, and goes back to the default, for good, once everywhere as many are in sync
 // as that takes. To raise it is safe at any time: it adds nobody to an ELR, and
 // leaders hear of it together with every ISR that was judged by it (KIP-966).
+//
+// What each member of a group is to have stands in one record, which cannot be split:
+// max.message.bytes is as high as can be.
 func OffsetsTopicConfig(inSync int) map[string]string {
-	config := map[string]string{CleanupPolicy: CleanupCompact, Durability: DurabilitySynced}
+	config := map[string]string{
+		CleanupPolicy:   CleanupCompact,
+		Durability:      DurabilitySynced,
+		MaxMessageBytes: strconv.Itoa(maxMaxMessageBytes),
+	}
 	if inSync < defaultMinInsyncReplicas {
 		config[MinInsyncReplicas] = strconv.Itoa(max(1, inSync))
 	}

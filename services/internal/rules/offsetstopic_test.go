@@ -16,7 +16,7 @@ func TestOffsetsTopicConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !config.Compacted() || config.Deletes() || !config.Synced() || config.MinInsyncReplicas != want {
+		if !config.Compacted() || config.Deletes() || !config.Synced() || config.MinInsyncReplicas != want || config.MaxMessageBytes != 16<<20 {
 			t.Errorf("with %d in sync: %+v", inSync, config)
 		}
 	}

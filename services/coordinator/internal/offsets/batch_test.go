@@ -2,13 +2,16 @@ package offsets
 
 import (
 	"encoding/hex"
+	"fmt"
 	"math"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
 
@@ -98,6 +101,29 @@ func TestEncodeRefuses(t *testing.T) {
 	}
 	if _, err := Encode([]groups.Record{large, large, large}, time.Now()); err == nil {
 		t.Error("a batch larger than MaxBatchBytes was encoded")
+	}
+}
+
+// A group of 1,000 members in which each has one partition of 500 topics.
+func TestTheTopicTakesLargeGroups(t *testing.T) {
+	t.Parallel()
+	large := &groups.GroupRecord{Group: "g", Target: map[groups.MemberID][]groups.Partition{}}
+	for member := range 1000 {
+		id := groups.MemberID(fmt.Sprintf("%036d", member))
+		for topic := range byte(250) {
+			large.Target[id] = append(large.Target[id], partition(topic, int32(member)))
+		}
+		for topic := range byte(250) {
+			large.Target[id] = append(large.Target[id], groups.Partition{Topic: cluster.TopicID{1, 15: topic}, Index: int32(member)})
+		}
+	}
+	batch, err := Encode([]groups.Record{large}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := rules.ParseTopicConfig(rules.OffsetsTopicConfig(1))
+	if err != nil || config.MaxMessageBytes != MaxBatchBytes || len(batch) > MaxBatchBytes {
+		t.Errorf("a group takes %d bytes; the topic takes %d, a batch has at most %d: %v", len(batch), config.MaxMessageBytes, MaxBatchBytes, err)
 	}
 }
 
