@@ -6,23 +6,20 @@ import (
 	"fmt"
 	"math/rand/v2"
 
-	"connectrpc.com/connect/v2"
-
 	"github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1/coordinatorv1connect"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
-	"github.com/runnel-mesh/runnel/sdk/transport"
 )
 
 // groups returns the client of the groups of the coordinator at an address.
 func (a *Admin) groups(address string) coordinatorv1connect.GroupServiceClient {
-	return coordinatorv1connect.NewGroupServiceClient(connect.NewClient(a.client.config.Transports.Transport(address, transport.Control)))
+	return a.client.groups(address)
 }
 
 // offsets returns the client of the offsets of the coordinator at an address.
 func (a *Admin) offsets(address string) coordinatorv1connect.OffsetServiceClient {
-	return coordinatorv1connect.NewOffsetServiceClient(connect.NewClient(a.client.config.Transports.Transport(address, transport.Control)))
+	return a.client.offsets(address)
 }
 
 // groupCoordinator returns where the coordinator of a group is reached. As long as the

@@ -257,7 +257,8 @@ func TestOffsetsOfAGroup(t *testing.T) {
 			{Topic: "u", Partition: 0, Offset: 7},
 		}
 		wanted := fmt.Sprint([]GroupOffset{
-			{TopicPartition{"t", 1}, Position{5, 2}, "m", at}, {TopicPartition{"u", 0}, Position{7, -1}, "", time.Time{}},
+			{TopicPartition: TopicPartition{"t", 1}, Position: Position{5, 2}, Metadata: "m", CommittedAt: at},
+			{TopicPartition: TopicPartition{"u", 0}, Position: Position{7, -1}},
 		})
 		four.fetch = &coordinatorv1.FetchOffsetsResponse{Offsets: committed}
 		if offsets, err := admin.ListCommitted(t.Context(), group(0), TopicPartition{"u", 0}, TopicPartition{"t", 2}, TopicPartition{"t", 1}); err != nil || fmt.Sprint(offsets) != wanted {

@@ -21,6 +21,9 @@ type GroupOffset struct {
 	Metadata string
 	// CommittedAt is when, by the coordinator's clock. It is not for commits.
 	CommittedAt time.Time
+
+	// tenure is that under which a member has read up to there; nil means the present.
+	tenure *tenure
 }
 
 // CommitOutcome says whether the offset of a partition was committed.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -27,6 +29,9 @@ type Config struct {
 	// Bootstrap holds addresses (host:port) of nodes of any role. One that
 	// answers is enough: the others are found through it.
 	Bootstrap []string
+	// ClientID is what the program calls itself, at most 255 bytes, for people who look
+	// at the members of a group; empty means the name of its executable file.
+	ClientID string
 	// Logger takes what heals by itself and so reaches nobody as an error, such
 	// as lost connections; nil discards it.
 	Logger *slog.Logger
@@ -75,6 +80,12 @@ func (c Config) NewClient() (*Client, error) {
 		if err := checkAddress(address); err != nil {
 			faults = append(faults, err)
 		}
+	}
+	if c.ClientID == "" {
+		c.ClientID = filepath.Base(os.Args[0])
+	}
+	if len(c.ClientID) > maxNameBytes {
+		faults = append(faults, fmt.Errorf("client id of %d bytes is longer than %d", len(c.ClientID), maxNameBytes))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -12,64 +11,8 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
-// ResetPolicy says what a consumer does when the partition does not hold the
-// offset at which it is to read on: retention has removed it, or it never was
-// there.
-//
-// That records which were read are no longer in the log, as after an unclean
-// election, Poll tells under every policy, with a [PartitionError] whose reason is
-// REASON_LOG_TRUNCATED. Under [ResetEarliest] and [ResetLatest] it tells so once,
-// and the consumer goes on where the log parts from what was read, or as the policy
-// says if that is not known.
-type ResetPolicy int8
-
-const (
-	// ResetNone fails the Poll with a [PartitionError] and leaves it to the
-	// program to seek. It is the default: going on by itself would pass over
-	// records, or read some twice, without anyone noticing.
-	ResetNone ResetPolicy = iota
-	// ResetEarliest goes on with the first record that the partition holds.
-	ResetEarliest
-	// ResetLatest goes on at the end of the partition.
-	ResetLatest
-)
-
-const (
-	defaultConsumerBuffer = 32 << 20
-	minConsumerBuffer     = 64 << 10
-	// maxResponseBytes is how much one response of a stream carries, unless a
-	// single batch is larger.
-	maxResponseBytes = 1 << 20
-	// pollBytes is about how much one Poll returns at most.
-	pollBytes = 1 << 20
-	// faultInterval is how often Poll repeats the error of a partition that
-	// nobody has done anything about.
-	faultInterval = time.Second
-)
-
-type consumerConfig struct {
-	reset       ResetPolicy
-	bufferBytes int64
-}
-
-// ConsumerOption changes a setting of a consumer.
-type ConsumerOption func(*consumerConfig)
-
-// WithReset sets what happens when the offset to read is not there; default
-// [ResetNone].
-func WithReset(policy ResetPolicy) ConsumerOption {
-	return func(c *consumerConfig) { c.reset = policy }
-}
-
-// WithMaxBufferedBytes bounds the records that are fetched ahead of Poll: 64 KiB
-// or more, default 32 MiB. What is counted is batches as received, and the
-// records of compressed ones. One response per node, of about 1 MiB, may come on
-// top.
-func WithMaxBufferedBytes(n int64) ConsumerOption {
-	return func(c *consumerConfig) { c.bufferBytes = n }
-}
-
-// Consumer reads partitions that it is told to read. Its methods may be called
+// Consumer reads partitions that it is told to read by Assign, or, as a member of a
+// group, those that the group gives it after Subscribe. Its methods may be called
 // concurrently; Poll is meant for one goroutine, since concurrent calls divide
 // the records among them in no particular way.
 type Consumer struct {
@@ -80,6 +23,13 @@ type Consumer struct {
 	tasks sync.WaitGroup
 	// attention holds a token while the supervisor may have to set its timer.
 	attention chan struct{}
+	// stage holds a token that whoever polls or leaves the group takes: the program is
+	// told of one change at a time.
+	stage chan struct{}
+	// coordinator is that of the consumer's group, commits go through committer; both
+	// are nil without a group.
+	coordinator *coordinator
+	committer   *committer
 
 	mu sync.Mutex
 	// changed is closed and replaced after anything that someone may wait for.
@@ -100,12 +50,19 @@ type Consumer struct {
 	fetchers map[fetcherKey]*fetcher
 	// buffered is the size of all chunks that wait for Poll.
 	buffered int64
+
+	// member is the place in the group; nil without a subscription.
+	member *membership
+	// held are records that Poll returns once the offset behind them is committed.
+	held Records
 }
 
 // reading is a partition that is being read. Guarded by the consumer's mu.
 type reading struct {
 	partition TopicPartition
 	id        cluster.TopicID
+	// tenure is that of a member of a group; nil for others.
+	tenure *tenure
 	// start and until are resolved at the leader as long as they are pending.
 	start        Start
 	startPending bool
@@ -150,20 +107,17 @@ func (r *reading) wanted() bool {
 }
 
 // NewConsumer returns a consumer without partitions. It does no I/O: that starts
-// with Assign.
+// with Assign, or, for a member of a group, with Subscribe.
 func (c *Client) NewConsumer(options ...ConsumerOption) (*Consumer, error) {
-	config := consumerConfig{bufferBytes: defaultConsumerBuffer}
+	config := consumerConfig{
+		bufferBytes:    defaultConsumerBuffer,
+		sessionTimeout: defaultSessionTimeout,
+		autoCommit:     defaultAutoCommit,
+	}
 	for _, option := range options {
 		option(&config)
 	}
-	var faults []error
-	if config.reset < ResetNone || config.reset > ResetLatest {
-		faults = append(faults, fmt.Errorf("reset policy %d is not none, earliest or latest", config.reset))
-	}
-	if config.bufferBytes < minConsumerBuffer {
-		faults = append(faults, fmt.Errorf("buffer of %d bytes is below %d", config.bufferBytes, minConsumerBuffer))
-	}
-	if err := errors.Join(faults...); err != nil {
+	if err := config.check(); err != nil {
 		return nil, err
 	}
 	consumer := &Consumer{
@@ -173,188 +127,17 @@ func (c *Client) NewConsumer(options ...ConsumerOption) (*Consumer, error) {
 		changed:    make(chan struct{}),
 		partitions: make(map[TopicPartition]*reading),
 		fetchers:   make(map[fetcherKey]*fetcher),
+		stage:      make(chan struct{}, 1),
+	}
+	consumer.unstage()
+	if config.inGroup {
+		consumer.coordinator = newCoordinator(c, config.group)
+		consumer.committer = &committer{consumer: consumer, wake: make(chan struct{}, 1)}
 	}
 	if err := c.join(consumer); err != nil {
 		return nil, err
 	}
 	return consumer, nil
-}
-
-// Assign replaces what the consumer reads. It returns once every start is known
-// as an offset: what is written from then on is behind [Latest]. On an error
-// nothing is assigned. Topics must exist.
-func (c *Consumer) Assign(ctx context.Context, assignments ...Assignment) error {
-	return c.assign(ctx, true, assignments)
-}
-
-// Add makes the consumer read more partitions, under the terms of Assign.
-// Partitions that it reads already begin anew as the assignment says; the others
-// are not disturbed.
-func (c *Consumer) Add(ctx context.Context, assignments ...Assignment) error {
-	return c.assign(ctx, false, assignments)
-}
-
-func (c *Consumer) assign(ctx context.Context, replace bool, assignments []Assignment) error {
-	if err := c.begin(); err != nil {
-		return err
-	}
-	fresh, err := c.readings(ctx, assignments)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return fmt.Errorf("consumer is %w", ErrClosed)
-	}
-	if replace {
-		c.remove(slices.Clone(c.order))
-	}
-	for _, r := range fresh {
-		if old := c.partitions[r.partition]; old != nil {
-			c.remove([]*reading{old})
-		}
-		c.partitions[r.partition] = r
-		c.order = append(c.order, r)
-	}
-	c.reconcile()
-	c.broadcast()
-	c.mu.Unlock()
-
-	if err := c.resolved(ctx, fresh); err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.remove(fresh)
-		c.broadcast()
-		return err
-	}
-	return nil
-}
-
-// readings returns what is to be read, one entry per partition.
-func (c *Consumer) readings(ctx context.Context, assignments []Assignment) ([]*reading, error) {
-	var all []*reading
-	seen := make(map[TopicPartition]bool)
-	for _, a := range assignments {
-		topic, err := c.client.view.topic(ctx, a.topic)
-		if err != nil {
-			return nil, err
-		}
-		first, last := a.partition, a.partition
-		if a.partition == allPartitions {
-			first, last = 0, int32(len(topic.Partitions))-1
-		}
-		if first < 0 || int(last) >= len(topic.Partitions) {
-			return nil, newError(errorsv1.Reason_REASON_PARTITION_NOT_FOUND,
-				"topic %q has no partition %d: it has %d, from 0", a.topic, a.partition, len(topic.Partitions))
-		}
-		if a.start.kind == startOffset && a.start.position.Offset < 0 {
-			return nil, newError(errorsv1.Reason_REASON_INVALID_REQUEST, "offset %d is below 0", a.start.position.Offset)
-		}
-		for partition := first; partition <= last; partition++ {
-			tp := TopicPartition{Topic: a.topic, Partition: partition}
-			if seen[tp] {
-				return nil, newError(errorsv1.Reason_REASON_INVALID_REQUEST, "%s is assigned twice", tp)
-			}
-			seen[tp] = true
-			unknown := Position{LeaderEpoch: -1}
-			r := &reading{partition: tp, id: topic.ID, next: unknown, ahead: unknown, until: a.until, highWatermark: -1}
-			r.begin(a.start)
-			all = append(all, r)
-		}
-	}
-	return all, nil
-}
-
-// begin makes a reading without buffered chunks start there.
-func (r *reading) begin(start Start) {
-	r.fault, r.faultShown, r.resume = nil, time.Time{}, nil
-	r.pause.reset()
-	r.aim(start)
-}
-
-// aim makes the fetcher go on there. What is buffered stays; what is under way
-// is void.
-func (r *reading) aim(start Start) {
-	r.session++
-	r.start, r.received = start, false
-	r.startPending = start.kind != startOffset
-	if !r.startPending {
-		r.moveTo(start.position)
-	}
-	r.retryAt = time.Time{}
-}
-
-// moveTo makes p the position behind what is buffered.
-func (r *reading) moveTo(p Position) {
-	r.ahead = p
-	if n := len(r.chunks); n > 0 {
-		r.chunks[n-1].next = p
-	} else {
-		r.next = p
-	}
-}
-
-// resolved waits until every start and bound is known.
-func (c *Consumer) resolved(ctx context.Context, fresh []*reading) error {
-	for {
-		c.mu.Lock()
-		changed := c.changed
-		pending := false
-		for _, r := range fresh {
-			if c.partitions[r.partition] != r {
-				// Replaced by a later assignment, or removed.
-				continue
-			}
-			if r.pending() && r.fault != nil {
-				c.mu.Unlock()
-				return r.fault
-			}
-			pending = pending || r.pending()
-		}
-		closed := c.closed
-		c.mu.Unlock()
-		switch {
-		case closed:
-			return fmt.Errorf("consumer is %w", ErrClosed)
-		case !pending:
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("finding where to begin: %w", context.Cause(ctx))
-		}
-	}
-}
-
-// Remove makes the consumer read partitions no more; those that it does not read
-// are ignored.
-func (c *Consumer) Remove(partitions ...TopicPartition) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var gone []*reading
-	for _, tp := range partitions {
-		if r := c.partitions[tp]; r != nil {
-			gone = append(gone, r)
-		}
-	}
-	c.remove(gone)
-	c.broadcast()
-}
-
-// remove drops readings that are still the ones of their partition. Callers hold
-// mu.
-func (c *Consumer) remove(gone []*reading) {
-	for _, r := range gone {
-		if c.partitions[r.partition] != r {
-			continue
-		}
-		c.drop(r)
-		c.leave(r)
-		delete(c.partitions, r.partition)
-		c.order = slices.DeleteFunc(c.order, func(other *reading) bool { return other == r })
-	}
 }
 
 // drop forgets what is buffered for a reading, and what is under way. Callers
@@ -364,117 +147,18 @@ func (c *Consumer) drop(r *reading) {
 		c.buffered -= r.chunks[i].size
 	}
 	r.chunks = nil
+	for i := range c.held.chunks {
+		if held := &c.held.chunks[i]; held.partition == r.partition {
+			r.next = Position{Offset: held.from, LeaderEpoch: -1}
+			break
+		}
+	}
+	c.held = c.held.without(func(held *chunk) bool { return held.partition == r.partition })
 	r.ahead = r.next
 	r.session++
 	if r.streaming {
 		r.fetcher.interrupt()
 	}
-}
-
-// Poll returns records as soon as there are any, at most about 1 MiB of them
-// unless a single batch is larger, and turn by turn from all partitions. It
-// waits until there are some, or until ctx ends, whose cause it then returns;
-// give it a context with a timeout to poll at intervals.
-//
-// A [PartitionError] says that one partition cannot be read on. It stops until
-// the program seeks or removes it, and Poll repeats the error every second while
-// the others go on; but see [ResetPolicy] about truncated logs. [ErrEnd] says that all partitions are at their bounds.
-// Everything else that can go wrong heals by itself and is not returned.
-func (c *Consumer) Poll(ctx context.Context) (Records, error) {
-	for {
-		records, wait, err := c.ready(time.Now())
-		if err != nil || records.count > 0 {
-			return records, err
-		}
-		if err := wait.done(ctx); err != nil {
-			return Records{}, err
-		}
-	}
-}
-
-// wait is what a Poll without records waits for.
-type wait struct {
-	changed <-chan struct{}
-	// again is how long until there may be something to say without a change;
-	// 0 for never.
-	again time.Duration
-}
-
-func (w wait) done(ctx context.Context) error {
-	var again <-chan time.Time
-	if w.again > 0 {
-		timer := time.NewTimer(w.again)
-		defer timer.Stop()
-		again = timer.C
-	}
-	select {
-	case <-w.changed:
-		return nil
-	case <-again:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// ready returns what Poll can return at once, or else what to wait for.
-func (c *Consumer) ready(now time.Time) (Records, wait, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return Records{}, wait{}, fmt.Errorf("consumer is %w", ErrClosed)
-	}
-	if len(c.order) == 0 {
-		return Records{}, wait{}, fmt.Errorf("nothing to poll: %w", ErrNotAssigned)
-	}
-	w := wait{changed: c.changed}
-	ended := true
-	for _, r := range c.order {
-		ended = ended && r.finished()
-		if r.fault == nil || len(r.chunks) > 0 || r.paused {
-			continue
-		}
-		if silence := faultInterval - now.Sub(r.faultShown); r.faultShown.IsZero() || silence <= 0 {
-			r.faultShown = now
-			fault := r.fault
-			if r.resume != nil {
-				r.begin(*r.resume)
-				c.summon(r)
-				c.broadcast()
-			}
-			return Records{}, w, fault
-		} else if w.again == 0 || silence < w.again {
-			w.again = silence
-		}
-	}
-	if ended {
-		return Records{}, w, ErrEnd
-	}
-	var records Records
-	var size int64
-	for took := true; took && size < pollBytes; {
-		took = false
-		for i := range c.order {
-			r := c.order[(c.turn+i)%len(c.order)]
-			if r.paused || len(r.chunks) == 0 || size >= pollBytes {
-				continue
-			}
-			next := r.chunks[0]
-			r.chunks[0] = chunk{}
-			r.chunks = r.chunks[1:]
-			r.next = next.next
-			size += next.size
-			records.chunks = append(records.chunks, next)
-			records.count += next.count
-			took = true
-		}
-	}
-	if size > 0 {
-		c.turn = (c.turn + 1) % len(c.order)
-		c.buffered -= size
-		c.broadcast()
-	}
-	return records, w, nil
 }
 
 // Seek makes the next Poll begin elsewhere in a partition, and clears its error.
@@ -584,15 +268,37 @@ func (c *Consumer) Assigned() []TopicPartition {
 	return all
 }
 
+// closeTimeout is how long Close tries to commit.
+const closeTimeout = 10 * time.Second
+
 // Close ends the consumer and waits for its goroutines. A Poll under way returns
-// [ErrClosed]. Closing again does nothing.
+// [ErrClosed].
+//
+// A member of a group leaves it: the Revoked callback runs, what the program has done
+// with is committed unless it does that itself, and the partitions go to others at
+// once, or, those of a static member, stay for the next process with its instance id.
+// What the last Poll returned counts as done only if another Poll has followed: a
+// program that has done with it and does not poll again calls [Consumer.Commit] first.
+// The error says what was not committed. Closing again does nothing.
 func (c *Consumer) Close() error {
+	var err error
 	c.shutdown.Do(func() {
 		c.mu.Lock()
 		c.closed = true
 		started, stop := c.started, c.stop
 		c.broadcast()
 		c.mu.Unlock()
+		<-c.stage
+		c.mu.Lock()
+		m := c.member
+		c.mu.Unlock()
+		if m != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			err = c.giveUp(ctx)
+			cancel()
+			c.dismiss(context.Background(), m, c.config.instanceID != "")
+		}
+		c.unstage()
 		if started {
 			stop()
 			c.tasks.Wait()
@@ -600,7 +306,7 @@ func (c *Consumer) Close() error {
 		}
 		c.client.leave(c)
 	})
-	return nil
+	return err
 }
 
 // reading returns the entry of a partition. Callers hold mu.
@@ -640,6 +346,9 @@ func (c *Consumer) begin() error {
 		return cancelTask
 	}
 	c.spawn(c.supervise)
+	if c.committer != nil {
+		c.spawn(c.committer.run)
+	}
 	return nil
 }
 
@@ -701,6 +410,12 @@ func (c *Consumer) reconcile() {
 	for _, r := range c.order {
 		topic, ok := image.TopicByID(r.id)
 		if !ok || int(r.partition.Partition) >= len(topic.Partitions) {
+			if r.tenure != nil {
+				// The image is behind the coordinator's, or the next assignment is
+				// without it.
+				c.leave(r)
+				continue
+			}
 			c.fail(r, -1, newError(errorsv1.Reason_REASON_TOPIC_NOT_FOUND, "topic %q (%s) was deleted", r.partition.Topic, r.id).withOutcome(fatal))
 			c.leave(r)
 			continue

@@ -60,6 +60,31 @@
 // [ResetPolicy] says otherwise: going on elsewhere by itself would lose records
 // silently.
 //
+// # Consumer groups
+//
+// Consumers of one group share the partitions of topics out among themselves, each
+// partition to exactly one of them, and the group remembers how far it has come: its
+// committed offsets. A consumer joins with [Consumer.Subscribe].
+//
+//	consumer, err := client.NewConsumer(runnel.WithGroup("billing"), runnel.WithReset(runnel.ResetEarliest))
+//	...
+//	err = consumer.Subscribe(ctx, "orders")
+//	...
+//	err = consumer.Run(ctx, func(ctx context.Context, record runnel.ConsumedRecord) error { ... })
+//	...
+//	err = consumer.Close()
+//
+// What happens to a record whose consumer dies is chosen by name:
+//
+//   - [AtLeastOnce], the default: a record is committed after the program has done
+//     with it, which it says by the next [Consumer.Poll]; some may be read twice.
+//   - [AtMostOnce]: a record is committed before the program gets it; some may be
+//     read by nobody.
+//
+// With [WithAutoCommit](0) the program commits: [Consumer.Commit] with [After]. The
+// callbacks of [Rebalance] tell which partitions come and go. A commit for a partition
+// that has gone to another member fails, and the error says so.
+//
 // # Errors
 //
 // Failures that the cluster names are an [Error] with a reason and the server's

@@ -291,7 +291,8 @@ func (e *BootstrapError) Unwrap() []error {
 // others go on; this one delivers nothing until it is sought or assigned again.
 type PartitionError struct {
 	TopicPartition
-	// Offset is the first offset that cannot be read.
+	// Offset is the first offset that cannot be read; -1 where none is known to begin
+	// at.
 	Offset int64
 	// NextOffset is an offset at which reading can go on, behind what is
 	// unreadable; -1 where none is known. Seeking to it skips records: that is
@@ -306,6 +307,8 @@ type PartitionError struct {
 func (e *PartitionError) Error() string {
 	s := fmt.Sprintf("%s at offset %d cannot be read: %v", e.TopicPartition, e.Offset, e.Err)
 	switch {
+	case e.Offset < 0:
+		s = fmt.Sprintf("%s cannot be read: %v", e.TopicPartition, e.Err)
 	case e.NextOffset >= e.Offset:
 		s += fmt.Sprintf("; seek to offset %d to skip it", e.NextOffset)
 	case e.NextOffset >= 0:

@@ -180,7 +180,12 @@ func (c *fakeCluster) createTopic(name string, partitions int) *fakeTopic {
 func (c *fakeCluster) createLocked(name string, partitions int, config map[string]string) *fakeTopic {
 	c.nextTopic++
 	t := &fakeTopic{id: [16]byte{0xff, c.nextTopic}, name: name, config: config}
-	stores := c.nodes[1:]
+	var stores []*fakeNode
+	for _, n := range c.nodes {
+		if n.role == metadatav1.NodeRole_NODE_ROLE_STORAGE {
+			stores = append(stores, n)
+		}
+	}
 	for i := range partitions {
 		t.partitions = append(t.partitions, &fakePartition{leader: stores[i%len(stores)].id, producers: make(map[int64]*fakeProducer)})
 	}

@@ -75,6 +75,9 @@ type ConsumedRecord struct {
 	// Key and Value tell null (nil) from empty.
 	Key, Value []byte
 	Headers    []Header
+
+	// tenure is that under which a member of a group has read the record.
+	tenure *tenure
 }
 
 func timestamp(ms int64) time.Time {

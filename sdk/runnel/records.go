@@ -60,6 +60,18 @@ func (r Records) ByPartition() iter.Seq2[TopicPartition, Records] {
 	}
 }
 
+// without returns the records but for those of certain chunks.
+func (r Records) without(dropped func(*chunk) bool) Records {
+	var left Records
+	for i := range r.chunks {
+		if c := &r.chunks[i]; !dropped(c) {
+			left.chunks = append(left.chunks, *c)
+			left.count += c.count
+		}
+	}
+	return left
+}
+
 // chunk is the part of one batch that a consumer asked for. It was read through
 // once when it arrived, so reading it again cannot fail.
 type chunk struct {
@@ -72,6 +84,9 @@ type chunk struct {
 	from, until int64
 	count       int
 	leaderEpoch int32
+	// tenure is that under which a member of a group has read the chunk; nil for
+	// others.
+	tenure *tenure
 	// size is what the chunk counts in the consumer's memory, in bytes.
 	size int64
 	// next is the position behind the chunk.
@@ -111,6 +126,7 @@ func (c *chunk) record(r *recordbatch.Record) ConsumedRecord {
 		Key:         r.Key,
 		Value:       r.Value,
 		Headers:     r.Headers,
+		tenure:      c.tenure,
 	}
 }
 

@@ -1,0 +1,280 @@
+package runnel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+)
+
+const (
+	// asyncCommitTimeout is how long a commit that nobody waits for is tried.
+	asyncCommitTimeout = 30 * time.Second
+	// maxCommitOffsets is how many offsets one request may carry.
+	maxCommitOffsets = 10_000
+	// maxQueuedCommits bounds the commits that nobody waits for.
+	maxQueuedCommits = 10_000
+)
+
+// After returns the offset to commit once a record, and all before it in its
+// partition, are done with.
+func After(record ConsumedRecord) GroupOffset {
+	return GroupOffset{
+		TopicPartition: TopicPartition{Topic: record.Topic, Partition: record.Partition},
+		Position:       Position{Offset: record.Offset + 1, LeaderEpoch: record.LeaderEpoch},
+		tenure:         record.tenure,
+	}
+}
+
+// CommitError says which offsets were not committed; all others were.
+type CommitError struct {
+	// Failed has why, in the order of topics and partitions.
+	Failed []CommitOutcome
+}
+
+// Error names the partitions, why, and the remedy.
+func (e *CommitError) Error() string {
+	const shown = 3
+	var parts []string
+	for i, f := range e.Failed {
+		if i == shown {
+			parts = append(parts, fmt.Sprintf("%d more", len(e.Failed)-shown))
+			break
+		}
+		parts = append(parts, fmt.Sprintf("%s: %v", f.TopicPartition, f.Err))
+	}
+	return "offsets are not committed: " + strings.Join(parts, "; ")
+}
+
+// Unwrap returns the errors of all partitions.
+func (e *CommitError) Unwrap() []error {
+	errs := make([]error, len(e.Failed))
+	for i, f := range e.Failed {
+		errs[i] = f.Err
+	}
+	return errs
+}
+
+// Commit records how far the consumer's group has come, and returns once that survives
+// any crash: the offsets given, see [After], or else those behind all that Poll has
+// returned. Whatever can be tried again is, until ctx ends; the outcome is then unknown.
+//
+// A [CommitError] says that partitions are not the member's any more, among other
+// things. What it has in hand of them somebody else does as well.
+//
+// Commits take effect in the order of their calls. A consumer with partitions by Assign
+// commits for a group that has no members.
+func (c *Consumer) Commit(ctx context.Context, offsets ...GroupOffset) error {
+	done := make(chan error, 1)
+	c.commit(offsets, ctx.Done(), func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("committing for group %q: %w", c.config.group, context.Cause(ctx))
+	}
+}
+
+// CommitAsync is Commit for those who do not wait: it is tried for 30 s, and callback,
+// which may be nil, is told what came of it. Callbacks run one after the other in a
+// goroutine that commits for the consumer, and must not wait for it.
+func (c *Consumer) CommitAsync(callback func(error), offsets ...GroupOffset) {
+	if callback == nil {
+		callback = func(err error) {
+			if err != nil {
+				c.client.config.Logger.Warn("commit failed", "group", c.config.group, "error", err)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), asyncCommitTimeout)
+	c.commit(offsets, ctx.Done(), func(err error) {
+		cancel()
+		callback(err)
+	})
+}
+
+// Committed returns what the consumer's group has committed for partitions, without
+// any for all; those without a committed offset are left out.
+func (c *Consumer) Committed(ctx context.Context, partitions ...TopicPartition) (map[TopicPartition]GroupOffset, error) {
+	committed, err := c.committed(ctx, partitions)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[TopicPartition]GroupOffset, len(committed))
+	for _, o := range groupOffsets(committed) {
+		all[o.TopicPartition] = o
+	}
+	return all, nil
+}
+
+func (c *Consumer) committed(ctx context.Context, partitions []TopicPartition) ([]*coordinatorv1.CommittedOffset, error) {
+	if c.coordinator == nil {
+		return nil, noGroup()
+	}
+	byTopic := make(map[string][]int32)
+	for _, tp := range partitions {
+		byTopic[tp.Topic] = append(byTopic[tp.Topic], tp.Partition)
+	}
+	request := &coordinatorv1.FetchOffsetsRequest{Group: c.config.group, Partitions: partitionSets(byTopic)}
+	var response *coordinatorv1.FetchOffsetsResponse
+	err := c.coordinator.call(ctx, func(ctx context.Context, address string) (err error) {
+		response, err = call(ctx, address, c.client.offsets(address).FetchOffsets, request)
+		return err
+	})
+	return response.GetOffsets(), err
+}
+
+func noGroup() *Error {
+	return newError(errorsv1.Reason_REASON_INVALID_GROUP_ID, "committed offsets are those of a group: make the consumer with WithGroup")
+}
+
+// finishAll notes that the program has done with all that Poll has returned.
+func (c *Consumer) finishAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.member == nil || !c.config.commitsItself() {
+		return
+	}
+	for _, o := range c.member.owned {
+		if r := o.reading; r != nil && !r.startPending && r.next.Offset >= 0 {
+			o.finished = r.next
+		}
+	}
+}
+
+// finish notes that the program has done with a record, and reports whether it is
+// still the member's.
+func (c *Consumer) finish(record ConsumedRecord) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := record.tenure
+	if o == nil {
+		return true
+	}
+	o.finished = After(record).Position
+	return c.holds(o)
+}
+
+// holds reports whether a tenure goes on. Callers hold mu.
+func (c *Consumer) holds(o *tenure) bool { return c.member != nil && c.member.owned[o.partition] == o }
+
+// commitFinished commits what the program has done with in partitions, where that is
+// left to the consumer.
+func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error {
+	if !c.config.commitsItself() {
+		return nil
+	}
+	c.mu.Lock()
+	offsets := finishedOffsets(slices.Values(tenures))
+	c.mu.Unlock()
+	if len(offsets) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return c.Commit(ctx, offsets...)
+}
+
+// finishedOffsets returns what has yet to be committed. Callers hold mu.
+func finishedOffsets(tenures func(yield func(*tenure) bool)) []GroupOffset {
+	var offsets []GroupOffset
+	for o := range tenures {
+		if o.finished.Offset >= 0 && o.finished != o.committed {
+			offsets = append(offsets, GroupOffset{TopicPartition: o.partition, Position: o.finished, tenure: o})
+		}
+	}
+	return offsets
+}
+
+// commitAhead commits the offsets behind the records that Poll is about to return, and
+// returns those of which that succeeded. The others stay held for the next Poll as long
+// as they are the member's.
+func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
+	c.mu.Lock()
+	held := c.held
+	c.mu.Unlock()
+	behind := make(map[TopicPartition]GroupOffset)
+	for _, chunk := range held.chunks {
+		behind[chunk.partition] = GroupOffset{TopicPartition: chunk.partition, Position: chunk.next, tenure: chunk.tenure}
+	}
+	offsets := make([]GroupOffset, 0, len(behind))
+	for _, offset := range behind {
+		offsets = append(offsets, offset)
+	}
+	err := c.Commit(ctx, offsets...)
+	failed := make(map[TopicPartition]bool)
+	if partly, ok := errors.AsType[*CommitError](err); ok {
+		err = nil
+		for _, f := range partly.Failed {
+			failed[f.TopicPartition] = true
+			if !lostPartition(f.Err) {
+				err = partly
+			}
+		}
+	}
+	if err != nil {
+		return Records{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	records := c.held.without(func(held *chunk) bool {
+		return failed[held.partition] || held.tenure != nil && !c.holds(held.tenure)
+	})
+	c.held = Records{}
+	return records, nil
+}
+
+// lostPartition reports whether a commit failed since the partition is not the
+// member's.
+func lostPartition(err error) bool {
+	switch ReasonOf(err) {
+	case errorsv1.Reason_REASON_UNKNOWN_MEMBER, errorsv1.Reason_REASON_MEMBER_FENCED, errorsv1.Reason_REASON_INSTANCE_FENCED,
+		errorsv1.Reason_REASON_STALE_MEMBER_EPOCH, errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED:
+		return true
+	}
+	return false
+}
+
+// remedied returns the error of a commit with what to do about it.
+func remedied(e *Error) *Error {
+	var remedy string
+	switch e.Reason {
+	case errorsv1.Reason_REASON_UNKNOWN_MEMBER, errorsv1.Reason_REASON_MEMBER_FENCED:
+		remedy = "the consumer has lost its place in the group and joins again: give up what is in hand and go on with Poll"
+	case errorsv1.Reason_REASON_STALE_MEMBER_EPOCH, errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED:
+		remedy = "another member may have the partition by now, from the last commit on: give up what is in hand and go on with Poll"
+	case errorsv1.Reason_REASON_INSTANCE_FENCED:
+		remedy = "another process has taken the instance id up: give each process its own"
+	default:
+		return e
+	}
+	told := *e
+	told.Message, told.cause = e.Message+"; "+remedy, e
+	return &told
+}
+
+// notHeld says that an offset was read under an assignment that is over.
+func notHeld(tp TopicPartition) *Error {
+	return remedied(newError(errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED, "%s is not assigned to the member, or was taken away since the record was read", tp))
+}
+
+// commitError returns nil if nothing has failed.
+func commitError(failed map[TopicPartition]error) error {
+	if len(failed) == 0 {
+		return nil
+	}
+	e := &CommitError{}
+	for tp, err := range failed {
+		e.Failed = append(e.Failed, CommitOutcome{TopicPartition: tp, Err: err})
+	}
+	slices.SortFunc(e.Failed, func(a, b CommitOutcome) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	return e
+}

@@ -1,0 +1,458 @@
+package runnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/recordbatch"
+	"github.com/runnel-mesh/runnel/sdk/transport"
+)
+
+// mortal is a process of its own: once it is dead nothing reaches the cluster.
+type mortal struct {
+	*fakeCluster
+	dead atomic.Bool
+}
+
+func (m *mortal) Transport(address string, class transport.Class) connect.Transport {
+	return mortalTransport{m, m.fakeCluster.Transport(address, class), address}
+}
+
+func (m *mortal) kill() {
+	m.dead.Store(true)
+	for _, n := range m.nodes {
+		n.cut()
+	}
+}
+
+type mortalTransport struct {
+	process *mortal
+	connect.Transport
+	address string
+}
+
+func (m mortalTransport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	if m.process.dead.Load() {
+		return nowhere{m.address}.NewClientStream(ctx, spec)
+	}
+	return m.Transport.NewClientStream(ctx, spec)
+}
+
+// TestDelivery kills a member at each step that it takes, and counts what its successor
+// reads again and what nobody has read.
+func TestDelivery(t *testing.T) {
+	const records = 12
+	for delivery, name := range map[Delivery]string{AtLeastOnce: "at least once", AtMostOnce: "at most once"} {
+		t.Run(name, func(t *testing.T) {
+			lost, repeated, kills := 0, 0, 0
+			for step, killed := 0, true; killed; step++ {
+				synctest.Test(t, func(t *testing.T) {
+					var times map[string]int
+					times, killed = deliver(t, delivery, step, records)
+					for n := range records {
+						switch times[strconv.Itoa(n)] {
+						case 0:
+							lost++
+							if delivery == AtLeastOnce {
+								t.Errorf("killed at step %d: record %d is lost", step, n)
+							}
+						case 1:
+						default:
+							repeated++
+							if delivery == AtMostOnce {
+								t.Errorf("killed at step %d: record %d is repeated", step, n)
+							}
+						}
+					}
+				})
+				kills++
+			}
+			t.Logf("%d kills: %d lost, %d repeated", kills-1, lost, repeated)
+			if kills < 20 {
+				t.Errorf("only %d kills", kills)
+			}
+			if lost+repeated == 0 {
+				t.Error("no kill has cost anything: they miss their moments")
+			}
+		})
+	}
+}
+
+// deliver lets a member read a partition and kills it at a step, and a successor finish;
+// it returns how often each record was handled, and whether it came to the kill.
+func deliver(t *testing.T, delivery Delivery, step, records int) (times map[string]int, killed bool) {
+	c := newFakeCluster(1)
+	g := c.addCoordinators(1)
+	c.createTopic("t", 1)
+	for n := 0; n < records; n += 3 {
+		c.fill(t, "t", 0, recordbatch.None, numbers(n, n+3)...)
+	}
+	// One batch per response, and so about one per poll.
+	options := []ConsumerOption{WithSessionTimeout(3 * time.Second), WithDelivery(delivery), WithReset(ResetEarliest), WithGroup("g")}
+	if delivery == AtLeastOnce {
+		options = append(options, WithAutoCommit(7*time.Millisecond))
+	}
+	process := &mortal{fakeCluster: c}
+	var mu sync.Mutex
+	passed := 0
+	// dies reports whether the member dies here.
+	dies := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if process.dead.Load() {
+			return true
+		}
+		passed++
+		if passed > step {
+			killed = true
+			process.dead.Store(true)
+		}
+		return process.dead.Load()
+	}
+	g.onCommit = func(r *coordinatorv1.CommitOffsetsRequest) fault {
+		if process.dead.Load() {
+			return fault{}
+		}
+		if dies() {
+			return fault{cut: true}
+		}
+		if dies() {
+			return fault{cut: true, appended: true}
+		}
+		return fault{}
+	}
+	times = make(map[string]int)
+	handle := func(r ConsumedRecord) {
+		mu.Lock()
+		defer mu.Unlock()
+		times[string(r.Value)]++
+	}
+	client, err := Config{Bootstrap: []string{"meta:1"}, Transports: process, ClientID: "a"}.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close() // Of a dead process: it reaches nobody.
+	first, err := client.NewConsumer(options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subscribe(t, first, "t")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+reading:
+	for !dies() {
+		short, done := context.WithTimeout(ctx, 100*time.Millisecond)
+		polled, err := first.Poll(short)
+		done()
+		if ctx.Err() != nil || err == nil && dies() {
+			break
+		}
+		for r := range polled.All() {
+			sleepFor(t, 5*time.Millisecond)
+			if dies() {
+				break reading
+			}
+			handle(r)
+			if dies() {
+				break reading
+			}
+		}
+	}
+	mu.Lock()
+	dead := killed
+	mu.Unlock()
+	if !dead {
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	process.kill()
+	sleepFor(t, 4*time.Second)
+	second := c.member(t, "b", options...)
+	subscribe(t, second, "t")
+	for {
+		short, done := context.WithTimeout(t.Context(), 10*time.Second)
+		polled, err := second.Poll(short)
+		done()
+		if err != nil {
+			return times, dead
+		}
+		for r := range polled.All() {
+			handle(r)
+		}
+	}
+}
+
+// TestAtMostOnceReturnsNothingUncommitted: what could not be committed is kept back, and
+// comes once it can.
+func TestAtMostOnceReturnsNothingUncommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0", "1")
+		var down atomic.Bool
+		down.Store(true)
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+			if down.Load() {
+				return fault{failure: failureOf(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE)}
+			}
+			return fault{}
+		}
+		a := c.member(t, "a", WithDelivery(AtMostOnce))
+		subscribe(t, a, "t")
+		nothing(t, a)
+		down.Store(false)
+		want(t, poll(t, a, 2), "0:0=0", "0:1=1")
+		if g.committed(t0) != 2 {
+			t.Errorf("committed = %d", g.committed(t0))
+		}
+	})
+}
+
+// TestCloseCommits what the program has done with, and nothing else.
+func TestCloseCommits(t *testing.T) {
+	for name, test := range map[string]struct {
+		polls     int
+		committed int64
+	}{"after the first poll": {1, 0}, "after another poll": {2, 3}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
+				c.createTopic("t", 1)
+				c.fill(t, "t", 0, recordbatch.None, numbers(0, 3)...)
+				a := c.member(t, "a", WithAutoCommit(time.Hour))
+				subscribe(t, a, "t")
+				poll(t, a, 3)
+				if test.polls > 1 {
+					nothing(t, a)
+				}
+				if err := a.Close(); err != nil {
+					t.Error(err)
+				}
+				if got := max(g.committed(t0), 0); got != test.committed {
+					t.Errorf("committed = %d, want %d", got, test.committed)
+				}
+				if err := a.Commit(t.Context()); !errors.Is(err, ErrClosed) {
+					t.Errorf("Commit after Close = %v", err)
+				}
+				if _, err := a.Poll(t.Context()); !errors.Is(err, ErrClosed) {
+					t.Errorf("Poll after Close = %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestAutoCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, numbers(0, 3)...)
+		a := c.member(t, "a")
+		subscribe(t, a, "t")
+		poll(t, a, 3)
+		sleepFor(t, 20*time.Second)
+		if got := g.committed(t0); got > 0 {
+			t.Errorf("committed %d while the program may still be at work", got)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := a.Poll(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		sleepFor(t, 6*time.Second)
+		if got := g.committed(t0); got != 3 {
+			t.Errorf("committed = %d", got)
+		}
+	})
+}
+
+// TestCommitsKeepTheirOrder: one at a time, and what gathers meanwhile goes together.
+func TestCommitsKeepTheirOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, numbers(0, 9)...)
+		gate := make(chan struct{})
+		requests := 0
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+			requests++
+			return fault{wait: gate}
+		}
+		a := c.member(t, "a", WithAutoCommit(0))
+		subscribe(t, a, "t")
+		records, err := a.Poll(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := 0
+		for i, r := range records.Slice()[:8] {
+			a.CommitAsync(func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				if told != i {
+					t.Errorf("callback %d comes as number %d", i, told)
+				}
+				told++
+			}, After(r))
+			synctest.Wait()
+		}
+		close(gate)
+		if err := a.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if requests > 3 || told != 8 || g.committed(t0) != 9 {
+			t.Errorf("%d requests, %d callbacks, committed %d", requests, told, g.committed(t0))
+		}
+		committed, err := a.Committed(t.Context(), t0, TopicPartition{"t", 7})
+		if err != nil || len(committed) != 1 || committed[t0].Position != (Position{Offset: 9, LeaderEpoch: 0}) {
+			t.Errorf("committed = %+v, %v", committed, err)
+		}
+		// Going back is for the program to decide.
+		if err := a.Commit(t.Context(), GroupOffset{TopicPartition: t0, Position: Position{Offset: 4, LeaderEpoch: -1}, Metadata: "again"}); err != nil {
+			t.Fatal(err)
+		}
+		if committed, _ = a.Committed(t.Context()); committed[t0].Offset != 4 || committed[t0].LeaderEpoch != -1 || committed[t0].Metadata != "again" {
+			t.Errorf("committed = %+v", committed)
+		}
+	})
+}
+
+func TestCommitErrorsNameTheRemedy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0")
+		var failing atomic.Int32
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+			if reason := errorsv1.Reason(failing.Load()); reason != errorsv1.Reason_REASON_UNSPECIFIED {
+				return fault{failure: failureOf(reason)}
+			}
+			return fault{}
+		}
+		a := c.member(t, "a", WithAutoCommit(0))
+		subscribe(t, a, "t")
+		poll(t, a, 1)
+		for _, reason := range []errorsv1.Reason{
+			errorsv1.Reason_REASON_UNKNOWN_MEMBER, errorsv1.Reason_REASON_MEMBER_FENCED, errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
+			errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED,
+		} {
+			failing.Store(int32(reason))
+			err := a.Commit(t.Context())
+			failed, ok := errors.AsType[*CommitError](err)
+			if !ok || ReasonOf(err) != reason || len(failed.Failed) != 1 || failed.Failed[0].TopicPartition != t0 || !strings.Contains(err.Error(), "go on with Poll") {
+				t.Errorf("%v: %v", reason, err)
+			}
+		}
+		failing.Store(int32(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE))
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if err := a.Commit(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without a coordinator: %v", err)
+		}
+		failing.Store(0)
+		if err := a.Commit(t.Context(), GroupOffset{TopicPartition: TopicPartition{"t", 5}}); ReasonOf(err) != errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED {
+			t.Errorf("a partition of nobody: %v", err)
+		}
+		if err := c.consumer(t).Commit(t.Context()); ReasonOf(err) != errorsv1.Reason_REASON_INVALID_GROUP_ID {
+			t.Errorf("without a group: %v", err)
+		}
+	})
+}
+
+// TestCommitWithoutMembership is what a program that assigns partitions itself does.
+func TestCommitWithoutMembership(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0", "1")
+		a := c.member(t, "a")
+		if err := a.Assign(t.Context(), At("t", 0, Earliest())); err != nil {
+			t.Fatal(err)
+		}
+		poll(t, a, 2)
+		if err := a.Commit(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := g.history(); len(got) != 1 || got[0] != "commit nobody t-0=2" {
+			t.Errorf("events = %v", got)
+		}
+	})
+}
+
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, numbers(0, 5)...)
+		a := c.member(t, "a", WithAutoCommit(time.Hour))
+		subscribe(t, a, "t")
+		var handled []string
+		refused := errors.New("refused")
+		handler := func(_ context.Context, r ConsumedRecord) error {
+			if string(r.Value) == "3" && refused != nil {
+				return refused
+			}
+			handled = append(handled, string(r.Value))
+			return nil
+		}
+		err := a.Run(t.Context(), handler)
+		if !errors.Is(err, refused) || !strings.Contains(fmt.Sprint(err), "t-0, offset 3") {
+			t.Errorf("Run = %v", err)
+		}
+		want(t, handled, "0", "1", "2")
+		if g.committed(t0) != 3 {
+			t.Errorf("committed = %d", g.committed(t0))
+		}
+		refused = nil
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := a.Run(ctx, handler); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		want(t, handled, "0", "1", "2", "3", "4")
+		if g.committed(t0) != 5 {
+			t.Errorf("committed = %d", g.committed(t0))
+		}
+	})
+}
+
+func TestGroupOptionsAreChecked(t *testing.T) {
+	client := newFakeCluster(1).client(t)
+	for name, options := range map[string][]ConsumerOption{
+		"group id":          {WithGroup("")},
+		"longer than 255":   {WithGroup("g"), WithInstanceID(strings.Repeat("x", 256))},
+		"assignor":          {WithGroup("g"), WithAssignor("best")},
+		"session timeout":   {WithGroup("g"), WithSessionTimeout(time.Millisecond)},
+		"delivery":          {WithGroup("g"), WithDelivery(7)},
+		"auto-commit":       {WithGroup("g"), WithAutoCommit(-1)},
+		"leave WithAuto":    {WithGroup("g"), WithAutoCommit(0), WithDelivery(AtMostOnce)},
+		"add WithGroup":     {WithAutoCommit(0)},
+		"1 to 255":          {WithGroup(strings.Repeat("x", 256))},
+		"sticky, range or ": {WithGroup("g"), WithAssignor("x")},
+	} {
+		if _, err := client.NewConsumer(options...); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,418 @@
+package runnel
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+)
+
+// Rebalance holds what is called when the partitions of a member change. All three
+// may be nil. They run inside [Consumer.Poll], Revoked also inside
+// [Consumer.Unsubscribe] and [Consumer.Close], one at a time, and may use the consumer,
+// except for Poll, Subscribe, Unsubscribe and Close. While one runs nobody else gets a
+// partition that the member had; a member that takes longer than 5 minutes to give
+// partitions up loses its place. Their context ends then, not with that of Poll.
+type Rebalance struct {
+	// Assigned tells of partitions that the member reads from now on, behind what the
+	// group has committed; Seek may move them. It comes after each change of the group
+	// that concerns the member, without partitions if there are no new ones.
+	Assigned func(ctx context.Context, partitions []TopicPartition)
+	// Revoked tells of partitions that the member gives up: they are still its own, and
+	// what it has done there can be committed. Afterwards somebody else reads them.
+	Revoked func(ctx context.Context, partitions []TopicPartition)
+	// Lost tells of partitions that are the member's no more, because nobody has heard
+	// of it for the session timeout, or it did not give partitions up in time. Somebody
+	// else may be reading them: nothing can be committed.
+	Lost func(ctx context.Context, partitions []TopicPartition)
+}
+
+// GroupStatus is how a member stands in its group, as the coordinator last told.
+type GroupStatus struct {
+	MemberID string
+	// MemberEpoch is that of the newest assignment, from 1.
+	MemberEpoch int64
+	// Assignor is how the group shares partitions out.
+	Assignor string
+	// Members and Partitions are the sizes of the group: its members, and the
+	// partitions of all topics that it is subscribed to. With fewer partitions than
+	// members some are idle.
+	Members, Partitions int
+	// Awaited is how many partitions are meant for this member and others have yet to
+	// give up.
+	Awaited int
+	// MissingTopics are subscribed topics that do not exist; they are waited for.
+	MissingTopics []string
+	// SessionTimeout is how long the member may go unheard.
+	SessionTimeout time.Duration
+}
+
+// Subscribe makes the consumer a member of its group ([WithGroup]) that reads these
+// topics, in place of what it was subscribed to. It returns once the coordinator has
+// admitted it. A topic that does not exist is waited for; see [Consumer.GroupStatus].
+//
+// Which partitions the member has is decided by the coordinator and changes with the
+// group. [Consumer.Poll] carries the changes out: a program that does not poll for long
+// holds the others up, and loses its partitions after 5 minutes if some are wanted back.
+func (c *Consumer) Subscribe(ctx context.Context, topics ...string) error {
+	if len(topics) == 0 || slices.Contains(topics, "") {
+		return newError(errorsv1.Reason_REASON_INVALID_SUBSCRIPTION, "a subscription names at least one topic")
+	}
+	return c.subscribe(ctx, &coordinatorv1.Subscription{Topics: slices.Compact(slices.Sorted(slices.Values(topics)))})
+}
+
+// SubscribePattern is Subscribe with all topics, those to come among them, whose whole
+// name matches a regular expression in the syntax of package regexp. It never matches
+// internal topics, whose names begin with "__".
+func (c *Consumer) SubscribePattern(ctx context.Context, pattern string) error {
+	if _, err := regexp.Compile(pattern); err != nil || pattern == "" {
+		return newError(errorsv1.Reason_REASON_INVALID_SUBSCRIPTION, "pattern %q is no regular expression: %v", pattern, cmp.Or(err, fmt.Errorf("it is empty")))
+	}
+	return c.subscribe(ctx, &coordinatorv1.Subscription{TopicPattern: pattern})
+}
+
+func (c *Consumer) subscribe(ctx context.Context, subscription *coordinatorv1.Subscription) error {
+	if !c.config.inGroup {
+		return newError(errorsv1.Reason_REASON_INVALID_GROUP_ID, "a subscription needs a group: make the consumer with WithGroup, or use Assign")
+	}
+	if err := c.begin(); err != nil {
+		return err
+	}
+	// That nobody can be reached is told at once.
+	if _, err := c.client.view.fresh(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	m := c.member
+	switch {
+	case c.closed:
+		c.mu.Unlock()
+		return fmt.Errorf("consumer is %w", ErrClosed)
+	case m != nil:
+		m.subscribe(subscription)
+	case len(c.order) > 0:
+		c.mu.Unlock()
+		return newError(errorsv1.Reason_REASON_INVALID_SUBSCRIPTION, "the consumer has partitions by Assign: a member of a group gets them from the group; remove them first")
+	default:
+		m = c.newMembership(subscription)
+		c.member = m
+	}
+	version := m.version
+	c.mu.Unlock()
+
+	for {
+		c.mu.Lock()
+		changed, err := c.changed, m.fatal
+		if err == nil {
+			err, m.refusal = m.refusal, nil
+		}
+		admitted, over, member := m.admitted >= version || m.version != version, m.over || c.closed, m.admitted > 0
+		c.mu.Unlock()
+		switch {
+		case over:
+			return fmt.Errorf("consumer is %w", ErrClosed)
+		case admitted:
+			return nil
+		case err == nil:
+			if err = (wait{changed: changed}).done(ctx); err == nil {
+				continue
+			}
+			c.mu.Lock()
+			hindrance := m.hindrance
+			c.mu.Unlock()
+			if err = fmt.Errorf("joining group %q: %w", c.config.group, err); hindrance != nil {
+				err = fmt.Errorf("%w (so far: %w)", err, hindrance)
+			}
+		}
+		if !member {
+			// It never was a member, and does not become one behind the program's back.
+			c.dismiss(ctx, m, false)
+		}
+		return err
+	}
+}
+
+// Unsubscribe ends the membership: what the program has done with is committed, unless
+// it does that itself, after the Revoked callback, and the partitions go to others at
+// once.
+func (c *Consumer) Unsubscribe(ctx context.Context) error {
+	select {
+	case <-c.stage:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer c.unstage()
+	c.mu.Lock()
+	m := c.member
+	c.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	err := c.giveUp(ctx)
+	c.dismiss(ctx, m, false)
+	return err
+}
+
+// GroupStatus returns how the consumer stands in its group; ok is false before it is a
+// member.
+func (c *Consumer) GroupStatus() (status GroupStatus, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.member == nil || c.member.epoch == 0 {
+		return GroupStatus{}, false
+	}
+	return c.member.status, true
+}
+
+// dismiss ends a membership.
+func (c *Consumer) dismiss(ctx context.Context, m *membership, keep bool) {
+	m.leave(ctx, keep)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range m.owned {
+		c.end(o)
+	}
+	c.held = Records{}
+	if c.member == m {
+		c.member = nil
+	}
+	c.broadcast()
+}
+
+// unstage gives the token of stage back.
+func (c *Consumer) unstage() { c.stage <- struct{}{} }
+
+// tell calls a callback of the program.
+func (c *Consumer) tell(ctx context.Context, callback func(context.Context, []TopicPartition), partitions []TopicPartition) {
+	if callback == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rebalanceTimeout)
+	defer cancel()
+	slices.SortFunc(partitions, func(a, b TopicPartition) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	callback(ctx, partitions)
+}
+
+// rebalance takes one step towards what the group wants, and reports whether there was
+// one to take. Callers hold the stage.
+func (c *Consumer) rebalance(ctx context.Context) (stepped bool, err error) {
+	c.mu.Lock()
+	m := c.member
+	if m == nil {
+		c.mu.Unlock()
+		return false, nil
+	}
+	m.expire(time.Now())
+	switch {
+	case len(m.lost) > 0:
+		lost := m.lost
+		m.lost = nil
+		c.mu.Unlock()
+		c.tell(ctx, c.config.rebalance.Lost, lost)
+		return true, nil
+	case m.fatal != nil:
+		err = m.fatal
+	case m.refusal != nil:
+		err, m.refusal = m.refusal, nil
+	case m.target != nil:
+		to, incarnation := m.target, m.incarnation
+		revoked := m.revoke(to)
+		c.mu.Unlock()
+		if err := c.handOver(ctx, revoked); err != nil {
+			c.client.config.Logger.Warn("offsets of revoked partitions are not committed: what was read there is read again by others",
+				"group", c.config.group, "error", err)
+		}
+		c.mu.Lock()
+		if !m.over && m.incarnation == incarnation {
+			m.apply(to)
+		}
+		stepped = true
+	default:
+		if begun, ok := m.begin(); ok {
+			c.mu.Unlock()
+			c.tell(ctx, c.config.rebalance.Assigned, begun)
+			return true, nil
+		}
+	}
+	c.mu.Unlock()
+	return stepped, err
+}
+
+// revoke stops reading what an assignment takes away, and returns it. Callers hold mu.
+func (m *membership) revoke(to *target) []*tenure {
+	c := m.consumer
+	var revoked []*tenure
+	for tp, o := range m.owned {
+		if id, ok := to.partitions[tp]; ok && id == o.id {
+			continue
+		}
+		o.revoking = true
+		if o.reading != nil {
+			c.drop(o.reading)
+			o.reading.paused = true
+			revoked = append(revoked, o)
+		}
+	}
+	return revoked
+}
+
+// handOver tells the program of what it gives up, and commits what it has done with
+// there.
+func (c *Consumer) handOver(ctx context.Context, revoked []*tenure) error {
+	if len(revoked) == 0 {
+		return nil
+	}
+	partitions := make([]TopicPartition, len(revoked))
+	for i, o := range revoked {
+		partitions[i] = o.partition
+	}
+	c.tell(ctx, c.config.rebalance.Revoked, partitions)
+	return c.commitFinished(ctx, revoked)
+}
+
+// giveUp is what happens to the partitions of a member that leaves. Callers hold the
+// stage.
+func (c *Consumer) giveUp(ctx context.Context) error {
+	c.mu.Lock()
+	m := c.member
+	if m == nil {
+		c.mu.Unlock()
+		return nil
+	}
+	m.expire(time.Now())
+	lost := m.lost
+	m.lost = nil
+	revoked := m.revoke(&target{})
+	c.mu.Unlock()
+	if len(lost) > 0 {
+		c.tell(ctx, c.config.rebalance.Lost, lost)
+	}
+	return c.handOver(ctx, revoked)
+}
+
+// apply makes an assignment the one that is followed, of which what it takes away was
+// given up, and confirms it. Callers hold mu.
+func (m *membership) apply(to *target) {
+	c := m.consumer
+	for _, o := range m.owned {
+		if o.revoking {
+			c.end(o)
+		}
+	}
+	m.epoch = to.epoch
+	if m.target == to {
+		m.target = nil
+	}
+	var added []*tenure
+	for tp, id := range to.partitions {
+		if m.owned[tp] == nil {
+			none := Position{Offset: -1, LeaderEpoch: -1}
+			o := &tenure{partition: tp, id: id, finished: none, committed: none}
+			m.owned[tp] = o
+			added = append(added, o)
+		}
+	}
+	m.announce = true
+	m.nextBeat = time.Now()
+	m.wake()
+	if len(added) > 0 {
+		c.spawn(func(ctx context.Context) { m.locate(ctx, added) })
+	}
+}
+
+// locate asks where the group has come to in partitions that are new.
+func (m *membership) locate(ctx context.Context, added []*tenure) {
+	c := m.consumer
+	partitions := make([]TopicPartition, len(added))
+	for i, o := range added {
+		partitions[i] = o.partition
+	}
+	var pause backoff
+	committed, err := c.committed(ctx, partitions)
+	for e, ok := errors.AsType[*Error](err); ok && e.outcome != fatal; e, ok = errors.AsType[*Error](err) {
+		if sleep(ctx, pause.next()) != nil {
+			return
+		}
+		committed, err = c.committed(ctx, partitions)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() != nil || m.over {
+		return
+	}
+	if err != nil {
+		m.fail(err)
+		return
+	}
+	found := make(map[TopicPartition]*coordinatorv1.CommittedOffset, len(committed))
+	for _, o := range committed {
+		found[TopicPartition{Topic: o.GetTopic(), Partition: o.GetPartition()}] = o
+	}
+	for _, o := range added {
+		o.startKnown = true
+		// What was committed for a topic of that name which is gone says nothing.
+		if at := found[o.partition]; at != nil && bytes.Equal(at.GetTopicId(), o.id[:]) {
+			p := Position{Offset: at.GetOffset(), LeaderEpoch: -1}
+			if at.LeaderEpoch != nil {
+				p.LeaderEpoch = at.GetLeaderEpoch()
+			}
+			o.begin, o.finished, o.committed = &p, p, p
+		}
+	}
+	c.broadcast()
+}
+
+// begin makes the partitions whose start is known readable and returns them; ok is
+// false if there is nothing to tell. Callers hold mu.
+func (m *membership) begin() (begun []TopicPartition, ok bool) {
+	c := m.consumer
+	waiting := false
+	for _, o := range m.owned {
+		switch {
+		case o.reading != nil:
+		case !o.startKnown:
+			waiting = true
+		default:
+			o.reading = c.readingOf(o)
+			c.partitions[o.partition] = o.reading
+			c.order = append(c.order, o.reading)
+			begun = append(begun, o.partition)
+		}
+	}
+	if len(begun) > 0 {
+		c.reconcile()
+		c.broadcast()
+	} else if waiting || !m.announce {
+		return nil, false
+	}
+	m.announce = waiting
+	return begun, true
+}
+
+// readingOf returns the reading that begins where a tenure does. Callers hold mu.
+func (c *Consumer) readingOf(o *tenure) *reading {
+	unknown := Position{Offset: -1, LeaderEpoch: -1}
+	r := &reading{partition: o.partition, id: o.id, tenure: o, next: unknown, ahead: unknown, until: noBound, highWatermark: -1}
+	switch {
+	case o.begin != nil:
+		r.begin(From(*o.begin))
+	case c.config.reset == ResetEarliest:
+		r.begin(Earliest())
+	case c.config.reset == ResetLatest:
+		r.begin(Latest())
+	default:
+		r.fault = &PartitionError{TopicPartition: o.partition, Offset: -1, NextOffset: -1, Err: newError(
+			errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
+			"group %q has committed no offset there: say where to begin with WithReset(ResetEarliest) or WithReset(ResetLatest), or by Seek", c.config.group)}
+	}
+	return r
+}

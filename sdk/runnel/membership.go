@@ -1,0 +1,476 @@
+package runnel
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+)
+
+// rebalanceTimeout is how long a member may take to give partitions up before its
+// heartbeats are refused.
+const rebalanceTimeout = 5 * time.Minute
+
+// membership is a consumer's place in its group, from Subscribe to Unsubscribe. One
+// goroutine keeps the stream of assignments, another the heartbeats; what the
+// assignments mean for the partitions is carried out by Poll. Guarded by the
+// consumer's mu, except for what never changes.
+type membership struct {
+	consumer    *Consumer
+	coordinator *coordinator
+	// id is the member's own choice, another after each loss: the coordinator may not
+	// have removed the old one yet, and keeps its partitions from others until it has.
+	id string
+	// stop ends the goroutines, which have ended once done is closed.
+	stop context.CancelFunc
+	done chan struct{}
+	// news holds a token while the heartbeats may be due at another time, again one
+	// while there is a subscription that no stream was opened with.
+	news, again chan struct{}
+
+	// over says that nothing that still arrives counts.
+	over bool
+	// subscription is what to read; version counts its changes, and admitted is the
+	// last version that the coordinator has answered.
+	subscription      *coordinatorv1.Subscription
+	version, admitted int
+	// fatal is why the member cannot be one as it is; refusal why it is not one yet,
+	// until Poll has said so; hindrance why the last stream failed.
+	fatal, refusal, hindrance error
+
+	// incarnation changes with each loss: what belongs to an older one is void.
+	incarnation uint64
+	// epoch is that of the assignment that is followed, 0 for none; heard the newest
+	// that has arrived.
+	epoch, heard int64
+	// target is an assignment that Poll has yet to take up; nil for none.
+	target *target
+	// owned is what the assignment that is followed holds.
+	owned map[TopicPartition]*tenure
+	// lost are partitions that were lost, until Poll has said so.
+	lost []TopicPartition
+	// announce says that an assignment was taken up of which Poll has yet to tell.
+	announce bool
+	status   GroupStatus
+
+	// answered is when the last answered sign of life was sent; zero without a
+	// session, which ends a timeout later. nextBeat is when to send the next.
+	answered, nextBeat time.Time
+	timeout, interval  time.Duration
+	// behind counts heartbeats in a row whose answers name an epoch that the stream
+	// has not brought.
+	behind int
+	// hangUp ends the stream, or the last one, which went to streamAddress; nil before
+	// the first.
+	hangUp        context.CancelCauseFunc
+	streamAddress string
+}
+
+// target is an assignment.
+type target struct {
+	epoch      int64
+	partitions map[TopicPartition]cluster.TopicID
+}
+
+// tenure is a partition for as long as it is the member's without interruption.
+// Guarded by the consumer's mu.
+type tenure struct {
+	partition TopicPartition
+	id        cluster.TopicID
+	// begin is where the group has come to, once startKnown.
+	startKnown bool
+	begin      *Position
+	// reading is there from when Poll takes the partition up.
+	reading *reading
+	// revoking says that the program was told to give the partition up.
+	revoking bool
+	// finished is behind what the program has done with, committed what the group
+	// has of it; both have offset -1 where there is nothing.
+	finished, committed Position
+}
+
+var (
+	// errHungUp ends a stream that is to be opened anew at once.
+	errHungUp = errors.New("the stream is opened anew")
+	errSilent = errors.New("the coordinator keeps silent")
+)
+
+// newMembership starts a membership. Callers hold mu.
+func (c *Consumer) newMembership(subscription *coordinatorv1.Subscription) *membership {
+	m := &membership{
+		consumer:     c,
+		coordinator:  c.coordinator,
+		id:           uuid.NewString(),
+		done:         make(chan struct{}),
+		news:         make(chan struct{}, 1),
+		again:        make(chan struct{}, 1),
+		subscription: subscription,
+		version:      1,
+		owned:        make(map[TopicPartition]*tenure),
+	}
+	m.stop = c.spawn(func(ctx context.Context) {
+		defer close(m.done)
+		var heart sync.WaitGroup
+		heart.Go(func() { m.beat(ctx) })
+		m.follow(ctx)
+		heart.Wait()
+	})
+	return m
+}
+
+// follow keeps the stream of assignments until ctx ends.
+func (m *membership) follow(ctx context.Context) {
+	c := m.consumer
+	var pause backoff
+	for ctx.Err() == nil {
+		admitted, err := m.stream(ctx)
+		if admitted {
+			pause.reset()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if m.failed(err) {
+			// Only another subscription can help.
+			select {
+			case <-m.again:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if errors.Is(err, errHungUp) {
+			continue
+		}
+		c.client.config.Logger.Debug("stream of assignments ended", "group", c.config.group, "error", err)
+		c.mu.Lock()
+		m.hindrance = err
+		c.mu.Unlock()
+		m.coordinator.again(err)
+		if err := m.coordinator.rest(ctx, pause.next(), err); err != nil {
+			return
+		}
+	}
+}
+
+// failed draws conclusions from the error that a stream has ended with, and reports
+// whether joining again is of no use.
+func (m *membership) failed(err error) bool {
+	c := m.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := errors.AsType[*Error](err)
+	switch {
+	case !ok || m.over || m.fatal != nil:
+	case e.Reason == errorsv1.Reason_REASON_UNKNOWN_MEMBER || e.Reason == errorsv1.Reason_REASON_MEMBER_FENCED:
+		m.lose(err)
+	case e.Reason == errorsv1.Reason_REASON_GROUP_FULL:
+		m.refusal = err
+		c.broadcast()
+	case e.outcome == fatal:
+		m.fail(err)
+	}
+	return m.fatal != nil
+}
+
+// fail ends the membership for good. Callers hold mu.
+func (m *membership) fail(err error) {
+	m.lose(err)
+	m.fatal = err
+	m.consumer.broadcast()
+}
+
+// stream joins, or joins again, and takes assignments until the stream ends; it
+// reports whether one came.
+func (m *membership) stream(ctx context.Context) (admitted bool, err error) {
+	c := m.consumer
+	address, err := m.coordinator.find(ctx)
+	if err != nil {
+		return false, err
+	}
+	streamCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.mu.Lock()
+	m.hangUp, m.streamAddress = cancel, address
+	select {
+	case <-m.again:
+	default:
+	}
+	version, incarnation := m.version, m.incarnation
+	request := &coordinatorv1.JoinRequest{
+		Group:              c.config.group,
+		MemberId:           m.id,
+		MemberEpoch:        m.epoch,
+		InstanceId:         c.config.instanceID,
+		ClientId:           c.client.config.ClientID,
+		Subscription:       m.subscription,
+		Assignor:           c.config.assignor,
+		SessionTimeoutMs:   int32(c.config.sessionTimeout.Milliseconds()),
+		RebalanceTimeoutMs: int32(rebalanceTimeout.Milliseconds()),
+	}
+	c.mu.Unlock()
+
+	sent := time.Now()
+	silent := time.AfterFunc(callTimeout, func() { cancel(errSilent) })
+	defer silent.Stop()
+	stream, err := c.client.groups(address).Join(streamCtx, request)
+	for err == nil {
+		var response *coordinatorv1.JoinResponse
+		if response, err = stream.Receive(); err != nil {
+			break
+		}
+		silent.Stop()
+		admitted = true
+		if !m.take(response, version, incarnation, sent) {
+			return true, errHungUp
+		}
+	}
+	return admitted, callError(streamCtx, address, err)
+}
+
+// take notes an assignment, and reports false if the stream that brought it is void.
+func (m *membership) take(response *coordinatorv1.JoinResponse, version int, incarnation uint64, sent time.Time) bool {
+	c := m.consumer
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m.over || m.incarnation != incarnation {
+		return false
+	}
+	next := &target{epoch: response.GetMemberEpoch(), partitions: make(map[TopicPartition]cluster.TopicID)}
+	for _, topic := range response.GetPartitions() {
+		id, err := cluster.ParseTopicID(topic.GetTopicId())
+		if err != nil {
+			c.client.config.Logger.Warn("assignment names no topic", "topic", topic.GetTopic(), "error", err)
+			continue
+		}
+		for _, partition := range topic.GetPartitions() {
+			next.partitions[TopicPartition{Topic: topic.GetTopic(), Partition: partition}] = id
+		}
+	}
+	m.admitted = version
+	m.status = GroupStatus{
+		MemberID:       m.id,
+		MemberEpoch:    response.GetMemberEpoch(),
+		Assignor:       response.GetAssignor(),
+		Members:        int(response.GetMemberCount()),
+		Partitions:     int(response.GetPartitionCount()),
+		Awaited:        int(response.GetAwaitedCount()),
+		MissingTopics:  slices.Clone(response.GetMissingTopics()),
+		SessionTimeout: time.Duration(response.GetSessionTimeoutMs()) * time.Millisecond,
+	}
+	m.interval = max(time.Duration(response.GetHeartbeatIntervalMs())*time.Millisecond, firstPause)
+	m.timeout = max(m.status.SessionTimeout, m.interval)
+	if m.epoch == 0 {
+		// A member without partitions has nothing to give up: it follows whatever comes.
+		m.epoch = next.epoch
+		m.answered, m.nextBeat = sent, sent.Add(m.interval)
+	}
+	if next.epoch > m.heard {
+		m.heard, m.target = next.epoch, next
+	}
+	m.behind = 0
+	c.broadcast()
+	m.wake()
+	return true
+}
+
+// wake makes the heartbeats look around. Callers hold mu.
+func (m *membership) wake() {
+	select {
+	case m.news <- struct{}{}:
+	default:
+	}
+}
+
+// reopen makes the stream begin anew. Callers hold mu.
+func (m *membership) reopen() {
+	if m.hangUp != nil {
+		m.hangUp(errHungUp)
+	}
+}
+
+// subscribe changes what to read. Callers hold mu.
+func (m *membership) subscribe(subscription *coordinatorv1.Subscription) {
+	m.subscription = subscription
+	m.version++
+	m.fatal, m.refusal = nil, nil
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+	m.reopen()
+}
+
+// beat sends heartbeats while there is a session, and ends it when they go
+// unanswered, until ctx ends.
+func (m *membership) beat(ctx context.Context) {
+	c := m.consumer
+	var pause backoff
+	for ctx.Err() == nil {
+		_, newer := c.client.view.next()
+		now := time.Now()
+		c.mu.Lock()
+		m.expire(now)
+		wait, due := idle, false
+		if !m.answered.IsZero() {
+			wait = min(m.nextBeat.Sub(now), m.answered.Add(m.timeout).Sub(now))
+			due = !now.Before(m.nextBeat)
+		}
+		if m.hangUp != nil && m.coordinator.moved(m.streamAddress) {
+			m.reopen()
+		}
+		c.mu.Unlock()
+		if due {
+			m.heartbeat(ctx, &pause)
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-m.news:
+		case <-newer:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// heartbeat sends one, and draws conclusions from the answer.
+func (m *membership) heartbeat(ctx context.Context, pause *backoff) {
+	c := m.consumer
+	sent := time.Now()
+	c.mu.Lock()
+	if m.over || m.answered.IsZero() {
+		c.mu.Unlock()
+		return
+	}
+	request := &coordinatorv1.HeartbeatRequest{Group: c.config.group, MemberId: m.id, MemberEpoch: m.epoch}
+	incarnation := m.incarnation
+	limit := min(m.interval, callTimeout, m.answered.Add(m.timeout).Sub(sent))
+	m.nextBeat = sent.Add(m.interval)
+	c.mu.Unlock()
+
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	address, err := m.coordinator.find(limited)
+	var response *coordinatorv1.HeartbeatResponse
+	if err == nil {
+		response, err = within(ctx, limit, address, c.client.groups(address).Heartbeat, request)
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() != nil || m.over || m.incarnation != incarnation {
+		return
+	}
+	if err == nil {
+		pause.reset()
+		m.answered = sent
+		if response.GetHeartbeatIntervalMs() > 0 {
+			m.interval = time.Duration(response.GetHeartbeatIntervalMs()) * time.Millisecond
+		}
+		if response.GetMemberEpoch() <= m.heard {
+			m.behind = 0
+		} else if m.behind++; m.behind > 1 {
+			m.behind = 0
+			m.reopen()
+		}
+		return
+	}
+	e, _ := errors.AsType[*Error](err)
+	switch {
+	case e != nil && (e.Reason == errorsv1.Reason_REASON_UNKNOWN_MEMBER || e.Reason == errorsv1.Reason_REASON_MEMBER_FENCED):
+		m.lose(err)
+	case e != nil && e.outcome == fatal:
+		m.fail(err)
+	default:
+		c.client.config.Logger.Debug("heartbeat failed", "group", c.config.group, "error", err)
+		m.coordinator.again(err)
+		if again := time.Now().Add(pause.next()); again.Before(m.nextBeat) {
+			m.nextBeat = again
+		}
+	}
+}
+
+// expire ends a session whose time is up. Callers hold mu.
+func (m *membership) expire(now time.Time) {
+	if m.over || m.answered.IsZero() || now.Sub(m.answered) < m.timeout {
+		return
+	}
+	m.lose(newError(errorsv1.Reason_REASON_UNKNOWN_MEMBER, "no heartbeat was answered within the session timeout of %v", m.timeout))
+}
+
+// lose takes everything from the member at once, which then joins anew. Callers hold
+// mu.
+func (m *membership) lose(why error) {
+	c := m.consumer
+	if m.over || m.epoch == 0 {
+		return
+	}
+	c.client.config.Logger.Warn("the consumer has lost its place in the group", "group", c.config.group, "member", m.id, "error", why)
+	for _, o := range m.owned {
+		if o.reading != nil && !o.revoking {
+			m.lost = append(m.lost, o.partition)
+		}
+		c.end(o)
+	}
+	m.incarnation++
+	m.id = uuid.NewString()
+	m.epoch, m.heard, m.target, m.behind, m.announce = 0, 0, nil, 0, false
+	m.answered = time.Time{}
+	c.held = Records{}
+	m.reopen()
+	c.broadcast()
+}
+
+// pending reports whether there is something for Poll to carry out before it returns
+// records. Callers hold mu.
+func (m *membership) pending() bool {
+	return len(m.lost) > 0 || m.target != nil || m.fatal != nil || m.refusal != nil
+}
+
+// end ends a tenure: nothing more is read of its partition, and nothing committed.
+// Callers hold mu.
+func (c *Consumer) end(o *tenure) {
+	if o.reading != nil {
+		c.remove([]*reading{o.reading})
+		o.reading = nil
+	}
+	if m := c.member; m != nil && m.owned[o.partition] == o {
+		delete(m.owned, o.partition)
+	}
+}
+
+// leaveTimeout is how long Unsubscribe and Close wait for the answer to Leave.
+const leaveTimeout = 3 * time.Second
+
+// leave ends the goroutines and tells the coordinator; where that fails, the session
+// times out.
+func (m *membership) leave(ctx context.Context, keep bool) {
+	c := m.consumer
+	c.mu.Lock()
+	asked := m.hangUp != nil
+	m.over = true
+	c.mu.Unlock()
+	m.stop()
+	<-m.done
+	if !asked {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	request := &coordinatorv1.LeaveRequest{Group: c.config.group, MemberId: m.id, KeepAssignment: keep}
+	err := m.coordinator.call(ctx, func(ctx context.Context, address string) error {
+		_, err := call(ctx, address, c.client.groups(address).Leave, request)
+		return err
+	})
+	if err != nil {
+		c.client.config.Logger.Warn("leaving the group failed; the session times out", "group", c.config.group, "error", err)
+	}
+}
