@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A cluster on this machine, on loopback: 3 storage nodes, 2 metadata nodes and an
-# etcd, each a process of its own with the sample configuration beside this script.
+# A cluster on this machine, on loopback: 3 storage nodes, 2 coordinator nodes, 2
+# metadata nodes and an etcd, each a process of its own with the sample configuration
+# beside this script.
 #
 #   deploy/cluster/cluster.sh up [PROCESS...]|down|status
 #
@@ -21,7 +22,8 @@ dir=${RUNNEL_CLUSTER_DIR:-$root/runnel-data/cluster}
 readonly here root
 readonly storage=(storage-1 storage-2 storage-3)
 readonly metadata=(metadata-1 metadata-2)
-readonly all=(etcd "${metadata[@]}" "${storage[@]}")
+readonly coordinators=(coordinator-1 coordinator-2)
+readonly all=(etcd "${metadata[@]}" "${storage[@]}" "${coordinators[@]}")
 # Seconds that up waits for all to be ready, and down for one to end.
 readonly patience=60
 # Where in its log a process of this run begins, by its name.
@@ -216,8 +218,9 @@ down() {
 		echo "nothing runs that was started in $dir (RUNNEL_CLUSTER_DIR names another directory)" >&2
 		return 0
 	fi
-	# Storage nodes give their leaderships away through the metadata nodes, and these
-	# resign in etcd.
+	# Coordinators write what is left to the storage nodes. Both give away what they have
+	# through the metadata nodes, and these resign in etcd.
+	stop "${coordinators[@]}"
 	stop "${storage[@]}"
 	stop "${metadata[@]}"
 	stop etcd

@@ -1,5 +1,6 @@
 // Package allinone runs a whole cluster in one process: an embedded etcd, the
-// metadata service and the storage service, on one public port.
+// metadata service, the storage service and the coordinator service, on one public
+// port.
 //
 // It runs the same services as separate processes do. They reach each other by
 // the same clients; only the transport between them is in-process. What services
@@ -27,6 +28,7 @@ import (
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
 	"github.com/runnel-mesh/runnel/sdk/transport"
 	"github.com/runnel-mesh/runnel/services/allinone/internal/embedetcd"
+	"github.com/runnel-mesh/runnel/services/coordinator"
 	"github.com/runnel-mesh/runnel/services/internal/app"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
@@ -190,7 +192,7 @@ func (c *Cluster) startEtcd(ctx context.Context) (*embedetcd.Etcd, error) {
 // the services, as clients must hear from them that they are leaving, but does
 // not open its doors until they are ready.
 func (c *Cluster) components(listener net.Listener, address string, etcd *embedetcd.Etcd, tel *telemetry.Telemetry) []app.Component {
-	metadataConfig, storageConfig := c.config.services(address)
+	metadataConfig, storageConfig, coordinatorConfig := c.config.services(address)
 	// Two servers: what is on the peer server is reached in the process only.
 	options := rpc.ServerOptions{Logger: c.logger, Telemetry: tel}
 	public, peer := rpc.NewServer(options), rpc.NewServer(options)
@@ -199,11 +201,18 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 	})
 	meta.Register(public, peer)
 	health := rpc.NewHealth()
+	toPublic := func(string) connect.Transport { return rpc.InProcess(public) }
+	toPeer := func(string) connect.Transport { return rpc.InProcess(peer) }
 	store := storage.New(storageConfig, storage.Deps{
-		Metadata: rpc.InProcess(peer), Peers: func(string) connect.Transport { return rpc.InProcess(peer) },
+		Metadata: rpc.InProcess(peer), Peers: toPeer,
 		Logger: c.logger.With("service", "storage"), Telemetry: tel, Health: health,
 	})
 	store.Register(public, peer)
+	groups := coordinator.New(coordinatorConfig, coordinator.Deps{
+		Metadata: rpc.InProcess(peer), Storage: toPublic, Peers: toPeer,
+		Logger: c.logger.With("service", "coordinator"), Telemetry: tel,
+	})
+	groups.Register(public, peer)
 	services := append(rpc.ServiceNames(public), "")
 	setServing(health, services, false)
 	drain := rpc.NewDrain()
@@ -234,6 +243,7 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 		}},
 		{Name: "metadata", Run: meta.Run, Ready: meta.Ready},
 		{Name: "storage", Run: store.Run, Ready: store.Ready},
+		{Name: "coordinator", Run: groups.Run, Ready: groups.Ready},
 		{Name: "doors", Run: func(ctx context.Context) error {
 			setServing(health, services, true)
 			close(open)

@@ -355,6 +355,7 @@ func TestOnePortServesEverythingPublicAndNothingElse(t *testing.T) {
 	}
 	want := []string{
 		"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
+		"runnel.coordinator.v1.GroupService", "runnel.coordinator.v1.OffsetService",
 		"runnel.metadata.v1.ClusterService", "runnel.metadata.v1.TopicService", "runnel.storage.v1.LogService",
 	}
 	if !slices.Equal(got, want) {
@@ -388,7 +389,7 @@ func TestOnePortServesEverythingPublicAndNothingElse(t *testing.T) {
 			t.Errorf("node %v", n)
 		}
 	}
-	if n := len(cluster.GetCluster().GetNodes()); n != 2 {
+	if n := len(cluster.GetCluster().GetNodes()); n != 3 {
 		t.Errorf("%d nodes", n)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/runnel-mesh/runnel/services/coordinator"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/metadata"
 	"github.com/runnel-mesh/runnel/services/storage"
@@ -43,6 +44,9 @@ type Config struct {
 	// Storage is the configuration of the storage service. Its data directory,
 	// addresses and grace are set from the fields above.
 	Storage storage.Config
+	// Coordinator is the configuration of the coordinator service, of which the same is
+	// set.
+	Coordinator coordinator.Config
 }
 
 // DefaultConfig returns the defaults.
@@ -55,6 +59,7 @@ func DefaultConfig() Config {
 		EtcdQuotaBytes: 1 << 30,
 		Metadata:       metadata.DefaultConfig(),
 		Storage:        storage.DefaultConfig(),
+		Coordinator:    coordinator.DefaultConfig(),
 	}
 }
 
@@ -81,8 +86,8 @@ func (c Config) Validate() error {
 	check(c.EtcdQuotaBytes >= 16<<20 && c.EtcdQuotaBytes <= 8<<30, "EtcdQuotaBytes", c.EtcdQuotaBytes, "16777216 to 8589934592")
 	if len(faults) == 0 {
 		// With any port, as the real one may not be known yet.
-		m, s := c.services("127.0.0.1:7070")
-		faults = append(faults, m.Validate(), s.Validate())
+		m, s, g := c.services("127.0.0.1:7070")
+		faults = append(faults, m.Validate(), s.Validate(), g.Validate())
 	}
 	return errors.Join(faults...)
 }
@@ -90,13 +95,14 @@ func (c Config) Validate() error {
 // services returns the configurations of the services for the address at which
 // clients reach the cluster. The services for peers are reached in the process
 // only.
-func (c Config) services(address string) (metadata.Config, storage.Config) {
-	m, s := c.Metadata, c.Storage
-	m.DataDir, s.DataDir = c.DataDir, c.DataDir
+func (c Config) services(address string) (metadata.Config, storage.Config, coordinator.Config) {
+	m, s, g := c.Metadata, c.Storage, c.Coordinator
+	m.DataDir, s.DataDir, g.DataDir = c.DataDir, c.DataDir, c.DataDir
 	m.Listen, m.Advertise, m.PeerListen, m.AdvertisePeer = address, "", "", ""
 	s.Listen, s.Advertise, s.PeerListen, s.AdvertisePeer = address, "", "", ""
-	s.Grace = c.Grace
-	return m, s
+	g.Listen, g.Advertise, g.PeerListen, g.AdvertisePeer = address, "", "", ""
+	s.Grace, g.Grace = c.Grace, c.Grace
+	return m, s, g
 }
 
 // advertised is where clients reach the cluster, given the real address of the

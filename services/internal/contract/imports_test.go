@@ -65,6 +65,10 @@ var rules = []rule{
 		reason: "services talk through generated clients only; that is what lets them live in processes of their own",
 	},
 	{
+		from: []string{module + "/services/coordinator"}, banned: []string{module + "/services/metadata", module + "/services/storage", module + "/services/allinone"}, tests: true,
+		reason: "services talk through generated clients only; that is what lets them live in processes of their own",
+	},
+	{
 		from:   []string{module},
 		except: []string{module + "/services/internal/rpc", module + "/sdk/transport"},
 		banned: []string{"connectrpc.com/connect/v2/connecthttp"},
@@ -85,7 +89,7 @@ var rules = []rule{
 		reason:  "a seed replays exactly: one thread, one source of random numbers, and the time of the event at hand",
 	},
 	{
-		from: []string{module + "/services/runnel"}, banned: []string{module + "/services/metadata/internal", module + "/services/storage/internal"}, tests: true,
+		from: []string{module + "/services/runnel"}, banned: []string{module + "/services/metadata/internal", module + "/services/storage/internal", module + "/services/coordinator/internal"}, tests: true,
 		reason: "the command line starts services by their faces and talks to them by the SDK",
 	},
 }

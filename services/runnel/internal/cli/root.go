@@ -58,7 +58,7 @@ func (p *program) rootCommand() *cobra.Command {
 
 	root.AddCommand(
 		p.topicsCommand(), p.partitionsCommand(), p.produceCommand(), p.consumeCommand(), p.groupsCommand(), p.clusterCommand(), p.benchCommand(),
-		p.upCommand(), p.metadataCommand(), p.storageCommand(), p.versionCommand(),
+		p.upCommand(), p.metadataCommand(), p.storageCommand(), p.coordinatorCommand(), p.versionCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
 	// Cobra adds the command for completions only if there is none; it is adjusted

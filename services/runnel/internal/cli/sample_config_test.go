@@ -13,7 +13,7 @@ import (
 func TestSampleConfigs(t *testing.T) {
 	folder := filepath.Join("..", "..", "..", "..", "deploy", "cluster")
 	files, err := filepath.Glob(filepath.Join(folder, "*.flags"))
-	if err != nil || len(files) != 5 {
+	if err != nil || len(files) != 7 {
 		t.Fatalf("%v, %v", files, err)
 	}
 	users := make(map[string]string)

@@ -13,8 +13,8 @@ import (
 	"github.com/runnel-mesh/runnel/services/metadata"
 )
 
-const upHelp = `Start a whole cluster in this process: an embedded etcd, the metadata service and
-the storage service, on one port.
+const upHelp = `Start a whole cluster in this process: an embedded etcd, the metadata service,
+the storage service and the coordinator service, on one port.
 
 It needs nothing else, keeps its data over restarts and crashes, and ends with
 Ctrl-C; a second Ctrl-C ends it at once, and loses nothing that was acknowledged.

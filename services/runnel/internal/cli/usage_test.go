@@ -150,6 +150,9 @@ func TestWrongUsage(t *testing.T) {
 		{"up --log-level loud", `bad value "loud" for --log-level: must be debug, info, warn or error; see "runnel up --help"`},
 		{"metadata", `--etcd-endpoints is needed, such as --etcd-endpoints 127.0.0.1:2379; see "runnel metadata --help"`},
 		{"storage", `--metadata is needed, such as --metadata 127.0.0.1:7071; see "runnel storage --help"`},
+		{"coordinator", `--metadata is needed, such as --metadata 127.0.0.1:7071; see "runnel coordinator --help"`},
+		{"coordinator --metadata m:1 --max-group-members 0", `bad value "0" for --max-group-members: must be a whole number from 1 to 100000; see "runnel coordinator --help"`},
+		{"coordinator --metadata m:1 --min-session-timeout 10s --max-session-timeout 5s", `--max-session-timeout 5s is less than --min-session-timeout 10s; see "runnel coordinator --help"`},
 		{"storage inspec", `"runnel storage" has no command "inspec", did you mean inspect?; see "runnel storage --help"`},
 		{"storage inspect", `"runnel storage inspect" needs a DIR; see "runnel storage inspect --help"`},
 		{"storage inspect a b", `"runnel storage inspect" takes only a DIR, but also got "b" (put quotes around a value with spaces); see "runnel storage inspect --help"`},
@@ -205,7 +208,7 @@ func TestHelp(t *testing.T) {
 		{"groups"}, {"groups", "list"}, {"groups", "describe"}, {"groups", "reset-offsets"}, {"groups", "delete-offsets"}, {"groups", "delete"},
 		{"produce"}, {"consume"}, {"cluster"}, {"cluster", "describe"},
 		{"bench"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
-		{"up"}, {"metadata"}, {"storage"}, {"storage", "inspect"}, {"storage", "verify"}, {"version"},
+		{"up"}, {"metadata"}, {"coordinator"}, {"storage"}, {"storage", "inspect"}, {"storage", "verify"}, {"version"},
 	}
 	for _, path := range commands {
 		t.Run(strings.Join(path, " "), func(t *testing.T) {
