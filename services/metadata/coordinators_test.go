@@ -300,8 +300,15 @@ func TestOffsetsTopicGrows(t *testing.T) {
 	if got := offsetsOf(t, n.prepare()).Config["min.insync.replicas"]; got != "1" {
 		t.Errorf("with one replica min.insync.replicas is %q", got)
 	}
+	var before *cluster.Topic
 	seen := n.watch(func(image *cluster.Image) {
 		topic := offsetsOf(t, image)
+		for i, p := range topic.Partitions {
+			if before != nil && len(p.Replicas) > len(before.Partitions[i].Replicas) && len(p.ISR) > len(before.Partitions[i].ISR) {
+				t.Fatalf("at version %d a replica is in sync as soon as it is added: %+v", image.Version, p)
+			}
+		}
+		before = topic
 		need := 2
 		if topic.Config["min.insync.replicas"] == "1" {
 			need = 1
