@@ -37,7 +37,7 @@ type pending struct {
 }
 
 // client is a program that is a member, as the SDK is: it counts its session from when it
-// sent the last heartbeat that was answered.
+// sent the last heartbeat that was answered, or before there is one, the first Join.
 type client struct {
 	name     string
 	instance string
@@ -208,7 +208,11 @@ func (w *world) submit(n *node, p *pending) Ticket {
 
 // send submits a request now or later, and perhaps twice.
 func (w *world) send(c *client, request Request) {
-	sent, life, n := w.now, c.life, w.nodes[rapid.IntRange(0, len(w.nodes)-1).Draw(w.t, "coordinator")]
+	// Who has a coordinator seldom asks another, even if it is none any more.
+	sent, life, n := w.now, c.life, c.node
+	if n == nil || !slices.Contains(w.nodes, n) || rapid.IntRange(0, 7).Draw(w.t, "stray") == 0 {
+		n = w.nodes[rapid.IntRange(0, len(w.nodes)-1).Draw(w.t, "coordinator")]
+	}
 	deliver := func() {
 		if !slices.Contains(w.nodes, n) {
 			w.doubt(&pending{client: c, life: life, request: request})
@@ -222,7 +226,7 @@ func (w *world) send(c *client, request Request) {
 			}
 		}
 		ticket := w.submit(n, p)
-		if _, join := request.(*Join); join && c.life == life && n == w.current() {
+		if _, join := request.(*Join); join && c.life == life {
 			c.node, c.stream, c.inbox = n, ticket, nil
 		}
 	}
@@ -327,7 +331,7 @@ func (w *world) lose(c *client) {
 func (w *world) pass(d time.Duration) {
 	w.now = w.now.Add(d)
 	for _, c := range w.clients {
-		if c.member != "" && c.epoch > 0 && !w.now.Before(c.proven.Add(session)) {
+		if c.member != "" && !w.now.Before(c.proven.Add(session)) {
 			w.lose(c)
 		}
 	}
@@ -335,14 +339,21 @@ func (w *world) pass(d time.Duration) {
 }
 
 func (w *world) join(c *client) {
-	if c.member == "" {
-		w.lives++
-		c.life, c.member, c.epoch, c.owns = w.lives, MemberID(fmt.Sprint(c.name, w.lives)), 0, map[Partition]Epoch{}
-	}
+	w.name(c)
 	w.send(c, &Join{
 		Group: "g", Member: c.member, Epoch: c.epoch, Instance: c.instance, Subscription: c.subscription(),
 		SessionTimeout: session, RebalanceTimeout: 4 * time.Second,
 	})
+}
+
+// name makes a client that is no member one to be. Its session begins when it first asks
+// to be admitted.
+func (w *world) name(c *client) {
+	if c.member == "" {
+		w.lives++
+		c.life, c.member, c.epoch, c.owns = w.lives, MemberID(fmt.Sprint(c.name, w.lives)), 0, map[Partition]Epoch{}
+		c.proven = w.now
+	}
 }
 
 func (c *client) subscription() Subscription {
@@ -376,9 +387,6 @@ func (w *world) apply(c *client) {
 				return
 			}
 		}
-	}
-	if c.epoch == 0 {
-		c.proven = w.now // Nothing is lost by it: the coordinator counts from later.
 	}
 	c.epoch, c.owns = a.Epoch, next
 	w.checkOwners()
@@ -483,7 +491,7 @@ func (w *world) act() {
 		"join", "join", "apply", "apply", "apply", "heartbeat", "heartbeat", "heartbeat", "commit", "commit", "fetch",
 		"io", "io", "io", "io", "io", "io", "io", "refused", "doubtful", "half", "late", "late", "lost",
 		"time", "time", "time", "silence", "leave", "keep", "crash client", "stubborn", "detach",
-		"take over", "end", "crash", "topics",
+		"take over", "end", "crash", "topics", "calm", "calm", "calm",
 	}).Draw(w.t, "what") {
 	case "join":
 		w.join(c)
@@ -546,6 +554,8 @@ func (w *world) act() {
 	case "crash":
 		w.crash(slices.Index(w.nodes, n))
 		w.current()
+	case "calm":
+		w.calm()
 	case "topics":
 		w.topics = w.topics.with(Topic{ID: topicID(2), Name: "b", Partitions: int32(rapid.IntRange(1, 4).Draw(w.t, "partitions"))})
 		for _, n := range w.nodes {
@@ -553,6 +563,33 @@ func (w *world) act() {
 		}
 	}
 	w.step()
+}
+
+// calm has everybody get on for a while, but for coordinators that are cut off from the
+// log.
+func (w *world) calm() {
+	served := w.nodes
+	if rapid.Bool().Draw(w.t, "cut off") {
+		served = w.nodes[len(w.nodes)-1:]
+	}
+	if rapid.Bool().Draw(w.t, "later") {
+		w.pass(2 * time.Second)
+	}
+	for _, c := range w.clients {
+		for len(c.inbox) > 0 && !c.stubborn {
+			w.apply(c)
+		}
+		if c.node == nil {
+			w.join(c)
+		}
+		w.heartbeat(c)
+		w.commit(c)
+	}
+	for _, n := range served {
+		for n.io != nil {
+			w.io(n, Done, true)
+		}
+	}
 }
 
 // quiet ends all trouble, and has everybody come to terms.
@@ -591,10 +628,7 @@ func (w *world) quiet() {
 			switch {
 			case c.name == "t":
 			case c.node != n:
-				if c.member == "" {
-					w.lives++
-					c.life, c.member, c.epoch, c.owns = w.lives, MemberID(fmt.Sprint(c.name, w.lives)), 0, map[Partition]Epoch{}
-				}
+				w.name(c)
 				w.tickets++
 				c.node, c.stream, c.inbox = n, w.tickets, nil
 				n.requests[w.tickets] = &pending{ticket: w.tickets, client: c, life: c.life, sent: w.now, request: &Join{
