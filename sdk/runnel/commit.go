@@ -71,13 +71,37 @@ func (e *CommitError) Unwrap() []error {
 // Commits take effect in the order of their calls. A consumer with partitions by Assign
 // commits for a group that has no members.
 func (c *Consumer) Commit(ctx context.Context, offsets ...GroupOffset) error {
+	c.decide(offsets)
+	return c.commit(ctx, nil, offsets)
+}
+
+// commit is Commit of what the consumer itself has found out; it ends with ended too,
+// if that is not nil.
+func (c *Consumer) commit(ctx context.Context, ended <-chan struct{}, offsets []GroupOffset) error {
 	done := make(chan error, 1)
-	c.commit(offsets, ctx.Done(), func(err error) { done <- err })
+	c.enqueue(offsets, ctx.Done(), func(err error) { done <- err })
 	select {
 	case err := <-done:
 		return err
+	case <-ended:
+		return fmt.Errorf("consumer is %w", ErrClosed)
 	case <-ctx.Done():
 		return fmt.Errorf("committing for group %q: %w", c.config.group, context.Cause(ctx))
+	}
+}
+
+// decide notes that the program itself says what it has done with, which auto-commit
+// then goes by.
+func (c *Consumer) decide(offsets []GroupOffset) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.member == nil {
+		return
+	}
+	for _, offset := range offsets {
+		if o := c.member.owned[offset.TopicPartition]; o != nil && (offset.tenure == nil || offset.tenure == o) {
+			o.finished = offset.Position
+		}
 	}
 }
 
@@ -86,14 +110,22 @@ func (c *Consumer) Commit(ctx context.Context, offsets ...GroupOffset) error {
 // goroutine that commits for the consumer, and must not wait for it.
 func (c *Consumer) CommitAsync(callback func(error), offsets ...GroupOffset) {
 	if callback == nil {
-		callback = func(err error) {
-			if err != nil {
-				c.client.config.Logger.Warn("commit failed", "group", c.config.group, "error", err)
-			}
-		}
+		callback = c.logCommit
 	}
+	c.decide(offsets)
+	c.commitAsync(callback, offsets)
+}
+
+// logCommit is told of commits that nobody else wants to hear of.
+func (c *Consumer) logCommit(err error) {
+	if err != nil {
+		c.client.config.Logger.Warn("commit failed", "group", c.config.group, "error", err)
+	}
+}
+
+func (c *Consumer) commitAsync(callback func(error), offsets []GroupOffset) {
 	ctx, cancel := context.WithTimeout(context.Background(), asyncCommitTimeout)
-	c.commit(offsets, ctx.Done(), func(err error) {
+	c.enqueue(offsets, ctx.Done(), func(err error) {
 		cancel()
 		callback(err)
 	})
@@ -178,7 +210,7 @@ func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	return c.Commit(ctx, offsets...)
+	return c.commit(ctx, nil, offsets)
 }
 
 // finishedOffsets returns what has yet to be committed. Callers hold mu.
@@ -207,7 +239,7 @@ func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	for _, offset := range behind {
 		offsets = append(offsets, offset)
 	}
-	err := c.Commit(ctx, offsets...)
+	err := c.commit(ctx, c.closing, offsets)
 	failed := make(map[TopicPartition]bool)
 	if partly, ok := errors.AsType[*CommitError](err); ok {
 		err = nil

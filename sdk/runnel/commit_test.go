@@ -222,6 +222,37 @@ func TestAtMostOnceReturnsNothingUncommitted(t *testing.T) {
 	})
 }
 
+// TestCloseEndsAPollThatCommits: Close does not wait for a coordinator that never
+// answers.
+func TestCloseEndsAPollThatCommits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0")
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+			return fault{failure: failureOf(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE)}
+		}
+		a := c.member(t, "a", WithDelivery(AtMostOnce))
+		subscribe(t, a, "t")
+		polled := make(chan error)
+		go func() {
+			_, err := a.Poll(context.Background())
+			polled <- err
+		}()
+		sleepFor(t, time.Minute)
+		before := time.Now()
+		closed := make(chan error)
+		go func() { closed <- a.Close() }()
+		if err := <-polled; !errors.Is(err, ErrClosed) {
+			t.Errorf("Poll = %v", err)
+		}
+		if err := <-closed; err != nil || time.Since(before) > time.Second {
+			t.Errorf("Close took %v: %v", time.Since(before), err)
+		}
+	})
+}
+
 // TestCloseCommits what the program has done with, and nothing else.
 func TestCloseCommits(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -37,9 +37,9 @@ type commit struct {
 	done func(error)
 }
 
-// commit makes the committer commit offsets, or without any those behind all that Poll
+// enqueue makes the committer commit offsets, or without any those behind all that Poll
 // has returned, as long as abandoned is open, and tell done.
-func (c *Consumer) commit(offsets []GroupOffset, abandoned <-chan struct{}, done func(error)) {
+func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, done func(error)) {
 	if c.committer == nil {
 		done(noGroup())
 		return
@@ -64,6 +64,9 @@ func (c *Consumer) commit(offsets []GroupOffset, abandoned <-chan struct{}, done
 		for _, r := range c.order {
 			if !r.startPending && r.next.Offset >= 0 {
 				offsets = append(offsets, GroupOffset{TopicPartition: r.partition, Position: r.next, tenure: r.tenure})
+				if r.tenure != nil {
+					r.tenure.finished = r.next
+				}
 			}
 		}
 	}
@@ -74,9 +77,6 @@ func (c *Consumer) commit(offsets []GroupOffset, abandoned <-chan struct{}, done
 		if c.member != nil && offset.tenure == nil || offset.tenure != nil && !c.holds(offset.tenure) {
 			next.failed[offset.TopicPartition] = notHeld(offset.TopicPartition)
 			continue
-		}
-		if offset.tenure != nil {
-			offset.tenure.finished = offset.Position
 		}
 		next.offsets[offset.TopicPartition] = offset
 	}
@@ -129,7 +129,7 @@ func (k *committer) commitFinished() {
 	}
 	c.mu.Unlock()
 	if len(offsets) > 0 {
-		c.CommitAsync(nil, offsets...)
+		c.commitAsync(c.logCommit, offsets)
 	}
 }
 

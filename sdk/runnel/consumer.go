@@ -26,6 +26,8 @@ type Consumer struct {
 	// stage holds a token that whoever polls or leaves the group takes: the program is
 	// told of one change at a time.
 	stage chan struct{}
+	// closing is closed when Close begins.
+	closing chan struct{}
 	// coordinator is that of the consumer's group, commits go through committer; both
 	// are nil without a group.
 	coordinator *coordinator
@@ -128,6 +130,7 @@ func (c *Client) NewConsumer(options ...ConsumerOption) (*Consumer, error) {
 		partitions: make(map[TopicPartition]*reading),
 		fetchers:   make(map[fetcherKey]*fetcher),
 		stage:      make(chan struct{}, 1),
+		closing:    make(chan struct{}),
 	}
 	consumer.unstage()
 	if config.inGroup {
@@ -285,6 +288,7 @@ func (c *Consumer) Close() error {
 	c.shutdown.Do(func() {
 		c.mu.Lock()
 		c.closed = true
+		close(c.closing)
 		started, stop := c.started, c.stop
 		c.broadcast()
 		c.mu.Unlock()
