@@ -1,0 +1,187 @@
+package groups
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
+	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/clusterview"
+	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
+)
+
+// memoryLog keeps records as they are. Nobody else writes to it.
+type memoryLog struct {
+	records []rules.Record
+	// takes is how long the answer to an append or a check is on its way.
+	takes time.Duration
+}
+
+func (l *memoryLog) Append(_ context.Context, _ rules.Partition, a *rules.Append) (rules.Outcome, int64, error) {
+	l.records = append(l.records, a.Records...)
+	end := int64(len(l.records))
+	time.Sleep(l.takes)
+	return rules.Done, end, nil
+}
+
+func (l *memoryLog) Check(context.Context, rules.Partition, *rules.Check) (rules.Outcome, error) {
+	time.Sleep(l.takes)
+	return rules.Done, nil
+}
+
+func (l *memoryLog) Load(_ context.Context, _ rules.Partition, end int64, deliver func([]rules.Record)) (rules.Outcome, error) {
+	deliver(l.records[:end])
+	return rules.Done, nil
+}
+
+func config() rules.Config {
+	return rules.Config{
+		MembersPerGroup: 10, Groups: 10, OffsetsPerGroup: 10, Queue: 10, RoundBytes: 1 << 20,
+		HeartbeatInterval: 5 * time.Second, Confidence: 5 * time.Second, CheckInterval: 3 * time.Second,
+	}
+}
+
+// coordinate runs a host that coordinates the one partition of the offsets topic.
+func coordinate(t *testing.T, log Log) *Host {
+	t.Helper()
+	view := clusterview.New(nil)
+	image, err := cluster.FromSnapshot(&metadatav1.ClusterSnapshot{
+		ClusterId: make([]byte, 16), Version: 5,
+		Topics: []*metadatav1.Topic{
+			{TopicId: append(make([]byte, 15), 9), Name: cluster.OffsetsTopic, PartitionCount: 1, Partitions: []*metadatav1.Partition{{CoordinatorId: 2, CoordinatorEpoch: 1}}},
+			{TopicId: append(make([]byte, 15), 1), Name: "orders", PartitionCount: 2},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view.Publish(image, nil)
+	h := NewHost(config(), log, view, slog.New(slog.DiscardHandler), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx, 2, 5) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	if err := h.WaitApplied(t.Context(), 5); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func join(member string) *rules.Join {
+	return &rules.Join{
+		Group: "g", Member: rules.MemberID(member), Subscription: rules.Subscription{Topics: []string{"orders"}}, Assignor: rules.Sticky,
+		SessionTimeout: 45 * time.Second, RebalanceTimeout: time.Minute,
+	}
+}
+
+// A process that stood still between a question to the leader and its answer says
+// nothing of what it knew then: another may have the groups by now.
+func TestNothingIsSaidAfterAStandstill(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		still time.Duration
+		want  errorsv1.Reason
+	}{
+		{"a moment", 4 * time.Second, errorsv1.Reason_REASON_UNSPECIFIED},
+		{"too long", 6 * time.Second, errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := &memoryLog{}
+				h := coordinate(t, log)
+				if _, err := h.Do(t.Context(), 0, &rules.List{}); err != nil {
+					t.Fatal(err)
+				}
+				log.takes = test.still
+				if _, err := h.Do(t.Context(), 0, &rules.List{}); rpcReason(err) != test.want {
+					t.Errorf("a read: %v", err)
+				}
+				time.Sleep(time.Minute)
+				s, err := h.Join(t.Context(), 0, join("m"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				<-s.C()
+				if a, err := s.Take(); rpcReason(err) != test.want || (a == nil) != (err != nil) {
+					t.Errorf("an assignment: %v, %v", a, err)
+				}
+			})
+		})
+	}
+}
+
+// So it is if it stood still with the answer in hand.
+func TestAssignmentThatLay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := coordinate(t, &memoryLog{})
+		s, err := h.Join(t.Context(), 0, join("m"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		<-s.C()
+		time.Sleep(6 * time.Second)
+		if a, err := s.Take(); rpcReason(err) != errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE {
+			t.Errorf("%v, %v", a, err)
+		}
+	})
+}
+
+// Who reads slowly gets the newest assignment and none of those before it.
+func TestSlowReaderGetsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := coordinate(t, &memoryLog{})
+		slow, err := h.Join(t.Context(), 0, join("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slow.Close()
+		synctest.Wait()
+		other, err := h.Join(t.Context(), 0, join("b"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		synctest.Wait()
+		<-slow.C()
+		a, err := slow.Take()
+		if err != nil || len(a.Partitions) != 1 || a.Epoch < 2 {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		if again, err := slow.Take(); again != nil || err != nil {
+			t.Errorf("%+v, %v: it had been taken", again, err)
+		}
+	})
+}
+
+// When the host ends, nobody waits on.
+func TestEndRefusesAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		view := clusterview.New(nil)
+		h := NewHost(config(), &memoryLog{}, view, slog.New(slog.DiscardHandler), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := h.Run(ctx, 2, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Do(t.Context(), 0, &rules.List{}); rpcReason(err) != errorsv1.Reason_REASON_DRAINING {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func rpcReason(err error) errorsv1.Reason {
+	if refusal, ok := err.(*rules.Refusal); ok { //nolint:errorlint // As it was returned.
+		return refusal.Reason
+	}
+	return rpcerr.ReasonOf(err)
+}
