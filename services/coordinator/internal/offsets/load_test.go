@@ -122,6 +122,19 @@ func TestLoad(t *testing.T) {
 	})
 }
 
+// Compaction may leave no batch that ends at the end.
+func TestLoadEndsWithoutABatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := &fakeLog{}
+		n.turns = append(n.turns, sendAll(nil, response(2, batchAt(t, 0, 2)), response(5)))
+		records, _, took, err := loaded(t, n, 5)
+		if err != nil || !reflect.DeepEqual(records, commits(0, 2)) || took > 0 {
+			t.Errorf("%d records after %v: %v; want 2 at once", len(records), took, err)
+		}
+	})
+}
+
 func TestLoadGoesOnAtTheNextLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 
 func TestStickyWithOneSubscription(t *testing.T) {
 	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
+	checkSituations(t, func(t *rapid.T) {
 		members, topics := situation(t, true)
 		o := assign(t, Sticky, members, topics)
 		o.checkEven(t)
@@ -44,7 +44,7 @@ func TestStickyWithOneSubscription(t *testing.T) {
 
 func TestStickyWithSeveralSubscriptions(t *testing.T) {
 	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
+	checkSituations(t, func(t *rapid.T) {
 		members, topics := situation(t, false)
 		o := assign(t, Sticky, members, topics)
 		o.checkStays(t)
