@@ -33,6 +33,8 @@ consumer: CreateTime:1700000000000, Partition:0, Offset:42, name:value,name:valu
 or NO_HEADERS, and the key. --key-separator stands behind each. A null key or
 value is printed as null.
 
+` + groupHelp + `
+
 With -o json each record is an object on a line of its own, with the fields topic,
 partition, offset, timestamp (RFC 3339, UTC; null if there is none), timestamp_ms,
 headers (an array of key and value, in order), key and value. A key or value is a
@@ -50,7 +52,9 @@ const consumeExample = `  runnel consume orders
   runnel consume orders --from-beginning --print-key --key-separator : --max-records 10
   runnel consume orders --offset 0:1500 --partition 0 --print-offset
   runnel consume orders --from-time 2026-11-23T08:00:00Z --timeout 5s -o json | jq .value
-  runnel consume __consumer_offsets --from-beginning --exit-at-end --decode`
+  runnel consume orders --group billing --from-beginning
+  runnel consume __consumer_offsets --from-beginning --exit-at-end --decode
+  runnel consume orders --group billing --instance-id billing-1 --delivery at-most-once`
 
 // outputBufferBytes is how much is written to the standard output at once while
 // records come faster than that.
@@ -73,6 +77,7 @@ type consumeOptions struct {
 
 	separator string
 
+	group *groupOptions
 	// decode prints what records of the offsets topic mean.
 	decode bool
 }
@@ -85,6 +90,9 @@ func (p *program) consumeCommand() *cobra.Command {
 		}
 		if o.decode && args[0] != cluster.OffsetsTopic {
 			return usagef("--decode is for the topic %s only", cluster.OffsetsTopic)
+		}
+		if o.group.name.text != "" {
+			return p.consumeInGroup(c, args[0], o)
 		}
 		return p.consume(c, args[0], o)
 	}
@@ -111,6 +119,7 @@ func newConsumeCommand(p *program) (*consumeOptions, *cobra.Command) {
 	o.maxRecords = newFlag(flags, "max-records", "", "N", "", "end after N records", integerBetween(1, math.MaxInt64))
 	o.timeout = newFlag(flags, "timeout", "", "D", "", "end, with success, when no record has come for so long, such as 10s", durationBetween(time.Millisecond, maxConsumeTimeout))
 	flags.BoolVar(&o.exitAtEnd, "exit-at-end", false, "end at what was the end of the topic when the command began")
+	o.group = newGroupOptions(command, flags)
 	flags.BoolVar(&o.decode, "decode", false, "with the topic "+cluster.OffsetsTopic+": print what its records mean, as JSON")
 	flags.BoolVar(&o.printKey, "print-key", false, "print the key")
 	textFlag(flags, &o.separator, "key-separator", "SEP", defaultPrintSeparator, "print this behind the key and the other printed parts")

@@ -36,6 +36,9 @@ func parseTime(text string) (time.Time, error) {
 
 // check refuses flags that contradict each other.
 func (o *consumeOptions) check() error {
+	if err := o.group.check(o); err != nil {
+		return err
+	}
 	var given []string
 	for _, f := range []struct {
 		name string

@@ -70,6 +70,7 @@ func TestNobodyAnswers(t *testing.T) {
 		{"topics", "list"}, {"topics", "create", "t"}, {"topics", "delete", "t"}, {"produce", "t"}, {"consume", "t"},
 		{"groups", "list"}, {"groups", "describe", "g"}, {"groups", "delete", "g"}, {"groups", "delete-offsets", "g", "--topic", "t"},
 		{"groups", "reset-offsets", "g", "--topic", "t", "--to-latest", "--execute"}, {"groups", "reset-offsets", "g", "--all-topics", "--to-latest"},
+		{"consume", "t", "--group", "g"},
 		{"cluster", "describe"}, {"bench", "produce"}, {"bench", "consume"}, {"bench", "latency"},
 	} {
 		var stderr bytes.Buffer

@@ -116,6 +116,14 @@ func TestWrongUsage(t *testing.T) {
 		{"consume t --timeout -5s", `bad value "-5s" for --timeout: must be from 1ms to 8760h0m0s; see "runnel consume --help"`},
 		{"consume t --max-records 0", `bad value "0" for --max-records: must be a whole number from 1 up; see "runnel consume --help"`},
 
+		{"consume t --group _", `bad value "" for --group: must not be empty; see "runnel consume --help"`},
+		{"consume t --delivery at-most-once", `--delivery is for members of a group: give --group, too; see "runnel consume --help"`},
+		{"consume t --instance-id i --assignor range", `--instance-id is for members of a group: give --group, too; see "runnel consume --help"`},
+		{"consume t --group g --assignor fair", `bad value "fair" for --assignor: must be range, roundrobin or sticky; see "runnel consume --help"`},
+		{"consume t --group g --delivery exactly-once", `bad value "exactly-once" for --delivery: must be at-least-once or at-most-once; see "runnel consume --help"`},
+		{"consume t --group g --partition 1", `--partition and --group contradict each other: a group decides what its members read; "runnel groups reset-offsets" moves it; see "runnel consume --help"`},
+		{"consume t --group g --offset 1:1", `--offset and --group contradict each other: a group decides what its members read; "runnel groups reset-offsets" moves it; see "runnel consume --help"`},
+		{"consume t --group g --from-time 2026-11-23T08:00:00Z", `--from-time and --group contradict each other: a group decides what its members read; "runnel groups reset-offsets" moves it; see "runnel consume --help"`},
 		{"consume t --decode", `--decode is for the topic __consumer_offsets only; see "runnel consume --help"`},
 		{"groups", `"runnel groups" needs a command: delete, delete-offsets, describe, list or reset-offsets; see "runnel groups --help"`},
 		{"groups list --state dead", `bad value "dead" for --state: must be empty, reconciling or stable; see "runnel groups list --help"`},
@@ -257,6 +265,7 @@ func TestCompletion(t *testing.T) {
 		"topics create t --config ": "cleanup.policy=\ncompression.type=\ndelete.retention.ms=\ndurability=\nmax.message.bytes=\nmessage.timestamp.type=\n" +
 			"min.cleanable.dirty.ratio=\nmin.compaction.lag.ms=\nmin.insync.replicas=\nretention.bytes=\nretention.ms=\n:6\n",
 		"produce t --property ": "linger.ms=\nbatch.bytes=\nbuffer.bytes=\nrequest.timeout.ms=\ndelivery.timeout.ms=\npartitioner=\nidempotence=\n:6\n",
+		"consume t --delivery ": "at-least-once\nat-most-once\n:4\n",
 		"groups list --state ":  "empty\nreconciling\nstable\n:4\n",
 		"-o ":                   "table\njson\n:4\n",
 		"topics create ":        ":4\n",
