@@ -2,7 +2,6 @@ package groups
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
@@ -390,9 +389,13 @@ func (s *Shard) disown(why *Refusal) {
 // drop forgets everything that came from the log, and tells those who rely on it.
 func (s *Shard) drop(why *Refusal) {
 	s.disown(why)
+	refused := make(map[Ticket]struct{}, len(s.joins))
+	for _, ticket := range s.joins {
+		refused[ticket] = struct{}{}
+	}
 	for _, g := range s.sorted() {
 		for _, m := range g.members {
-			if m.stream != 0 && !slices.Contains(s.joins, m.stream) {
+			if _, unopened := refused[m.stream]; m.stream != 0 && !unopened {
 				s.out.Closed = append(s.out.Closed, Closed{Stream: m.stream, Refusal: why})
 			}
 		}
