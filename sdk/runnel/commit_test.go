@@ -468,6 +468,34 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// TestRunKeepsWhatItDidNotComeTo: an error in one partition costs no records of others.
+func TestRunKeepsWhatItDidNotComeTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		c.addCoordinators(1)
+		c.createTopic("t", 2)
+		c.fill(t, "t", 0, recordbatch.None, "a", "b")
+		c.fill(t, "t", 1, recordbatch.None, "c", "d")
+		a := c.member(t, "a", WithAutoCommit(time.Hour))
+		subscribe(t, a, "t")
+		var both Records
+		for both.count < 4 {
+			records, err := a.Poll(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			both.chunks, both.count = append(both.chunks, records.chunks...), both.count+records.count
+		}
+		refused := errors.New("refused")
+		if err := a.handle(t.Context(), both, func(context.Context, ConsumedRecord) error { return refused }); !errors.Is(err, refused) {
+			t.Errorf("handle = %v", err)
+		}
+		if got := settle(t, a)[0]; len(got) != 4 {
+			t.Errorf("read again: %v", got)
+		}
+	})
+}
+
 func TestGroupOptionsAreChecked(t *testing.T) {
 	client := newFakeCluster(1).client(t)
 	for name, options := range map[string][]ConsumerOption{
