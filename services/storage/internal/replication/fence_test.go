@@ -70,8 +70,10 @@ func TestFencesAreCheckedTogether(t *testing.T) {
 			}
 			checks[i] = c
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		for _, c := range checks {
-			if err := c.Wait(t.Context()); err != nil {
+			if err := c.Wait(ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -222,6 +224,25 @@ func TestCoordinatorEpochTravels(t *testing.T) {
 			if rpcerr.ReasonOf(err) != errorsv1.Reason_REASON_COORDINATOR_FENCED {
 				t.Errorf("node %d answers %v", id, err)
 			}
+		}
+	})
+}
+
+// It comes, too, where no batch is left that it could come with.
+func TestCoordinatorEpochTravelsWithoutBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := startTopic(t, DefaultConfig(), "__consumer_offsets", 1, 1, 2)
+		m.network.setCut(address(1), true)
+		m.setISR(0, 1)
+		m.fence(1, 5, 0)
+		if _, err := m.partition(1, 0).DeleteRecords(t.Context(), 1, rules.NoEpoch); err != nil {
+			t.Fatal(err)
+		}
+		m.log(1, 0).removeBelow(1)
+		m.network.setCut(address(1), false)
+		m.converged(0)
+		if end, epoch := m.partition(2, 0).LogEnd(), m.log(2, 0).epoch(); end != 1 || epoch != 5 {
+			t.Errorf("node 2 ends at %d and has written coordinator epoch %d", end, epoch)
 		}
 	})
 }
