@@ -44,6 +44,9 @@ type membership struct {
 	// fatal is why the member cannot be one as it is; refusal why it is not one yet,
 	// until Poll has said so; hindrance why the last stream failed.
 	fatal, refusal, hindrance error
+	// former is the id of the place that was lost when fatal was set; empty if there was
+	// none.
+	former string
 
 	// incarnation changes with each loss: what belongs to an older one is void.
 	incarnation uint64
@@ -181,8 +184,11 @@ func (m *membership) failed(err error) bool {
 
 // fail ends the membership for good. Callers hold mu.
 func (m *membership) fail(err error) {
-	m.lose(err)
-	m.fatal = err
+	former := m.id
+	if m.lose(err); m.id == former {
+		former = ""
+	}
+	m.fatal, m.former = err, former
 	m.consumer.broadcast()
 }
 
@@ -334,6 +340,11 @@ func (m *membership) leave(ctx context.Context, keep bool) {
 	c := m.consumer
 	c.mu.Lock()
 	asked := m.hangUp != nil
+	id := m.id
+	if m.fatal != nil && m.former != "" {
+		// What it had is kept from others until it says that it has stopped.
+		id = m.former
+	}
 	m.over = true
 	c.mu.Unlock()
 	m.stop()
@@ -343,7 +354,7 @@ func (m *membership) leave(ctx context.Context, keep bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	request := &coordinatorv1.LeaveRequest{Group: c.config.group, MemberId: m.id, KeepAssignment: keep}
+	request := &coordinatorv1.LeaveRequest{Group: c.config.group, MemberId: id, KeepAssignment: keep}
 	err := m.coordinator.call(ctx, func(ctx context.Context, address string) error {
 		_, err := call(ctx, address, c.client.groups(address).Leave, request)
 		return err
