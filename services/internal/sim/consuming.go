@@ -70,7 +70,7 @@ func (m *member) poll() {
 			m.g.sawProcess(m, r.partition, r.position)
 		}
 	}
-	if m.committing == 0 && w.chance(250) || w.chance(5) {
+	if m.committing == 0 && w.chance(m.g.committing) || w.chance(m.g.committing/50) || w.calm && w.chance(100) {
 		m.commit(m.readings)
 	}
 }

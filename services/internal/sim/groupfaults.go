@@ -18,7 +18,11 @@ func (g *crowd) fault() {
 	m := g.members[w.rng.IntN(len(g.members))]
 	down := w.between(50*time.Millisecond, 2*w.settings.lease)
 	long := w.between(50*time.Millisecond, 2*g.session)
-	switch x := w.rng.IntN(100); {
+	switch x := w.rng.IntN(112); {
+	case x >= 106:
+		g.island(w.between(w.settings.lease, 3*w.settings.lease))
+	case x >= 100:
+		g.usurp()
 	case x < 8:
 		c.crash()
 		w.later(down, c.startAgain)

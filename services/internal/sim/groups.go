@@ -30,6 +30,9 @@ type crowd struct {
 	clock, commits int64
 	// session and rebalance are what members ask for.
 	session, rebalance time.Duration
+	// committing is per mille of the times that a member has processed something and commits
+	// it: where that is seldom, coordinators have nothing to write for long.
+	committing int
 	// faultEvery is the mean time between faults of coordinators and members.
 	faultEvery time.Duration
 }
@@ -46,7 +49,7 @@ func newCrowd(w *world, nodes int) *crowd {
 	g := &crowd{
 		w: w, payloads: make(map[int64][]groups.Record),
 		session: w.between(2*time.Second, 6*time.Second), rebalance: w.between(time.Second, 5*time.Second),
-		faultEvery: w.between(200*time.Millisecond, 2*time.Second),
+		faultEvery: w.between(200*time.Millisecond, 2*time.Second), committing: []int{250, 60, 10}[w.rng.IntN(3)],
 	}
 	confidence := w.between(500*time.Millisecond, 3*time.Second)
 	g.config = groups.Config{

@@ -273,7 +273,7 @@ func (s *shard) answered(f fenced) {
 }
 
 // loadAttempts is how often a load asks in vain before it fails.
-const loadAttempts = 10
+const loadAttempts = 4
 
 func (s *shard) load(l groups.Load) {
 	s.io = l.Ticket
