@@ -76,7 +76,10 @@ func (m *member) poll() {
 }
 
 // commit records how far the member has come, with the epoch that it follows.
-func (m *member) commit(readings []*reading) {
+func (m *member) commit(readings []*reading) { m.commitAt(m.epoch, readings) }
+
+// commitAt is a commit with an epoch that the member follows or has followed.
+func (m *member) commitAt(epoch groups.Epoch, readings []*reading) {
 	type position struct {
 		r  *reading
 		at int64
@@ -87,10 +90,10 @@ func (m *member) commit(readings []*reading) {
 			positions = append(positions, position{r, r.position})
 		}
 	}
-	if len(positions) == 0 || m.epoch == 0 {
+	if len(positions) == 0 || epoch == 0 {
 		return
 	}
-	session, epoch, id := m.session, m.epoch, m.id
+	session, id := m.session, m.id
 	sent := m.g.newCommit()
 	m.committing++
 	m.request(func() groups.Request {

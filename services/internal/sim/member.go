@@ -140,7 +140,7 @@ func (m *member) lose(why string) {
 	m.w.note(m.trace(), m.name, why, int64(m.epoch))
 	m.w.counts.Lost++
 	stale := m.readings
-	if len(stale) > 0 && m.w.chance(300) {
+	if len(stale) > 0 && m.w.chance(700) {
 		// A program that has not noticed commits what it had. It is for the coordinator
 		// to refuse that.
 		m.commit(stale)
@@ -292,7 +292,16 @@ func (m *member) reconcile() {
 				return true
 			})
 			w.counts.Revoked++
+			epoch := m.epoch
 			m.reconcile()
+			if w.chance(300) {
+				// What the program had under way comes too late.
+				w.after(&m.process, w.between(0, 500*time.Millisecond), func() {
+					if m.session == session {
+						m.commitAt(epoch, revoked)
+					}
+				})
+			}
 		}
 	})
 }

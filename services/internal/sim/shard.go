@@ -289,7 +289,7 @@ func (s *shard) loadOn(l groups.Load, attempts int) {
 	if s.position.offset >= l.End || attempts == loadAttempts {
 		s.io = 0
 		o := groups.Done
-		if attempts == loadAttempts {
+		if s.position.offset < l.End {
 			o = groups.Refused
 		}
 		s.w.counts.Loads++
@@ -328,6 +328,10 @@ func (s *shard) loadOn(l groups.Load, attempts int) {
 				return
 			}
 			s.read(l, out)
+			if !w.calm && w.chance(100) {
+				again(loadAttempts, 0) // What it reads from breaks off.
+				return
+			}
 			again(0, 0)
 		})
 	})
