@@ -313,6 +313,45 @@ func TestAutoCommit(t *testing.T) {
 	})
 }
 
+// TestStartIsCommitted: a member that begins at the end and has nothing to read leaves
+// behind where that was, or its successor would miss what was written between them.
+func TestStartIsCommitted(t *testing.T) {
+	for name, test := range map[string]struct {
+		options []ConsumerOption
+		wait    time.Duration
+		close   bool
+		want    int64
+	}{
+		"by auto-commit": {nil, 6 * time.Second, false, 3},
+		"by Close":       {nil, time.Second, true, 3},
+		"not by itself":  {[]ConsumerOption{WithAutoCommit(0)}, 6 * time.Second, true, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
+				c.createTopic("t", 1)
+				c.fill(t, "t", 0, recordbatch.None, numbers(0, 3)...)
+				a := c.member(t, "a", append(test.options, WithReset(ResetLatest))...)
+				subscribe(t, a, "t")
+				ctx, cancel := context.WithTimeout(t.Context(), test.wait)
+				defer cancel()
+				if _, err := a.Poll(ctx); !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatal(err)
+				}
+				if test.close {
+					if err := a.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				if got := g.committed(t0); got != test.want {
+					t.Errorf("committed = %d, want %d", got, test.want)
+				}
+			})
+		})
+	}
+}
+
 // TestCommitsKeepTheirOrder: one at a time, and what gathers meanwhile goes together.
 func TestCommitsKeepTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

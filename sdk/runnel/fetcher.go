@@ -241,6 +241,11 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 			}
 			r.moveTo(found)
 			r.startPending = false
+			if r.tenure != nil && r.tenure.finished.Offset < 0 {
+				// That the member begins here is committed even if it never reads
+				// anything: whoever comes next would begin at the end of then.
+				r.tenure.finished = found
+			}
 			r.pause.reset()
 		}
 	}
