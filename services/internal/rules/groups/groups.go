@@ -15,13 +15,14 @@
 // streams are open.
 //
 // A shard works in rounds. A round takes the requests that have arrived, decides them in
-// their order, and puts all their records into one fenced append; none that arrives
-// meanwhile is looked at before the append is answered. Only then are the replies and
-// assignments of the round let out. So nobody hears of anything that a crash could take
-// back, and memory needs no way back: an append that was refused is tried again, and one
-// that was fenced or whose outcome is not known ends what the shard knows, so that it
-// begins anew with the fence and the log. A round without records that has to answer
-// reads asks the leader instead whether the fence still holds.
+// their order, and puts all their records into one fenced append, or several where a
+// rebalance makes more of them than a batch should have; none that arrives meanwhile is
+// looked at before the last is answered. Only then are the replies and assignments of
+// the round let out. So nobody hears of anything that a crash could take back, and memory
+// needs no way back: an append that was refused is tried again, and one that was fenced
+// or whose outcome is not known ends what the shard knows, so that it begins anew with
+// the fence and the log. A round without records that has to answer reads asks the leader
+// instead whether the fence still holds.
 // Heartbeats that change nothing are answered at once while the last append or check was
 // sent at most [Config.Confidence] ago.
 //
@@ -104,8 +105,8 @@ type Config struct {
 	OffsetsPerGroup int
 	// Queue is how many requests may wait for a round, from 1.
 	Queue int
-	// RoundBytes is about how many bytes of records one round makes at most; a larger
-	// commit is refused.
+	// RoundBytes is about how many bytes of records the requests of one round make at
+	// most, and about how many more go into one append; a larger commit is refused.
 	RoundBytes int
 	// HeartbeatInterval is what members are told; a third of a shorter session timeout
 	// takes its place.

@@ -22,6 +22,7 @@ func (s *Shard) round() {
 		s.fire(s.timers[0])
 		n++
 	}
+	s.decided = len(s.records)
 	for i := 0; i < len(s.touched); i++ {
 		s.settle(s.touched[i])
 	}

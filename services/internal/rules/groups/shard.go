@@ -46,10 +46,13 @@ type Shard struct {
 	// stale are groups that a round has to settle although no request names them.
 	stale []*group
 
-	// The round: what it writes, how many bytes that is about, the groups it has yet to
-	// settle, the streams it opens, and what it lets out once it is written. While there
-	// are records memory is ahead of the log.
+	// The round: what it has yet to write, how many of these records are under way, how
+	// many come from requests and timers, how many bytes all are about, the groups it has
+	// yet to settle, the streams it opens, and what it lets out once it is written. While
+	// there are records memory is ahead of the log.
 	records []Record
+	sent    int
+	decided int
 	bytes   int
 	touched []*group
 	joins   []Ticket
@@ -162,7 +165,10 @@ func (s *Shard) Appended(ticket Ticket, outcome Outcome, end int64, now time.Tim
 			s.clear()
 			return
 		}
-		s.release()
+		s.records, s.decided = s.records[s.sent:], 0
+		if len(s.records) == 0 {
+			s.release()
+		}
 	case Refused:
 		s.paused = now.Add(retryPause)
 	case Fenced:
@@ -240,7 +246,7 @@ func (s *Shard) Step(now time.Time) Effects {
 		case s.phase == loading:
 			s.out.Load = &Load{Ticket: s.fly(), End: s.end}
 		case s.phase != serving || s.topics == nil:
-		case len(s.records) > 0: // Refused before.
+		case len(s.records) > 0: // Refused before, or what did not fit.
 			s.append(s.end)
 		default:
 			s.round()
@@ -327,8 +333,19 @@ func (s *Shard) fly() Ticket {
 	return s.tickets
 }
 
+// append writes what of the round fits into one batch. A round is bounded, but not what
+// settling a group makes of it: a rebalance writes as many members as the group has, with
+// their subscriptions. What requests and timers have written stays together, such as a
+// member and the one that it supersedes. Settling may end anywhere: each of its records
+// holds given those before, and whoever loads only some of them settles the rest.
 func (s *Shard) append(expected int64) {
-	s.out.Append = &Append{Ticket: s.fly(), Epoch: s.epoch, Expected: expected, Records: s.records}
+	n, bytes := s.decided, 0
+	for n < len(s.records) && (n == 0 || bytes < s.config.RoundBytes) {
+		bytes += recordBytes(s.records[n])
+		n++
+	}
+	s.sent = n
+	s.out.Append = &Append{Ticket: s.fly(), Epoch: s.epoch, Expected: expected, Records: s.records[:n:n]}
 }
 
 // land ends the I/O of that ticket. It returns when that was sent, and whether its outcome
@@ -358,7 +375,8 @@ func (s *Shard) release() {
 
 // clear forgets the round.
 func (s *Shard) clear() {
-	s.records, s.bytes, s.touched, s.joins, s.held = nil, 0, nil, nil, Effects{}
+	s.records, s.sent, s.decided, s.bytes = nil, 0, 0, 0
+	s.touched, s.joins, s.held = nil, nil, Effects{}
 }
 
 // recant refuses whatever the round was about to answer. The round has written nothing,
