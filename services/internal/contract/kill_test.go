@@ -29,7 +29,7 @@ const (
 // notice nothing but a pause, and no acknowledged record is lost, moved or there
 // twice.
 func TestKills(t *testing.T) {
-	cluster := startMesh(t, 2, 3)
+	cluster := startMesh(t, 2, 3, 0)
 	k := newKilling(t, cluster)
 	k.whole()
 	k.step("warm-up", unpaused, func() {})

@@ -13,12 +13,12 @@ import (
 
 // mesh is a cluster of one process per service beside a real etcd.
 type mesh struct {
-	etcd              *node
-	metadata, storage []*node
+	etcd                            *node
+	metadata, storage, coordinators []*node
 }
 
-// startMesh starts a cluster with so many metadata and storage nodes.
-func startMesh(t *testing.T, metadata, storage int) *mesh {
+// startMesh starts a cluster with so many metadata, storage and coordinator nodes.
+func startMesh(t *testing.T, metadata, storage, coordinators int) *mesh {
 	t.Helper()
 	runnel := runnelProgram(t)
 	client, peer := freeAddress(t), freeAddress(t)
@@ -47,6 +47,9 @@ func startMesh(t *testing.T, metadata, storage int) *mesh {
 	for range storage {
 		m.storage = append(m.storage, add("storage", freeAddress(t), "--metadata", strings.Join(peers, ",")))
 	}
+	for range coordinators {
+		m.coordinators = append(m.coordinators, add("coordinator", freeAddress(t), "--metadata", strings.Join(peers, ",")))
+	}
 	t.Cleanup(func() {
 		for _, n := range m.nodes() {
 			if p := n.process(); p != nil {
@@ -59,7 +62,9 @@ func startMesh(t *testing.T, metadata, storage int) *mesh {
 }
 
 // nodes returns all processes.
-func (m *mesh) nodes() []*node { return slices.Concat([]*node{m.etcd}, m.metadata, m.storage) }
+func (m *mesh) nodes() []*node {
+	return slices.Concat([]*node{m.etcd}, m.metadata, m.storage, m.coordinators)
+}
 
 // node returns the process of that number.
 func (m *mesh) node(t *testing.T, id int32) *node {
@@ -100,21 +105,21 @@ func (m *mesh) kill() {
 // bootstrap returns the addresses of all nodes that serve clients.
 func (m *mesh) bootstrap() []string {
 	var all []string
-	for _, n := range slices.Concat(m.metadata, m.storage) {
+	for _, n := range slices.Concat(m.metadata, m.storage, m.coordinators) {
 		all = append(all, n.address)
 	}
 	return all
 }
 
 // TestContract holds every shape of a cluster to the same contract, through the
-// command line.
+// command line, and of consumer groups through the SDK.
 func TestContract(t *testing.T) {
 	t.Run("one process", func(t *testing.T) {
 		cluster := startUp(t)
 		contract(t, []string{cluster.address}, 1)
 	})
-	t.Run("3 storage and 2 metadata nodes", func(t *testing.T) {
-		m := startMesh(t, 2, 3)
+	t.Run("3 storage, 2 metadata and 2 coordinator nodes", func(t *testing.T) {
+		m := startMesh(t, 2, 3, 2)
 		// Any address of any role is a bootstrap address.
 		contract(t, m.bootstrap(), 3)
 	})
@@ -143,7 +148,7 @@ func contract(t *testing.T, bootstraps []string, replicas int) {
 		}
 		replicated(t, bootstrap, topic, replicas)
 		nodes := runnel(t, bootstrap, nil, "cluster", "describe").mustSucceed(t)
-		for _, word := range []string{"metadata", "storage", "live"} {
+		for _, word := range []string{"metadata", "storage", "coordinator", "live"} {
 			if !strings.Contains(nodes.stdout, word) {
 				t.Errorf("cluster describe does not say %q:\n%s", word, nodes.stdout)
 			}
@@ -158,6 +163,7 @@ func contract(t *testing.T, bootstraps []string, replicas int) {
 			t.Errorf("after all records were deleted the topic holds %q", rest.stdout)
 		}
 		measured(t, bootstrap)
+		grouped(t, bootstrap, fmt.Sprintf("shared-%d", i))
 		runnel(t, bootstrap, nil, "topics", "delete", topic).mustSucceed(t)
 		gone := runnel(t, bootstrap, nil, "consume", topic, "--from-beginning", "--exit-at-end")
 		if gone.code != 1 || !strings.Contains(gone.stderr, topic) {
@@ -212,8 +218,10 @@ func measured(t *testing.T, address string) {
 	if err != nil || response.StatusCode != http.StatusOK {
 		t.Fatalf("%s/metrics: status %d, %v", address, response.StatusCode, err)
 	}
-	if !strings.Contains(string(body), "# HELP runnel_storage_commit_seconds ") && !strings.Contains(string(body), "# HELP runnel_metadata_controller_active ") {
-		t.Errorf("%s/metrics shows neither storage nor metadata:\n%s", address, tail(string(body), 2000))
+	if !slices.ContainsFunc([]string{"storage_commit_seconds", "metadata_controller_active", "coordinator_join_streams"}, func(name string) bool {
+		return strings.Contains(string(body), "# HELP runnel_"+name+" ")
+	}) {
+		t.Errorf("%s/metrics shows neither storage nor metadata nor a coordinator:\n%s", address, tail(string(body), 2000))
 	}
 }
 

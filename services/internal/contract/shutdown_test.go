@@ -16,7 +16,7 @@ import (
 // record is there once.
 func TestControlledShutdown(t *testing.T) {
 	t.Parallel()
-	cluster := startMesh(t, 1, 3)
+	cluster := startMesh(t, 1, 3, 0)
 	bootstrap := cluster.metadata[0].address
 	runnel(t, bootstrap, nil, "topics", "create", "orders", "--replication-factor", "3", "--config", "min.insync.replicas=2").mustSucceed(t)
 	leader := func() *node {
