@@ -117,8 +117,13 @@ func (h *history) pause(from, to time.Time) time.Duration {
 			times = append(times, s.told)
 		}
 	}
+	return longestGap(times, from, to)
+}
+
+// longestGap returns the longest time between two neighbouring times that touches a
+// span.
+func longestGap(times []time.Time, from, to time.Time) (longest time.Duration) {
 	slices.SortFunc(times, time.Time.Compare)
-	var longest time.Duration
 	for i := 1; i < len(times); i++ {
 		if times[i].After(from) && times[i-1].Before(to) {
 			longest = max(longest, times[i].Sub(times[i-1]))

@@ -99,7 +99,7 @@ func newKilling(t *testing.T, cluster *mesh) *killing {
 	reading, k.stopReading = context.WithCancel(context.Background())
 	for p := range k.histories {
 		k.histories[p] = &history{}
-		k.sending.Go(func() { k.send(sending, int32(p)) })
+		k.sending.Go(func() { send(sending, t, k.producer, killTopic, int32(p), k.histories[p]) })
 	}
 	k.reading.Go(func() { k.follow(reading, consumer) })
 	t.Cleanup(func() {
@@ -113,9 +113,8 @@ func newKilling(t *testing.T, cluster *mesh) *killing {
 	return k
 }
 
-// send sends a record to a partition every few milliseconds.
-func (k *killing) send(ctx context.Context, partition int32) {
-	h := k.histories[partition]
+// send sends a record to a partition of a topic every few milliseconds until ctx ends.
+func send(ctx context.Context, t *testing.T, producer *sdk.Producer, topic string, partition int32, h *history) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for n := 0; ; n++ {
@@ -128,8 +127,8 @@ func (k *killing) send(ctx context.Context, partition int32) {
 		h.mu.Lock()
 		h.sendings = append(h.sendings, s)
 		h.mu.Unlock()
-		record := sdk.Record{Topic: killTopic, Partition: sdk.OnPartition(partition), Value: []byte(s.value)}
-		err := k.producer.Send(context.Background(), record, func(ack sdk.Ack, err error) {
+		record := sdk.Record{Topic: topic, Partition: sdk.OnPartition(partition), Value: []byte(s.value)}
+		err := producer.Send(context.Background(), record, func(ack sdk.Ack, err error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			s.told = time.Now()
@@ -141,11 +140,11 @@ func (k *killing) send(ctx context.Context, partition int32) {
 				s.outcome = refusedForGood
 			}
 			if err != nil && ctx.Err() == nil {
-				k.t.Errorf("%q: %v", s.value, err)
+				t.Errorf("%q: %v", s.value, err)
 			}
 		})
 		if err != nil {
-			k.t.Errorf("%q was not taken: %v", s.value, err)
+			t.Errorf("%q was not taken: %v", s.value, err)
 			return
 		}
 	}
@@ -171,9 +170,9 @@ func (k *killing) follow(ctx context.Context, consumer *sdk.Consumer) {
 }
 
 // until waits for a condition, which says what is in its way, "" for nothing.
-func (k *killing) until(what string, within time.Duration, condition func(context.Context) string) {
-	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), within)
+func until(t *testing.T, what string, within time.Duration, condition func(context.Context) string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	why := condition(ctx)
 	for tick := time.Tick(50 * time.Millisecond); why != ""; {
@@ -183,7 +182,7 @@ func (k *killing) until(what string, within time.Duration, condition func(contex
 				why = now
 			}
 		case <-ctx.Done():
-			k.t.Fatalf("not within %v: %s: %s", within, what, why)
+			t.Fatalf("not within %v: %s: %s", within, what, why)
 		}
 	}
 }
@@ -195,7 +194,7 @@ func (k *killing) step(name string, bound time.Duration, act func()) {
 	began := time.Now()
 	act()
 	first := time.Duration(0)
-	k.until("records sent after "+name+" was killed are acknowledged in each partition", 2*time.Minute, func(context.Context) string {
+	until(k.t, "records sent after "+name+" was killed are acknowledged in each partition", 2*time.Minute, func(context.Context) string {
 		first = 0
 		for p, h := range k.histories {
 			told, ok := h.firstSentAfter(began)
@@ -228,8 +227,15 @@ func (k *killing) comesBack(n *node) {
 // whole waits until all nodes are live and all replicas in sync.
 func (k *killing) whole() {
 	k.t.Helper()
-	k.until("all nodes are live and all replicas in sync", time.Minute, func(ctx context.Context) string {
-		cluster, err := k.client.Admin().DescribeCluster(ctx)
+	whole(k.t, k.client, killTopic)
+}
+
+// whole waits until all nodes are live and the three replicas of each partition of a
+// topic are in sync.
+func whole(t *testing.T, client *sdk.Client, topic string) {
+	t.Helper()
+	until(t, "all nodes are live and all replicas in sync", time.Minute, func(ctx context.Context) string {
+		cluster, err := client.Admin().DescribeCluster(ctx)
 		if err != nil {
 			return err.Error()
 		}
@@ -238,11 +244,11 @@ func (k *killing) whole() {
 				return fmt.Sprintf("%+v", cluster)
 			}
 		}
-		topic, err := k.client.Admin().DescribeTopic(ctx, killTopic)
+		described, err := client.Admin().DescribeTopic(ctx, topic)
 		if err != nil {
 			return err.Error()
 		}
-		for _, p := range topic.Replicas {
+		for _, p := range described.Replicas {
 			if p.Leader < 0 || len(p.InSync) < 3 {
 				return fmt.Sprintf("%+v", p)
 			}
@@ -265,7 +271,7 @@ func (k *killing) leaderOf(partition int) *node {
 // than the one before.
 func (k *killing) controller(before *node) (now *node) {
 	k.t.Helper()
-	k.until("another metadata node is controller", 30*time.Second, func(ctx context.Context) string {
+	until(k.t, "another metadata node is controller", 30*time.Second, func(ctx context.Context) string {
 		cluster, err := k.client.Admin().DescribeCluster(ctx)
 		if err != nil || cluster.Controller < 0 {
 			return fmt.Sprintf("there is none; %v", err)
@@ -289,7 +295,7 @@ func (k *killing) finish() {
 		k.t.Errorf("records that wait are not delivered: %v", err)
 	}
 	k.readAll()
-	k.until("the consumer has followed to the end", time.Minute, func(context.Context) string {
+	until(k.t, "the consumer has followed to the end", time.Minute, func(context.Context) string {
 		for p, h := range k.histories {
 			h.mu.Lock()
 			followed := len(h.followed)

@@ -29,6 +29,9 @@ var programs struct {
 }
 
 func TestMain(m *testing.M) {
+	if order := os.Getenv(memberVariable); order != "" {
+		os.Exit(beMember(order))
+	}
 	dir, err := os.MkdirTemp("", "runnel-contract-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "making a folder for programs:", err)
@@ -106,16 +109,27 @@ func start(t *testing.T, path string, args ...string) *process {
 // launch is start for goroutines other than the test's: the caller ends the
 // process.
 func launch(path string, args ...string) (*process, error) {
-	p := &process{command: exec.Command(path, args...), log: new(bytes.Buffer), done: make(chan struct{})}
-	p.command.Stdout, p.command.Stderr = p, p
+	p := newProcess(exec.Command(path, args...))
+	p.command.Stdout = p
+	return p, p.begin()
+}
+
+// newProcess returns a process that has not begun, whose errors go to its log.
+func newProcess(command *exec.Cmd) *process {
+	p := &process{command: command, log: new(bytes.Buffer), done: make(chan struct{})}
+	command.Stderr = p
+	return p
+}
+
+func (p *process) begin() error {
 	if err := p.command.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", path, err)
+		return fmt.Errorf("starting %s: %w", p.command.Path, err)
 	}
 	go func() {
 		defer close(p.done)
 		_ = p.command.Wait()
 	}()
-	return p, nil
+	return nil
 }
 
 func (p *process) end(t *testing.T) {
