@@ -135,16 +135,6 @@ func (g *crowd) number(index int) int { return index - g.offsets[0] }
 // check returns the checks of a group.
 func (g *crowd) check(group int) *groupHistory { return g.checks[group%len(g.offsets)] }
 
-// groupIndex returns the index of a group.
-func (g *crowd) groupIndex(id groups.GroupID) int {
-	for i, known := range g.groups {
-		if known == id {
-			return i
-		}
-	}
-	return -1
-}
-
 // grow gives a source more partitions, or its first ones.
 func (g *crowd) grow(i, by int) {
 	s := g.sources[i]

@@ -394,7 +394,7 @@ func TestTwoProcessesWithOneInstance(t *testing.T) {
 			r := newRig(t, testConfig)
 			s1, a1 := r.join(instance("m1", "i1"))
 			r.follow(s1)
-			newer, a := r.join(instance("m2", "i1"))
+			_, a := r.join(instance("m2", "i1"))
 			r.checkHas(a, "")
 			if a.Awaited != 4 || a.Members != 1 {
 				t.Fatalf("got %+v", a)
@@ -410,7 +410,7 @@ func TestTwoProcessesWithOneInstance(t *testing.T) {
 			older()
 			rejoin := instance("m2", "i1")
 			rejoin.Epoch = a.Epoch
-			newer, a = r.join(rejoin)
+			newer, a := r.join(rejoin)
 			r.checkHas(a, "")
 			end(r, newer)
 			if name == "the older dies" {

@@ -78,9 +78,7 @@ func TestRepliesWaitForTheAppend(t *testing.T) {
 	}
 	r.outcome = nil
 	a := &Append{Ticket: 4, Epoch: 1, Expected: r.log.end()}
-	for _, record := range r.shard.records {
-		a.Records = append(a.Records, record)
-	}
+	a.Records = append(a.Records, r.shard.records...)
 	r.shard.Appended(r.shard.flight.ticket, r.log.append(a), r.log.end(), r.now)
 	r.step()
 	if len(r.told[first]) != 1 || r.replies[second].Value == nil || r.replies[beat].Value == nil {
