@@ -318,7 +318,14 @@ func (g *group) names() string {
 	return text
 }
 
+// stillMembers is what puzzles those who have stopped all members.
+const stillMembers = "one that was killed, or has an instance id, is a member until its session times out"
+
 func notEmpty(g *group) *Refusal {
+	members, them := "members", "them"
+	if len(g.members) == 1 {
+		members, them = "member", "it"
+	}
 	return refusal(errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
-		"group %q has %d members (%s): stop them first", g.id, len(g.members), g.names())
+		"group %q has %d %s (%s): stop %s first; "+stillMembers, g.id, len(g.members), members, g.names(), them)
 }

@@ -180,7 +180,7 @@ func (s *Shard) deleteOffsets(ticket Ticket, r *DeleteOffsets) {
 		}
 		if s.subscribed(g, []string{name}) {
 			s.refuse(ticket, refusal(errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
-				"members of group %q are subscribed to topic %q (the group has %s): stop them first", g.id, name, g.names()))
+				"members of group %q are subscribed to topic %q (the group has %s): stop them first; "+stillMembers, g.id, name, g.names()))
 			return
 		}
 	}
