@@ -40,7 +40,7 @@ type groupOptions struct {
 func newGroupOptions(command *cobra.Command, flags *pflag.FlagSet) *groupOptions {
 	return &groupOptions{
 		name:     newFlag(flags, "group", "", "G", "", "share the partitions with the other members of group G, and go on where it stopped", notEmpty),
-		instance: newFlag(flags, "instance-id", "", "ID", "", "with --group: be the static member ID, which keeps its partitions over a restart", notEmpty),
+		instance: newFlag(flags, "instance-id", "", "ID", "", "with --group: be the static member ID, which keeps its partitions over a restart of up to 45s", notEmpty),
 		assignor: choiceFlag(command, flags, "assignor", "", "", "with --group: how to share the partitions out (default: sticky)", "range", "roundrobin", "sticky"),
 		delivery: choiceFlag(command, flags, "delivery", "", "", "with --group: what a crash may do, repeat records or lose some (default: at-least-once)", deliveryAtLeastOnce, deliveryAtMostOnce),
 	}

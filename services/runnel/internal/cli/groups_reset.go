@@ -150,6 +150,9 @@ func (o *resetOptions) target() (runnel.OffsetTarget, error) {
 	return to, usagef("%s contradict each other: give only one of them", strings.Join(given, " and "))
 }
 
+// byTime reports whether the target is a time.
+func (o *resetOptions) byTime() bool { return o.toDatetime.text != "" || o.byDuration.text != "" }
+
 // checkScope refuses a command line that does not say what to move, or says so twice.
 func (o *resetOptions) checkScope() error {
 	named := len(o.topics.values) > 0
@@ -235,7 +238,7 @@ func (p *program) groupsResetOffsets(ctx context.Context, client *runnel.Client,
 	if err != nil {
 		return unknownOutcome(groupError(group, err), fmt.Sprintf("whether the offsets were moved; look with \"runnel groups describe %s\"", shellWord(group)))
 	}
-	if err := p.printPlan(group, plan, o.execute); err != nil {
+	if err := p.printPlan(group, plan, o.execute, o.byTime()); err != nil {
 		return err
 	}
 	if export == nil {
@@ -269,7 +272,7 @@ type plannedObject struct {
 
 // printPlan prints what was moved or would be, and returns an error if something could
 // not be.
-func (p *program) printPlan(group string, plan runnel.ResetPlan, execute bool) error {
+func (p *program) printPlan(group string, plan runnel.ResetPlan, execute, byTime bool) error {
 	object := resetObject{Group: group, Executed: plan.Executed, Offsets: make([]plannedObject, len(plan.Offsets))}
 	t := newTable("TOPIC", "PARTITION", "OLD-OFFSET", "NEW-OFFSET", "LAG", "NOTE")
 	for i, o := range plan.Offsets {
@@ -285,7 +288,7 @@ func (p *program) printPlan(group string, plan runnel.ResetPlan, execute bool) e
 			row.ClampedFrom = &o.Target
 		}
 		object.Offsets[i] = row
-		t.row(o.Topic, o.Partition, numberOr(o.Old, "-"), numberOr(o.New, "-"), lag, planNote(&o))
+		t.row(o.Topic, o.Partition, numberOr(o.Old, "-"), numberOr(o.New, "-"), lag, planNote(&o, byTime))
 	}
 	if err := p.print(object, t); err != nil {
 		return err
@@ -297,13 +300,13 @@ func (p *program) printPlan(group string, plan runnel.ResetPlan, execute bool) e
 	case execute && !plan.Executed:
 		return failf("nothing was moved")
 	case !execute:
-		p.notef("nothing was moved: this is the plan, and --execute carries it out")
+		p.notef("nothing was moved: this is the plan, and --execute carries it out while the group has no members")
 	}
 	return nil
 }
 
 // planNote says what is peculiar about the move of a partition.
-func planNote(o *runnel.PlannedOffset) string {
+func planNote(o *runnel.PlannedOffset, byTime bool) string {
 	switch {
 	case o.Err != nil:
 		return strings.ReplaceAll(sentence(o.Err), "\n", " ")
@@ -311,6 +314,8 @@ func planNote(o *runnel.PlannedOffset) string {
 		return fmt.Sprintf("clamped: %d lies beyond the end of the log", o.Target)
 	case o.Clamped:
 		return fmt.Sprintf("clamped: %d lies before the first record of the log", o.Target)
+	case byTime && o.New == o.End:
+		return "no record is as young: the end of the log"
 	case o.Old == o.New:
 		return "unchanged"
 	}

@@ -116,7 +116,7 @@ func TestPrintPlan(t *testing.T) {
 		execute      bool
 		says, failed string
 	}{
-		{"plan", runnel.ResetPlan{Offsets: moved}, false, table + "nothing was moved: this is the plan, and --execute carries it out\n", ""},
+		{"plan", runnel.ResetPlan{Offsets: moved}, false, table + "nothing was moved: this is the plan, and --execute carries it out while the group has no members\n", ""},
 		{"executed", runnel.ResetPlan{Offsets: moved, Executed: true}, true, table, ""},
 		{"failed", runnel.ResetPlan{Offsets: failed}, true,
 			"TOPIC  PARTITION  OLD-OFFSET  NEW-OFFSET  LAG  NOTE\nt      0          5           -           -    t-0 has no leader\n",
@@ -124,7 +124,7 @@ func TestPrintPlan(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p, stdout := printing(t, outputTable)
-			err := p.printPlan("g", test.plan, test.execute)
+			err := p.printPlan("g", test.plan, test.execute, false)
 			if err == nil && test.failed != "" || err != nil && sentence(err) != test.failed {
 				t.Errorf("ends with %v, want %q", err, test.failed)
 			}
@@ -135,7 +135,7 @@ func TestPrintPlan(t *testing.T) {
 	}
 
 	p, stdout := printing(t, outputJSON)
-	if err := p.printPlan("g", runnel.ResetPlan{Offsets: append(moved, failed...)}, false); err == nil {
+	if err := p.printPlan("g", runnel.ResetPlan{Offsets: append(moved, failed...)}, false, false); err == nil {
 		t.Error("a plan that fails succeeds")
 	}
 	var object resetObject

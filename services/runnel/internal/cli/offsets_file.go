@@ -133,7 +133,10 @@ type exportFile struct {
 func createExport(name string) (*exportFile, error) {
 	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
-		return nil, failf("cannot export the offsets: %v", err)
+		if path, ok := errors.AsType[*os.PathError](err); ok {
+			err = path.Err // The path is that of a temporary file.
+		}
+		return nil, failf("cannot export the offsets to %s: %v", name, err)
 	}
 	return &exportFile{name, file}, nil
 }
