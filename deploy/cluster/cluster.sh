@@ -155,7 +155,7 @@ stop() { # names
 # status prints the processes, and fails unless all are ready.
 status() {
 	local name node pid state whole=0
-	printf '%-12s %-5s %-8s %-10s %-16s %s\n' PROCESS NODE PID STATE ADDRESS DATA
+	printf '%-13s %-5s %-8s %-10s %-16s %s\n' PROCESS NODE PID STATE ADDRESS DATA
 	for name in "${all[@]}"; do
 		state=stopped
 		if pid=$(running "$name"); then
@@ -167,7 +167,7 @@ status() {
 		[ "$state" = ready ] || whole=1
 		node=-
 		if [ "$name" != etcd ]; then node=$(option "$name" node-id); fi
-		printf '%-12s %-5s %-8s %-10s %-16s %s\n' "$name" "$node" "$pid" "$state" "$(address "$name")" "$dir/$(option "$name" data-dir)"
+		printf '%-13s %-5s %-8s %-10s %-16s %s\n' "$name" "$node" "$pid" "$state" "$(address "$name")" "$dir/$(option "$name" data-dir)"
 	done
 	return "$whole"
 }
