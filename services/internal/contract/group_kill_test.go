@@ -3,8 +3,10 @@ package contract
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,8 +25,8 @@ const (
 	longSession = 25 * time.Second
 )
 
-// TestGroupKills kills a member, the coordinator of its group and the storage leader of
-// the group's offsets, under load: three members that process at least once. Nothing that
+// TestGroupKills kills a member, the coordinator of its group, which it has paused
+// before, and the storage leader of the group's offsets, under load: three members that process at least once. Nothing that
 // was acknowledged is left out, nothing is repeated but what was not committed, no
 // partition has two owners, and no committed offset goes back.
 func TestGroupKills(t *testing.T) {
@@ -40,6 +42,12 @@ func TestGroupKills(t *testing.T) {
 	k.join("fourth", longSession)
 	k.settled(3)
 
+	paused := k.coordinator()
+	k.keepingTenures("the coordinator of the group, paused", func() { k.signal(paused, syscall.SIGSTOP) })
+	// What it still believes is no longer so: its group is another's.
+	k.signal(paused, syscall.SIGCONT)
+	k.step("the same, awake again", unpaused, func() {})
+	k.wholeAgain()
 	coordinator := k.coordinator()
 	k.keepingTenures("the coordinator of the group", func() { coordinator.process().kill() })
 	k.comesBack(coordinator)
@@ -190,7 +198,7 @@ func (k *groupKilling) step(name string, bound time.Duration, act func()) {
 	began := time.Now()
 	act()
 	var processed, commits time.Duration
-	until(k.t, "records sent after "+name+" was killed are processed and committed in each partition", 2*time.Minute, func(context.Context) string {
+	until(k.t, "records sent after "+name+" are processed and committed in each partition", 2*time.Minute, func(context.Context) string {
 		processed, commits = 0, 0
 		for p, h := range k.histories {
 			at, told, wanting := h.beyond(began)
@@ -205,7 +213,7 @@ func (k *groupKilling) step(name string, bound time.Duration, act func()) {
 	for _, h := range k.histories {
 		longest = max(longest, h.idle(began, time.Now()))
 	}
-	k.t.Logf("%-36s processing in every partition after %6.2f s, commits after %6.2f s, longest pause of a partition %6.2f s",
+	k.t.Logf("%-37s processing in every partition after %6.2f s, commits after %6.2f s, longest pause of a partition %6.2f s",
 		name, processed.Seconds(), commits.Seconds(), longest.Seconds())
 	if longest > bound {
 		k.t.Errorf("%s: a partition paused for %v, at most %v is due", name, longest, bound)
@@ -280,8 +288,20 @@ func (k *groupKilling) comesBack(n *node) {
 	if err := n.start(k.t.Context()); err != nil {
 		k.t.Fatal(err)
 	}
+	k.wholeAgain()
+}
+
+func (k *groupKilling) wholeAgain() {
+	k.t.Helper()
 	whole(k.t, k.client, groupTopic)
 	whole(k.t, k.client, cluster.OffsetsTopic)
+}
+
+func (k *groupKilling) signal(n *node, signal os.Signal) {
+	k.t.Helper()
+	if err := n.process().command.Process.Signal(signal); err != nil {
+		k.t.Fatal(err)
+	}
 }
 
 // finish ends the load, lets the members process the rest and leave, and checks the

@@ -24,7 +24,10 @@ const memberVariable = "RUNNEL_CONTRACT_MEMBER"
 const (
 	// commitInterval is how often a member commits: more is read again after its death.
 	commitInterval = 250 * time.Millisecond
-	// handOverLimit is how long a member that gives partitions up tries to commit.
+	// handOver is how long a member that gives partitions up has something else to do
+	// before it commits: who gets them without waiting for that is caught.
+	handOver = 300 * time.Millisecond
+	// handOverLimit is how long it tries to commit then.
 	handOverLimit = 5 * time.Second
 )
 
@@ -105,7 +108,7 @@ func (m *member) run() error {
 				m.say(memberEvent{Kind: memberAssigned, Partitions: numbers(partitions)})
 			},
 			Revoked: func(ctx context.Context, partitions []sdk.TopicPartition) {
-				m.handOver(ctx, numbers(partitions))
+				m.giveUp(ctx, numbers(partitions))
 				m.say(memberEvent{Kind: memberRevoked, Partitions: numbers(partitions)})
 			},
 			Lost: func(_ context.Context, partitions []sdk.TopicPartition) {
@@ -165,8 +168,8 @@ func (m *member) process(records sdk.Records) {
 	}
 }
 
-// handOver commits what was processed of partitions that others get.
-func (m *member) handOver(ctx context.Context, partitions []int32) {
+// giveUp commits what was processed of partitions that others get.
+func (m *member) giveUp(ctx context.Context, partitions []int32) {
 	var offsets []sdk.GroupOffset
 	for _, p := range partitions {
 		if o, ok := m.done[p]; ok {
@@ -177,6 +180,7 @@ func (m *member) handOver(ctx context.Context, partitions []int32) {
 	if len(offsets) == 0 {
 		return
 	}
+	<-time.After(handOver)
 	ctx, cancel := context.WithTimeout(ctx, handOverLimit)
 	defer cancel()
 	asked := time.Now()
