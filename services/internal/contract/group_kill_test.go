@@ -23,6 +23,9 @@ const (
 	// longSession outlasts the failover of a coordinator, after which a member that was
 	// not heard meanwhile still has what it had.
 	longSession = 25 * time.Second
+	// quick and slow are how long members take to give partitions up. They differ, so
+	// that the group goes on while one still has what another is to get.
+	quick, slow = 50 * time.Millisecond, time.Second
 )
 
 // TestGroupKills kills a member, the coordinator of its group, which it has paused
@@ -32,14 +35,14 @@ const (
 func TestGroupKills(t *testing.T) {
 	t.Parallel()
 	k := newGroupKilling(t, startMesh(t, 2, 3, 2))
-	k.join("first", shortSession)
-	k.join("second", longSession)
-	k.join("third", longSession)
+	k.join("first", shortSession, quick)
+	k.join("second", longSession, quick)
+	k.join("third", longSession, slow)
 	k.settled(3)
 	k.step("warm-up", unpaused, func() {})
 
 	k.step("a member", shortSession+failover, func() { k.killMember("first") })
-	k.join("fourth", longSession)
+	k.join("fourth", longSession, quick)
 	k.settled(3)
 
 	paused := k.coordinator()
@@ -142,10 +145,10 @@ func (k *groupKilling) look(ctx context.Context) error {
 }
 
 // join starts a member.
-func (k *groupKilling) join(name string, session time.Duration) {
+func (k *groupKilling) join(name string, session, handOver time.Duration) {
 	k.t.Helper()
 	k.members = append(k.members, startMember(k.t, memberOrder{
-		Name: name, Group: groupID, Topic: groupTopic, Bootstrap: k.cluster.bootstrap(), SessionTimeout: session,
+		Name: name, Group: groupID, Topic: groupTopic, Bootstrap: k.cluster.bootstrap(), SessionTimeout: session, HandOver: handOver,
 	}, groupPartitions, k.take))
 }
 

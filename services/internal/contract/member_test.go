@@ -24,10 +24,7 @@ const memberVariable = "RUNNEL_CONTRACT_MEMBER"
 const (
 	// commitInterval is how often a member commits: more is read again after its death.
 	commitInterval = 250 * time.Millisecond
-	// handOver is how long a member that gives partitions up has something else to do
-	// before it commits: who gets them without waiting for that is caught.
-	handOver = 300 * time.Millisecond
-	// handOverLimit is how long it tries to commit then.
+	// handOverLimit is how long a member that gives partitions up tries to commit.
 	handOverLimit = 5 * time.Second
 )
 
@@ -35,6 +32,9 @@ type memberOrder struct {
 	Name, Group, Topic string
 	Bootstrap          []string
 	SessionTimeout     time.Duration
+	// HandOver is how long a member that gives partitions up has something else to do
+	// before it commits: who gets them without waiting for that is caught.
+	HandOver time.Duration
 }
 
 // memberEvent is a line that a member writes, once what it tells of has happened.
@@ -180,7 +180,7 @@ func (m *member) giveUp(ctx context.Context, partitions []int32) {
 	if len(offsets) == 0 {
 		return
 	}
-	<-time.After(handOver)
+	<-time.After(m.order.HandOver)
 	ctx, cancel := context.WithTimeout(ctx, handOverLimit)
 	defer cancel()
 	asked := time.Now()
