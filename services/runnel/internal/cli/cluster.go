@@ -13,13 +13,14 @@ import (
 
 const clusterDescribeHelp = `Describe the nodes of the cluster.
 
-A live node renews its lease; a fenced one has not been heard for a while, and
-leads no partition until it is; one that is leaving is about to stop, and others
-lead what it led, where they can. EPOCH grows with each start of a node. GROUPS is
-how many of the partitions over which consumer groups are shared a coordinator has,
-of how many there are; there are none before the first group is used. The
-controller is the metadata node that elects leaders. Any node tells what it knows; a
-warning says so where no controller answers, since then nobody knows better.
+A live node renews its lease; a fenced one has not been heard for a while, and leads
+no partition until it is; one that is leaving is about to stop, and others lead what
+it led, where they can. EPOCH grows with each start of a node. OFFSETS PARTITIONS is
+how many of the partitions of __consumer_offsets, over which consumer groups are
+shared, a coordinator has, of how many there are; there are none before the first
+group is used. The controller is the metadata node that elects leaders. Any node tells
+what it knows; a warning says so where no controller answers, since then nobody knows
+better.
 
 With -o json the cluster is an object with the fields id, version, controller
 (null while there is none), offsets_partitions and nodes (id, role, address, epoch,
@@ -108,7 +109,7 @@ func clusterTables(d runnel.ClusterDescription) (header, nodes *table) {
 	header = newTable()
 	header.row("Cluster:", d.ID)
 	header.row("Controller:", numberOr(d.Controller, "none"))
-	nodes = newTable("NODE", "ROLE", "ADDRESS", "EPOCH", "STATE", "SINCE", "GROUPS")
+	nodes = newTable("NODE", "ROLE", "ADDRESS", "EPOCH", "STATE", "SINCE", "OFFSETS PARTITIONS")
 	for _, n := range d.Nodes {
 		groups := "-"
 		if n.Role == "coordinator" {

@@ -87,7 +87,7 @@ func TestTopicsOfTheClusterAreHidden(t *testing.T) {
 func TestCoordinatorsInTheCluster(t *testing.T) {
 	d := runnel.ClusterDescription{OffsetsPartitions: 50, Nodes: []runnel.Node{{ID: 1, Role: "storage"}, {ID: 2, Role: "coordinator", Coordinated: 26}, {ID: 3, Role: "coordinator", Fenced: true}}}
 	_, nodes := clusterTables(d)
-	for i, want := range []string{"GROUPS", "-", "26 of 50", "0 of 50"} {
+	for i, want := range []string{"OFFSETS PARTITIONS", "-", "26 of 50", "0 of 50"} {
 		if row := nodes.rows[i]; row[len(row)-1] != want {
 			t.Errorf("row %d is %v, want %s", i, row, want)
 		}
@@ -100,7 +100,7 @@ func TestCoordinatorsInTheCluster(t *testing.T) {
 func TestClusterDescribe(t *testing.T) {
 	text := succeed(t, "", "cluster", "describe").stdout
 	for _, line := range []string{
-		`Cluster: +[0-9a-f-]{36}`, `Controller: +\d+`, `NODE +ROLE +ADDRESS +EPOCH +STATE +SINCE +GROUPS`,
+		`Cluster: +[0-9a-f-]{36}`, `Controller: +\d+`, `NODE +ROLE +ADDRESS +EPOCH +STATE +SINCE +OFFSETS PARTITIONS`,
 		`\d+ +metadata +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-`,
 		`\d+ +storage +` + clusterAddress(t) + ` +\d+ +live +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +-`,
 	} {

@@ -146,5 +146,5 @@ func invalid(format string, args ...any) error {
 
 func errInternalTopic(topic string) error {
 	return rpcerr.New(errorsv1.Reason_REASON_INTERNAL_TOPIC,
-		"topic %q is the cluster's own and not for clients to write; choose a name that does not begin with \"__\"", topic)
+		"topic %q is the cluster's own and not for clients to write; theirs have names that do not begin with \"__\"", topic)
 }
