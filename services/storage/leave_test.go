@@ -49,8 +49,8 @@ func TestStopGivesAwayLeadershipFirst(t *testing.T) {
 	}
 	close(grant)
 	moved := r.controller.await(t, func(p cluster.Partition) bool { return p.Leader != leader })
-	if moved.Leader == cluster.NoNode || len(moved.ISR) != 3 {
-		t.Errorf("moved to %+v", moved)
+	if elected := r.controller.elected(moved.LeaderEpoch); elected.Leader == cluster.NoNode || len(elected.ISR) != 3 {
+		t.Errorf("moved to %+v", elected)
 	}
 	r.produce("moved")
 	if err := r.nodes[int32(leader)].ends(); err != nil {

@@ -43,6 +43,8 @@ type controller struct {
 	snapshot  *metadatav1.ClusterSnapshot
 	nodes     rules.Nodes
 	partition rules.PartitionState
+	// published are all states of the partition that anybody was told of.
+	published []cluster.Partition
 	traits    rules.TopicTraits
 	// leave is called before a node's wish to leave is granted, which it may refuse;
 	// nil grants.
@@ -75,6 +77,7 @@ func newController(t *testing.T, topic string, ids ...int32) *controller {
 
 // publish tells the nodes what was decided; the mutex is held, or nobody else there.
 func (c *controller) publish() {
+	c.published = append(c.published, c.partition.Partition)
 	c.snapshot.Version++
 	c.snapshot.Topics[0].Partitions = []*metadatav1.Partition{c.partition.Proto()}
 	image, err := cluster.FromSnapshot(proto.CloneOf(c.snapshot))
@@ -239,6 +242,13 @@ func (c *controller) await(t *testing.T, condition func(cluster.Partition) bool)
 		t.Fatalf("the partition stays %+v", c.view.Image().Topics()[0].Partitions[0])
 	}
 	return image.Topics()[0].Partitions[0]
+}
+
+// elected returns the partition as it was when a leader epoch began.
+func (c *controller) elected(epoch cluster.LeaderEpoch) cluster.Partition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.published[slices.IndexFunc(c.published, func(p cluster.Partition) bool { return p.LeaderEpoch == epoch })]
 }
 
 // replicaSet is some storage nodes in one process, with real stores.
