@@ -3,11 +3,11 @@ package offsets
 import (
 	"context"
 	"errors"
-	"net"
 	"time"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1"
+	"github.com/runnel-mesh/runnel/sdk/transport"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
@@ -50,7 +50,7 @@ func (l *Leaders) Append(ctx context.Context, p rules.Partition, a *rules.Append
 func appendOutcome(err error) rules.Outcome {
 	e, authored := rpcerr.Parse(err)
 	if !authored {
-		if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+		if _, unreached := errors.AsType[*transport.DialError](err); unreached {
 			return rules.Refused
 		}
 		return rules.Doubtful

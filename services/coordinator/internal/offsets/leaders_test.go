@@ -15,6 +15,7 @@ import (
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1/peerv1connect"
+	"github.com/runnel-mesh/runnel/sdk/transport"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
@@ -42,11 +43,30 @@ func TestAppendOutcome(t *testing.T) {
 		{errors.New("the connection broke"), rules.Doubtful},
 		{context.DeadlineExceeded, rules.Doubtful},
 		{fmt.Errorf("call: %w", &net.OpError{Op: "read", Err: errors.New("reset")}), rules.Doubtful},
-		{fmt.Errorf("call: %w", &net.OpError{Op: "dial", Err: errors.New("refused")}), rules.Refused},
 	} {
 		if got := appendOutcome(test.err); got != test.want {
 			t.Errorf("%v: %v, want %v", test.err, got, test.want)
 		}
+	}
+}
+
+// TestUnreachedLeaderHasAppendedNothing: a leader that is gone costs no reload while
+// another is elected.
+func TestUnreachedLeaderHasAppendedNothing(t *testing.T) {
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pool := transport.NewPool(transport.Options{})
+	defer pool.Close()
+	client := peerv1connect.NewFencedAppendServiceClient(rpc.NewClient(pool.Transport(address, transport.Control), nil))
+	_, err = client.FencedAppend(t.Context(), &peerv1.FencedAppendRequest{})
+	if got := appendOutcome(err); got != rules.Refused {
+		t.Errorf("%v: %v, want %v", err, got, rules.Refused)
 	}
 }
 
