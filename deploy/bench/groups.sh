@@ -104,13 +104,13 @@ rebalance() {
 }
 
 # commits: RATE=5000 commits per second of one partition each, as an open loop, by the
-# members of GROUPS_OF_ONE=200 groups, each with a connection of its own and PARTITIONS=10
-# partitions; for SECONDS_EACH=60, after WARM_UP=5 that are not counted. A commit counts
+# members of GROUPS_OF_ONE=200 groups over CONNECTIONS=200 connections, with PARTITIONS=10
+# partitions each; for SECONDS_EACH=60, after WARM_UP=5 that are not counted. A commit counts
 # from when it was due.
 commits() {
 	local groups=${GROUPS_OF_ONE:-200}
 	start "commits: ${RATE:-5000} per second, $groups groups, ${SECONDS_EACH:-60} s, $(coordinating)" "${PARTITIONS:-10}" "${one[@]}"
-	load commits -topic read -groups "$groups" -connections "$groups" -rate "${RATE:-5000}" -seconds "${SECONDS_EACH:-60}" -warm-up "${WARM_UP:-5}s"
+	load commits -topic read -groups "$groups" -connections "${CONNECTIONS:-$groups}" -rate "${RATE:-5000}" -seconds "${SECONDS_EACH:-60}" -warm-up "${WARM_UP:-5}s"
 	row "answered per second" "$(values commits_per_s)"
 	row "p50" "$(values commit_p50_ms) ms"
 	verdict "p99 under 20 ms" "$(values commit_p99_ms) < 20" "$(values commit_p99_ms) ms"
