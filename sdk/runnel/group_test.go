@@ -286,3 +286,36 @@ func sleepFor(t testing.TB, d time.Duration) {
 		t.Fatal(err)
 	}
 }
+
+// TestStartFoundBetweenLooks: where to begin may become known after Poll has looked for
+// it and before it waits; nothing else need happen from then on.
+func TestStartFoundBetweenLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		c.addCoordinators(1)
+		c.createTopic("t", 1)
+		a := c.member(t, "a")
+		subscribe(t, a, "t")
+		synctest.Wait()
+		<-a.stage
+		defer a.unstage()
+		c.mu.Lock() // No offset is fetched meanwhile.
+		for stepped := true; stepped; {
+			var err error
+			if stepped, err = a.rebalance(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		c.mu.Unlock()
+		synctest.Wait()
+		_, w, err := a.ready(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-w.changed:
+		default:
+			t.Error("Poll waits for what has happened")
+		}
+	})
+}

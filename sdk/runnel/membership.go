@@ -59,9 +59,10 @@ type membership struct {
 	owned map[TopicPartition]*tenure
 	// lost are partitions that were lost, until Poll has said so.
 	lost []TopicPartition
-	// announce says that an assignment was taken up of which Poll has yet to tell.
-	announce bool
-	status   GroupStatus
+	// announce says that an assignment was taken up of which Poll has yet to tell, located
+	// that the start of a partition has become known since Poll last looked.
+	announce, located bool
+	status            GroupStatus
 
 	// answered is when the last answered sign of life was sent; zero without a
 	// session, which ends a timeout later. nextBeat is when to send the next.
@@ -316,7 +317,7 @@ func (m *membership) subscribe(subscription *coordinatorv1.Subscription) {
 // pending reports whether there is something for Poll to carry out before it returns
 // records. Callers hold mu.
 func (m *membership) pending() bool {
-	return len(m.lost) > 0 || m.target != nil || m.fatal != nil || m.refusal != nil
+	return len(m.lost) > 0 || m.target != nil || m.fatal != nil || m.refusal != nil || m.located
 }
 
 // end ends a tenure: nothing more is read of its partition, and nothing committed.

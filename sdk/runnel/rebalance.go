@@ -181,7 +181,7 @@ func (m *membership) locate(ctx context.Context, added []*tenure) {
 		found[TopicPartition{Topic: o.GetTopic(), Partition: o.GetPartition()}] = o
 	}
 	for _, o := range added {
-		o.startKnown = true
+		o.startKnown, m.located = true, true
 		// What was committed for a topic of that name which is gone says nothing.
 		if at := found[o.partition]; at != nil && bytes.Equal(at.GetTopicId(), o.id[:]) {
 			p := Position{Offset: at.GetOffset(), LeaderEpoch: -1}
@@ -198,6 +198,7 @@ func (m *membership) locate(ctx context.Context, added []*tenure) {
 // false if there is nothing to tell. Callers hold mu.
 func (m *membership) begin() (begun []TopicPartition, ok bool) {
 	c := m.consumer
+	m.located = false
 	waiting := false
 	for _, o := range m.owned {
 		switch {
