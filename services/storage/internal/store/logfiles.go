@@ -15,14 +15,15 @@ const (
 	// those made the p99 of 10 MB/s of small synced appends, with 64 MiB they do
 	// not.
 	reserveStep = 64 << 20
-	// reserveFirst is what a file gets while appends wait, where there is plenty of
-	// space: a goroutine reserves the step.
+	// reserveFirst is what a file of a set without syncs gets while appends wait, where
+	// there is plenty of space: a goroutine reserves the step.
 	reserveFirst = 2 << 20
 	// flushStep is how much is sent to the disk at a time: at most about twice as
 	// much is left for the sync at the end of a value log file.
 	flushStep = 1 << 20
 	// warmAhead is how far ahead of the writer the page cache has the pages of a value
-	// log file, and warmStep how much is missing of that before more is fetched.
+	// log file of a set without syncs, and warmStep how much is missing of that before
+	// more is fetched. Where each commit syncs, it doubled the pauses instead.
 	warmAhead = 8 << 20
 	warmStep  = 2 << 20
 	// valueLogHeader is where the first entry of a value log file begins.
@@ -168,7 +169,11 @@ func (f *logFiles) reserve(end int64) (need int64, err error) {
 		return 0, err
 	}
 	least := end
-	end = max(least, min(f.reserved+f.disk.ahead(reserveFirst), f.limit))
+	step := int64(reserveStep)
+	if !f.synced {
+		step = reserveFirst
+	}
+	end = max(least, min(f.reserved+f.disk.ahead(step), f.limit))
 	err = reserveSpace(f.log, f.reserved, end-f.reserved)
 	if outOfSpace(err) {
 		end = least
@@ -264,7 +269,7 @@ func (f *logFiles) committed(values, keys int64) (writeback, error) {
 		w.offset, w.bytes = f.flushed, f.used-f.flushed
 		f.flushed = f.used
 	}
-	if end := f.used + warmAhead; f.log != nil && end-f.warmed >= warmStep {
+	if end := f.used + warmAhead; f.log != nil && !f.synced && end-f.warmed >= warmStep {
 		w.warmFrom, w.warmTo = max(f.warmed, f.used), end
 		f.warmed = end
 	}
