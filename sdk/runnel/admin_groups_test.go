@@ -88,7 +88,7 @@ func TestCoordinatorIsWaitedFor(t *testing.T) {
 			t.Error(err)
 		}
 		go func() {
-			time.Sleep(3 * time.Second)
+			sleepFor(t, 3*time.Second)
 			c.coordinate(true, 4)
 		}()
 		c.coordinate(true, 0)

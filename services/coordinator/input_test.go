@@ -362,7 +362,7 @@ func TestOffsetsTopicIsAskedForOnce(t *testing.T) {
 				answers <- err
 			}()
 		}
-		time.Sleep(time.Second)
+		synctest.Wait()
 		resume()
 		for range cap(answers) {
 			if err := <-answers; err != nil {

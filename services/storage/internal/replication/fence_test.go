@@ -125,7 +125,7 @@ func TestSupersededLeaderConfirmsNothing(t *testing.T) {
 		m.wantCheck(1, old, errorsv1.Reason_REASON_NOT_LEADER)
 		m.converged(0, "0/0:fence", "1/1:fence")
 		m.elect(0, 1)
-		time.Sleep(time.Second)
+		synctest.Wait()
 		m.wantCheck(1, old, errorsv1.Reason_REASON_COORDINATOR_FENCED)
 		m.wantCheck(1, rules.Claim{Epoch: 6, Expected: 2}, 0)
 	})
@@ -173,7 +173,7 @@ func TestProbeWhileFollowersWrite(t *testing.T) {
 		}
 		confirmed := make(chan error, 1)
 		go func() { confirmed <- m.check(1, 0, rules.Claim{Epoch: 5, Expected: 2}, time.Minute) }()
-		time.Sleep(time.Second)
+		synctest.Wait()
 		m.log(2, 0).hold(false)
 		if err := <-confirmed; err != nil {
 			t.Fatal(err)
