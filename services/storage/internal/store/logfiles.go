@@ -264,12 +264,15 @@ func (f *logFiles) committed(values, keys int64) (writeback, error) {
 	if err := f.look(); err != nil {
 		return writeback{}, err
 	}
+	if f.synced || f.log == nil {
+		return writeback{}, nil
+	}
 	w := writeback{file: f.log}
-	if !f.synced && f.used-f.flushed >= flushStep {
+	if f.used-f.flushed >= flushStep {
 		w.offset, w.bytes = f.flushed, f.used-f.flushed
 		f.flushed = f.used
 	}
-	if end := f.used + warmAhead; f.log != nil && !f.synced && end-f.warmed >= warmStep {
+	if end := f.used + warmAhead; end-f.warmed >= warmStep {
 		w.warmFrom, w.warmTo = max(f.warmed, f.used), end
 		f.warmed = end
 	}

@@ -27,3 +27,43 @@ func TestWritebackLeavesNothingOut(t *testing.T) {
 		})
 	}
 }
+
+// TestPagesAreFetchedAhead: of a set without syncs the page cache gets pages before the
+// writer comes to them, each once; of one with syncs it gets none.
+func TestPagesAreFetchedAhead(t *testing.T) {
+	for name, synced := range map[string]bool{"without syncs": false, "with syncs": true} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := os.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
+			log, err := os.CreateTemp(dir.Name(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			f := &logFiles{dir: dir, synced: synced, log: log, used: valueLogHeader, mem: newMemFiles(dir.Name(), memTableBytes)}
+			fetched := f.used
+			for range 100 {
+				w, err := f.committed(1<<20, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if w.warmTo == 0 {
+					continue
+				}
+				if w.warmFrom < fetched {
+					t.Fatalf("%d to %d is fetched, and was up to %d", w.warmFrom, w.warmTo, fetched)
+				}
+				fetched = w.warmTo
+			}
+			switch ahead := fetched - f.used; {
+			case synced && fetched != valueLogHeader:
+				t.Errorf("fetched up to %d", fetched)
+			case !synced && ahead < warmAhead-warmStep:
+				t.Errorf("%d bytes ahead of the writer", ahead)
+			}
+		})
+	}
+}
