@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/internal/node"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
 	"github.com/runnel-mesh/runnel/services/metadata/internal/server"
 )
@@ -107,11 +108,11 @@ func (c Config) Validate() error {
 		}
 	}
 	check(c.DataDir != "", "DataDir", `""`, "a directory")
-	if err := server.CheckAddress(c.address()); err != nil {
+	if err := node.CheckReachable(c.address()); err != nil {
 		faults = append(faults, fmt.Errorf("metadata: clients are told to come to %q: %w; set Advertise", c.address(), err))
 	}
 	if address := c.peerAddress(); address != "" {
-		if err := server.CheckAddress(address); err != nil {
+		if err := node.CheckReachable(address); err != nil {
 			faults = append(faults, fmt.Errorf("metadata: peers are told to come to %q: %w; set AdvertisePeer", address, err))
 		}
 	}

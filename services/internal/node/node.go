@@ -214,8 +214,14 @@ func (n *Node) Deregister(ctx context.Context) {
 	}
 }
 
-// CheckReachable says why others cannot come to an address.
+// maxAddress is above what a host name of 255 bytes and a port take.
+const maxAddress = 300
+
+// CheckReachable says why others cannot come to an address; nil if they can.
 func CheckReachable(address string) error {
+	if len(address) > maxAddress {
+		return errors.New("it is too long")
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return errors.New("it must look like host:port")

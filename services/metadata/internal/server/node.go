@@ -3,8 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"net"
-	"strconv"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -24,30 +22,11 @@ import (
 )
 
 const (
-	maxAddress = 300
-	maxBootID  = 128
+	maxBootID = 128
 	// restoreAttempts is how often a heartbeat tries to get a lost lease back while
 	// others change the node.
 	restoreAttempts = 3
 )
-
-// CheckAddress says why others cannot use an address; nil if they can.
-func CheckAddress(address string) error {
-	if len(address) > maxAddress {
-		return errors.New("it is too long")
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errors.New("it must look like host:port")
-	}
-	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		return errors.New("it names no host")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return errors.New("its port must be 1 to 65535")
-	}
-	return nil
-}
 
 // Register implements peerv1connect.NodeServiceHandler.
 func (s *Server) Register(ctx context.Context, req *peerv1.RegisterRequest) (*peerv1.RegisterResponse, error) {

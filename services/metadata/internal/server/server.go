@@ -23,6 +23,7 @@ import (
 	"github.com/runnel-mesh/runnel/gen/runnel/metadata/v1/metadatav1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
+	"github.com/runnel-mesh/runnel/services/internal/node"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
@@ -182,7 +183,7 @@ func parseID(what string, raw []byte) ([16]byte, error) {
 
 // checkAddress refuses what is no host:port.
 func checkAddress(what, address string) error {
-	if err := CheckAddress(address); err != nil {
+	if err := node.CheckReachable(address); err != nil {
 		return invalid("%s %q cannot be used: %s", what, address, err)
 	}
 	return nil
