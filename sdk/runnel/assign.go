@@ -110,6 +110,9 @@ func (r *reading) begin(start Start) {
 // is void.
 func (r *reading) aim(start Start) {
 	r.session++
+	if r.tenure != nil {
+		r.tenure.owed.Offset = -1
+	}
 	r.start, r.received = start, false
 	r.startPending = start.kind != startOffset
 	if !r.startPending {

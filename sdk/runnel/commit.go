@@ -196,14 +196,10 @@ func (c *Consumer) finish(record ConsumedRecord) bool {
 // holds reports whether a tenure goes on. Callers hold mu.
 func (c *Consumer) holds(o *tenure) bool { return c.member != nil && c.member.owned[o.partition] == o }
 
-// commitFinished commits what the program has done with in partitions, where that is
-// left to the consumer.
+// commitFinished commits what is due in partitions.
 func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error {
-	if !c.config.commitsItself() {
-		return nil
-	}
 	c.mu.Lock()
-	offsets := finishedOffsets(slices.Values(tenures))
+	offsets := c.due(slices.Values(tenures))
 	c.mu.Unlock()
 	if len(offsets) == 0 {
 		return nil
@@ -213,11 +209,16 @@ func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error 
 	return c.commit(ctx, nil, offsets)
 }
 
-// finishedOffsets returns what has yet to be committed. Callers hold mu.
-func finishedOffsets(tenures func(yield func(*tenure) bool)) []GroupOffset {
+// due returns what the consumer has yet to commit by itself: where the policy has made
+// it begin, and, unless that is left to the program, what the program has done with.
+// Callers hold mu.
+func (c *Consumer) due(tenures func(yield func(*tenure) bool)) []GroupOffset {
 	var offsets []GroupOffset
 	for o := range tenures {
-		if o.finished.Offset >= 0 && o.finished != o.committed {
+		switch {
+		case o.owes():
+			offsets = append(offsets, GroupOffset{TopicPartition: o.partition, Position: o.owed, tenure: o})
+		case c.config.commitsItself() && o.finished.Offset >= 0 && o.finished != o.committed:
 			offsets = append(offsets, GroupOffset{TopicPartition: o.partition, Position: o.finished, tenure: o})
 		}
 	}

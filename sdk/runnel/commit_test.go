@@ -313,8 +313,8 @@ func TestAutoCommit(t *testing.T) {
 	})
 }
 
-// TestStartIsCommitted: a member that begins at the end and has nothing to read leaves
-// behind where that was, or its successor would miss what was written between them.
+// TestStartIsCommitted: where a member begins is committed though it reads nothing, so
+// that how far behind it is can be told.
 func TestStartIsCommitted(t *testing.T) {
 	for name, test := range map[string]struct {
 		options []ConsumerOption
@@ -322,17 +322,22 @@ func TestStartIsCommitted(t *testing.T) {
 		close   bool
 		want    int64
 	}{
-		"by auto-commit": {nil, 6 * time.Second, false, 3},
-		"by Close":       {nil, time.Second, true, 3},
-		"not by itself":  {[]ConsumerOption{WithAutoCommit(0)}, 6 * time.Second, true, -1},
+		"the end":                                   {[]ConsumerOption{WithReset(ResetLatest)}, time.Second, false, 3},
+		"the end, the program commits":              {[]ConsumerOption{WithReset(ResetLatest), WithAutoCommit(0)}, time.Second, false, 3},
+		"the end, at most once":                     {[]ConsumerOption{WithReset(ResetLatest), WithDelivery(AtMostOnce)}, time.Second, false, 3},
+		"the beginning, by auto-commit":             {nil, 6 * time.Second, false, 0},
+		"the beginning, by Close":                   {nil, time.Second, true, 0},
+		"not the beginning, if the program commits": {[]ConsumerOption{WithAutoCommit(0)}, 6 * time.Second, true, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newFakeCluster(1)
 				g := c.addCoordinators(1)
 				c.createTopic("t", 1)
-				c.fill(t, "t", 0, recordbatch.None, numbers(0, 3)...)
-				a := c.member(t, "a", append(test.options, WithReset(ResetLatest))...)
+				if test.want > 0 {
+					c.fill(t, "t", 0, recordbatch.None, numbers(0, 3)...)
+				}
+				a := c.member(t, "a", test.options...)
 				subscribe(t, a, "t")
 				ctx, cancel := context.WithTimeout(t.Context(), test.wait)
 				defer cancel()
@@ -350,6 +355,129 @@ func TestStartIsCommitted(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNothingBetweenTwoStartsIsLost: a member that begins at the end and ends, with or
+// without a word, before it has read anything, or committed what it has read, is followed
+// by one that goes on where it began.
+func TestNothingBetweenTwoStartsIsLost(t *testing.T) {
+	for delivery, options := range map[string][]ConsumerOption{
+		"at least once":                      nil,
+		"at least once, the program commits": {WithAutoCommit(0)},
+		"at most once":                       {WithDelivery(AtMostOnce)},
+	} {
+		for _, end := range []string{"closed", "killed", "killed with records in hand"} {
+			if delivery == "at most once" && end == "killed with records in hand" {
+				continue
+			}
+			t.Run(delivery+", "+end, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := newFakeCluster(1)
+					c.addCoordinators(1)
+					c.createTopic("t", 1)
+					c.fill(t, "t", 0, recordbatch.None, "before")
+					options := append([]ConsumerOption{WithReset(ResetLatest), WithSessionTimeout(3 * time.Second)}, options...)
+					process := &mortal{fakeCluster: c}
+					client, err := Config{Bootstrap: []string{"meta:1"}, Transports: process, ClientID: "a"}.NewClient()
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer client.Close() // Of a dead process: it reaches nobody.
+					first, err := client.NewConsumer(append(options, WithGroup("g"))...)
+					if err != nil {
+						t.Fatal(err)
+					}
+					subscribe(t, first, "t")
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					if _, err := first.Poll(ctx); !errors.Is(err, context.DeadlineExceeded) {
+						t.Fatal(err)
+					}
+					switch end {
+					case "closed":
+						if err := first.Close(); err != nil {
+							t.Fatal(err)
+						}
+					case "killed with records in hand":
+						c.fill(t, "t", 0, recordbatch.None, "between")
+						want(t, poll(t, first, 1), "0:1=between")
+					}
+					process.kill()
+					if end != "killed with records in hand" {
+						c.fill(t, "t", 0, recordbatch.None, "between")
+					}
+					sleepFor(t, 4*time.Second)
+					second := c.member(t, "b", options...)
+					subscribe(t, second, "t")
+					want(t, poll(t, second, 1), "0:1=between")
+				})
+			})
+		}
+	}
+}
+
+// TestNothingIsReturnedBeforeTheStartIsCommitted: records that come meanwhile wait, and
+// come once it is.
+func TestNothingIsReturnedBeforeTheStartIsCommitted(t *testing.T) {
+	for delivery, name := range map[Delivery]string{AtLeastOnce: "at least once", AtMostOnce: "at most once"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
+				c.createTopic("t", 1)
+				c.fill(t, "t", 0, recordbatch.None, "0")
+				var reason atomic.Int32
+				reason.Store(int32(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE))
+				g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+					if r := errorsv1.Reason(reason.Load()); r != errorsv1.Reason_REASON_UNSPECIFIED {
+						return fault{failure: failureOf(r)}
+					}
+					return fault{}
+				}
+				a := c.member(t, "a", WithReset(ResetLatest), WithDelivery(delivery))
+				subscribe(t, a, "t")
+				nothing(t, a)
+				c.fill(t, "t", 0, recordbatch.None, "1")
+				nothing(t, a)
+				sleepFor(t, 2*asyncCommitTimeout)
+				nothing(t, a)
+				reason.Store(0)
+				want(t, poll(t, a, 1), "0:1=1")
+				reason.Store(int32(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE))
+
+				// Where the program itself says where to begin nothing is waited for.
+				b := c.member(t, "b", WithGroup("other"), WithReset(ResetLatest), WithAutoCommit(0))
+				subscribe(t, b, "t")
+				nothing(t, b)
+				if err := b.Seek(t0, Earliest()); err != nil {
+					t.Fatal(err)
+				}
+				want(t, poll(t, b, 2), "0:0=0", "0:1=1")
+				reason.Store(0)
+			})
+		})
+	}
+}
+
+// TestStartThatCannotBeCommitted is told: nothing is read of the partition.
+func TestStartThatCannotBeCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault {
+			return fault{failure: failureOf(errorsv1.Reason_REASON_LIMIT_REACHED)}
+		}
+		a := c.member(t, "a", WithReset(ResetLatest), WithAutoCommit(0))
+		subscribe(t, a, "t")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := a.Poll(ctx)
+		if _, ok := errors.AsType[*PartitionError](err); !ok || ReasonOf(err) != errorsv1.Reason_REASON_LIMIT_REACHED {
+			t.Errorf("Poll = %v", err)
+		}
+		g.onCommit = nil
+	})
 }
 
 // TestCommitsKeepTheirOrder: one at a time, and what gathers meanwhile goes together.

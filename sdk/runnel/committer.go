@@ -80,20 +80,43 @@ func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, don
 		}
 		next.offsets[offset.TopicPartition] = offset
 	}
-	c.committer.queue = append(c.committer.queue, next)
+	c.committer.push(next)
 	c.mu.Unlock()
+}
+
+// push puts a commit in line. Callers hold mu.
+func (k *committer) push(next *commit) {
+	k.queue = append(k.queue, next)
 	select {
-	case c.committer.wake <- struct{}{}:
+	case k.wake <- struct{}{}:
 	default:
 	}
+}
+
+// commitStarts commits where the policy has made the member begin. What fails is tried
+// again after the interval. Callers hold mu.
+func (k *committer) commitStarts(owed []*tenure) {
+	if k.ended {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), asyncCommitTimeout)
+	next := &commit{offsets: make(map[TopicPartition]GroupOffset), failed: make(map[TopicPartition]error), abandoned: ctx.Done()}
+	next.done = func(err error) {
+		cancel()
+		k.consumer.logCommit(err)
+	}
+	for _, o := range owed {
+		next.offsets[o.partition] = GroupOffset{TopicPartition: o.partition, Position: o.owed, tenure: o}
+	}
+	k.push(next)
 }
 
 // run commits until ctx ends.
 func (k *committer) run(ctx context.Context) {
 	c := k.consumer
-	interval := idle
-	if c.config.commitsItself() {
-		interval = c.config.autoCommit
+	interval := c.config.autoCommit
+	if !c.config.commitsItself() {
+		interval = defaultAutoCommit
 	}
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -105,9 +128,7 @@ func (k *committer) run(ctx context.Context) {
 		select {
 		case <-k.wake:
 		case <-ticker.C:
-			if c.config.commitsItself() {
-				k.commitFinished()
-			}
+			k.commitDue()
 		case <-ctx.Done():
 		}
 	}
@@ -119,13 +140,13 @@ func (k *committer) run(ctx context.Context) {
 	}
 }
 
-// commitFinished is the auto-commit. What fails is tried again after the interval.
-func (k *committer) commitFinished() {
+// commitDue is the auto-commit. What fails is tried again after the interval.
+func (k *committer) commitDue() {
 	c := k.consumer
 	c.mu.Lock()
 	var offsets []GroupOffset
 	if c.member != nil {
-		offsets = finishedOffsets(maps.Values(c.member.owned))
+		offsets = c.due(maps.Values(c.member.owned))
 	}
 	c.mu.Unlock()
 	if len(offsets) > 0 {
@@ -282,13 +303,23 @@ func (k *committer) conclude(commits []*commit, request *coordinatorv1.CommitOff
 				continue
 			}
 			delete(next.offsets, tp)
+			o := offset.tenure
+			owed := o.owes() && offset.Position == o.owed
 			switch e, _ := errors.AsType[*Error](outcome); {
 			case outcome == nil:
-				if offset.tenure != nil {
-					offset.tenure.committed = Position{Offset: sent.GetOffset(), LeaderEpoch: leaderEpochOf(sent)}
+				if o != nil {
+					o.committed = Position{Offset: sent.GetOffset(), LeaderEpoch: leaderEpochOf(sent)}
+				}
+				if owed {
+					o.owed.Offset = -1
+					c.broadcast()
 				}
 			case e != nil:
 				next.failed[tp] = remedied(e)
+				if r := c.partitions[tp]; owed && r != nil && r.tenure == o && e.outcome == fatal && !lostPartition(e) {
+					c.drop(r)
+					c.fail(r, -1, e)
+				}
 			default:
 				next.failed[tp] = outcome
 			}

@@ -24,9 +24,23 @@ const (
 	ResetNone ResetPolicy = iota
 	// ResetEarliest goes on with the first record that the partition holds.
 	ResetEarliest
-	// ResetLatest goes on at the end of the partition.
+	// ResetLatest goes on at the end of the partition. A member of a group commits where
+	// that was before it gets a record from there, also if committing is left to the
+	// program: whoever comes after it would begin at a later end.
 	ResetLatest
 )
+
+// start returns where the policy goes on; ok is false where it leaves that to the
+// program.
+func (p ResetPolicy) start() (start Start, ok bool) {
+	switch p {
+	case ResetEarliest:
+		return Start{kind: startEarliest, byPolicy: true}, true
+	case ResetLatest:
+		return Start{kind: startLatest, byPolicy: true}, true
+	}
+	return Start{}, false
+}
 
 // Delivery is what a consumer in a group promises about each record when it, or
 // another member, dies at a bad moment.

@@ -223,6 +223,7 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 	if err == nil && len(response.GetPartitions()) != len(questions) {
 		err = newError(errorsv1.Reason_REASON_INTERNAL, "%s answers %d of %d positions", f.address, len(response.GetPartitions()), len(questions))
 	}
+	var owed []*tenure
 	for i, q := range questions {
 		r := q.reading
 		switch {
@@ -241,13 +242,22 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 			}
 			r.moveTo(found)
 			r.startPending = false
-			if r.tenure != nil && r.tenure.finished.Offset < 0 {
-				// That the member begins here is committed even if it never reads
-				// anything: whoever comes next would begin at the end of then.
-				r.tenure.finished = found
+			if o := r.tenure; o != nil {
+				if o.finished.Offset < 0 {
+					// That the member begins here is committed even if it never reads
+					// anything: without an offset nobody can say how far behind it is.
+					o.finished = found
+				}
+				if q.start.byPolicy && q.start.kind == startLatest {
+					o.owed = found
+					owed = append(owed, o)
+				}
 			}
 			r.pause.reset()
 		}
+	}
+	if len(owed) > 0 {
+		c.committer.commitStarts(owed)
 	}
 }
 
@@ -461,14 +471,13 @@ func (c *Consumer) truncated(r *reading, err *Error) {
 		next = from.Offset
 	}
 	c.fail(r, next, err)
+	to, ok := c.config.reset.start()
 	switch {
-	case c.config.reset == ResetNone:
+	case !ok:
 	case known:
 		r.resume = new(From(from))
-	case c.config.reset == ResetEarliest:
-		r.resume = new(Earliest())
 	default:
-		r.resume = new(Latest())
+		r.resume = &to
 	}
 }
 
@@ -476,16 +485,12 @@ func (c *Consumer) truncated(r *reading, err *Error) {
 // mu.
 func (c *Consumer) reset(r *reading, err *Error) {
 	earliest, latest, known := err.OffsetRange()
-	var to Start
+	to, ok := c.config.reset.start()
 	switch {
 	case r.start.kind == startEarliest && !r.received:
 		// Retention was faster than the first fetch.
-		to = Earliest()
-	case c.config.reset == ResetEarliest:
-		to = Earliest()
-	case c.config.reset == ResetLatest:
-		to = Latest()
-	default:
+		to = r.start
+	case !ok:
 		next := int64(-1)
 		if known && r.ahead.Offset < earliest {
 			next = earliest

@@ -96,9 +96,16 @@ type tenure struct {
 	// revoking says that the program was told to give the partition up.
 	revoking bool
 	// finished is behind what the program has done with, committed what the group
-	// has of it; both have offset -1 where there is nothing.
+	// has of it; both have offset -1 where there is nothing, as has owed.
 	finished, committed Position
+	// owed is the end of the partition at which the reset policy has made the member
+	// begin, until the group has that. Nothing is read before: a successor that finds
+	// no offset would begin at another end, behind what came in between.
+	owed Position
 }
+
+// owes reports whether nothing may be read yet. Callers hold the consumer's mu.
+func (o *tenure) owes() bool { return o != nil && o.owed.Offset >= 0 }
 
 var (
 	// errHungUp ends a stream that is to be opened anew at once.

@@ -129,7 +129,7 @@ func (c *Consumer) ready(now time.Time) (Records, wait, error) {
 		took = false
 		for i := range c.order {
 			r := c.order[(c.turn+i)%len(c.order)]
-			if r.paused || len(r.chunks) == 0 || size >= pollBytes {
+			if r.paused || len(r.chunks) == 0 || r.tenure.owes() || size >= pollBytes {
 				continue
 			}
 			next := r.chunks[0]

@@ -24,6 +24,8 @@ type Start struct {
 	kind     startKind
 	position Position
 	time     time.Time
+	// byPolicy says that nobody has asked for it: it is what the reset policy has.
+	byPolicy bool
 }
 
 type startKind int8

@@ -139,7 +139,7 @@ func (m *membership) apply(to *target) {
 	for tp, id := range to.partitions {
 		if m.owned[tp] == nil {
 			none := Position{Offset: -1, LeaderEpoch: -1}
-			o := &tenure{partition: tp, id: id, finished: none, committed: none}
+			o := &tenure{partition: tp, id: id, finished: none, committed: none, owed: none}
 			m.owned[tp] = o
 			added = append(added, o)
 		}
@@ -226,13 +226,12 @@ func (m *membership) begin() (begun []TopicPartition, ok bool) {
 func (c *Consumer) readingOf(o *tenure) *reading {
 	unknown := Position{Offset: -1, LeaderEpoch: -1}
 	r := &reading{partition: o.partition, id: o.id, tenure: o, next: unknown, ahead: unknown, until: noBound, highWatermark: -1}
+	start, ok := c.config.reset.start()
 	switch {
 	case o.begin != nil:
 		r.begin(From(*o.begin))
-	case c.config.reset == ResetEarliest:
-		r.begin(Earliest())
-	case c.config.reset == ResetLatest:
-		r.begin(Latest())
+	case ok:
+		r.begin(start)
 	default:
 		r.fault = &PartitionError{TopicPartition: o.partition, Offset: -1, NextOffset: -1, Err: newError(
 			errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
