@@ -322,7 +322,7 @@ func TestResetOffsets(t *testing.T) {
 		if _, err := admin.ResetOffsets(t.Context(), reset); err != nil {
 			t.Error(err)
 		}
-		reset.Execute = true
+		reset.Execute, reset.Create = true, true
 		four.reset.Executed = true
 		c.change(func() { four.failures = []*errorsv1.Failure{failureOf(errorsv1.Reason_REASON_INTERNAL)} })
 		if _, err := admin.ResetOffsets(t.Context(), reset); ReasonOf(err) != errorsv1.Reason_REASON_INTERNAL {
@@ -332,6 +332,6 @@ func TestResetOffsets(t *testing.T) {
 		if plan, err := admin.ResetOffsets(t.Context(), reset); err != nil || !plan.Executed {
 			t.Errorf("executed: %+v, %v", plan, err)
 		}
-		wantRequest(t, four, 3, fmt.Sprintf(sent, group(0))+" execute: true", &coordinatorv1.ResetOffsetsRequest{})
+		wantRequest(t, four, 3, fmt.Sprintf(sent, group(0))+" execute: true create: true", &coordinatorv1.ResetOffsetsRequest{})
 	})
 }

@@ -124,12 +124,14 @@ type OffsetReset struct {
 
 // GroupReset moves offsets of a group.
 type GroupReset struct {
-	// Group need not exist: then it begins to.
 	Group string
 	// Resets name each partition at most once, and at most 10,000 in all.
 	Resets []OffsetReset
 	// Execute does it; otherwise nothing changes, and the plan is what would happen.
 	Execute bool
+	// Create has the group begin to exist if it does not, such as ahead of its first
+	// start.
+	Create bool
 }
 
 // ResetPlan is what a reset does, or would do.
@@ -160,9 +162,11 @@ type PlannedOffset struct {
 }
 
 // ResetOffsets moves the offsets of a group without members, or says what that would
-// do.
+// do. Both are refused with REASON_GROUP_NOT_EMPTY while the group has members, whom the
+// error names, and with REASON_GROUP_NOT_FOUND if it does not exist and is not to be
+// created.
 func (a *Admin) ResetOffsets(ctx context.Context, reset GroupReset) (ResetPlan, error) {
-	request := &coordinatorv1.ResetOffsetsRequest{Group: reset.Group, Execute: reset.Execute}
+	request := &coordinatorv1.ResetOffsetsRequest{Group: reset.Group, Execute: reset.Execute, Create: reset.Create}
 	for _, r := range reset.Resets {
 		request.Resets = append(request.Resets, r.proto())
 	}

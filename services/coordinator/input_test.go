@@ -237,8 +237,9 @@ func TestResetOffsets(t *testing.T) {
 	inMesh(t, func(t *testing.T, m *mesh) {
 		n := m.start(2, t.TempDir())
 		m.setEnd(0, 500) // Its first offset is 100.
+		create := false
 		reset := func(execute bool, resets ...*coordinatorv1.OffsetReset) (*coordinatorv1.ResetOffsetsResponse, error) {
-			return n.offsets.ResetOffsets(t.Context(), &coordinatorv1.ResetOffsetsRequest{Group: "g", Resets: resets, Execute: execute})
+			return n.offsets.ResetOffsets(t.Context(), &coordinatorv1.ResetOffsetsRequest{Group: "g", Resets: resets, Execute: execute, Create: create})
 		}
 		set := &coordinatorv1.TopicPartitionSet{Topic: "orders", Partitions: []int32{0}}
 		at := func(p *logv1.StartPosition) *coordinatorv1.OffsetReset {
@@ -250,12 +251,19 @@ func TestResetOffsets(t *testing.T) {
 		shift := func(by int64) *coordinatorv1.OffsetReset {
 			return &coordinatorv1.OffsetReset{Partitions: set, Target: &coordinatorv1.OffsetReset_ShiftBy{ShiftBy: by}}
 		}
+		for _, execute := range []bool{false, true} {
+			if _, err := reset(execute, offset(300)); reason(err) != errorsv1.Reason_REASON_GROUP_NOT_FOUND || !strings.Contains(err.Error(), `"g"`) {
+				t.Errorf("a group that does not exist: %v", err)
+			}
+		}
+		create = true
 		if res, err := reset(false, shift(1)); err != nil || res.GetOffsets()[0].GetFailure().GetReason() != errorsv1.Reason_REASON_INVALID_REQUEST || res.GetOffsets()[0].GetNewOffset() != -1 {
 			t.Errorf("a shift from nowhere: %v, %v", res, err)
 		}
 		if _, err := reset(true, offset(300)); err != nil {
 			t.Fatal(err)
 		}
+		create = false
 		for name, test := range map[string]struct {
 			reset     *coordinatorv1.OffsetReset
 			to, clamp int64 // clamp is -1 where nothing is.
@@ -311,11 +319,10 @@ func TestResetOffsets(t *testing.T) {
 		}
 		n.join(t, orders("g", "the member"))
 		synctest.Wait()
-		if _, err := reset(true, offset(200)); reason(err) != errorsv1.Reason_REASON_GROUP_NOT_EMPTY || !strings.Contains(err.Error(), "the member") {
-			t.Errorf("a group with members: %v", err)
-		}
-		if res, err := reset(false, offset(200)); err != nil || res.GetOffsets()[0].GetNewOffset() != 200 {
-			t.Errorf("the plan alone needs no empty group: %v, %v", res, err)
+		for _, execute := range []bool{false, true} {
+			if _, err := reset(execute, offset(200)); reason(err) != errorsv1.Reason_REASON_GROUP_NOT_EMPTY || !strings.Contains(err.Error(), "the member") {
+				t.Errorf("a group with members: %v", err)
+			}
 		}
 	})
 }

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	sdk "github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -109,9 +111,16 @@ func grouped(t *testing.T, bootstrap, name string) {
 	if d.State != sdk.GroupStable || len(d.Members) != 2 || !slices.Equal(slices.Collect(maps.Values(owned)), []int{2, 2}) {
 		t.Errorf("two members of a group are described as %+v", d)
 	}
-	reset := sdk.GroupReset{Group: name, Resets: []sdk.OffsetReset{{Topic: name, Target: sdk.MoveBy(-1)}}, Execute: true}
-	if _, err := admin.ResetOffsets(ctx, reset); err == nil {
-		t.Error("the offsets of a group with members were reset")
+	reset := sdk.GroupReset{Group: name, Resets: []sdk.OffsetReset{{Topic: name, Target: sdk.MoveBy(-1)}}}
+	for _, reset.Execute = range []bool{false, true} {
+		_, err := admin.ResetOffsets(ctx, reset)
+		refused(t, err, errorsv1.Reason_REASON_GROUP_NOT_EMPTY, d.Members[0].ID, d.Members[1].ID)
+	}
+	mistyped := reset
+	mistyped.Group += "-mistyped"
+	for _, mistyped.Execute = range []bool{false, true} {
+		_, err := admin.ResetOffsets(ctx, mistyped)
+		refused(t, err, errorsv1.Reason_REASON_GROUP_NOT_FOUND, mistyped.Group)
 	}
 	for _, m := range members {
 		if err := m.Close(); err != nil {
@@ -155,6 +164,14 @@ func grouped(t *testing.T, bootstrap, name string) {
 	}
 	if _, err := admin.DescribeGroup(ctx, name); err == nil {
 		t.Errorf("group %s is deleted and described", name)
+	}
+}
+
+// refused checks that a request was, for that reason, with words that name the thing.
+func refused(t *testing.T, err error, reason errorsv1.Reason, names ...string) {
+	t.Helper()
+	if sdk.ReasonOf(err) != reason || slices.ContainsFunc(names, func(name string) bool { return !strings.Contains(err.Error(), name) }) {
+		t.Errorf("refused with %v, want %v that names %q", err, reason, names)
 	}
 }
 

@@ -562,13 +562,17 @@ func (x *CommittedOffset) GetCommittedAt() *timestamppb.Timestamp {
 // ResetOffsetsRequest moves offsets.
 type ResetOffsetsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Group. It need not exist: then it begins to. Set by the client.
+	// Group. One that does not exist is refused with REASON_GROUP_NOT_FOUND, unless
+	// create is set. Set by the client.
 	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// Where to move which partitions, at most 10,000 in all, each at most once. Set by
 	// the client.
 	Resets []*OffsetReset `protobuf:"bytes,2,rep,name=resets,proto3" json:"resets,omitempty"`
 	// Do it. Otherwise the answer is the plan, and nothing changes. Set by the client.
-	Execute       bool `protobuf:"varint,3,opt,name=execute,proto3" json:"execute,omitempty"`
+	Execute bool `protobuf:"varint,3,opt,name=execute,proto3" json:"execute,omitempty"`
+	// The group may not exist yet, and begins to with its offsets, such as ahead of its
+	// first start. Set by the client.
+	Create        bool `protobuf:"varint,4,opt,name=create,proto3" json:"create,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -620,6 +624,13 @@ func (x *ResetOffsetsRequest) GetResets() []*OffsetReset {
 func (x *ResetOffsetsRequest) GetExecute() bool {
 	if x != nil {
 		return x.Execute
+	}
+	return false
+}
+
+func (x *ResetOffsetsRequest) GetCreate() bool {
+	if x != nil {
+		return x.Create
 	}
 	return false
 }
@@ -1057,11 +1068,12 @@ const file_runnel_coordinator_v1_offset_proto_rawDesc = "" +
 	"\fleader_epoch\x18\x05 \x01(\x05H\x00R\vleaderEpoch\x88\x01\x01\x12\x1a\n" +
 	"\bmetadata\x18\x06 \x01(\tR\bmetadata\x12=\n" +
 	"\fcommitted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAtB\x0f\n" +
-	"\r_leader_epoch\"\x81\x01\n" +
+	"\r_leader_epoch\"\x99\x01\n" +
 	"\x13ResetOffsetsRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12:\n" +
 	"\x06resets\x18\x02 \x03(\v2\".runnel.coordinator.v1.OffsetResetR\x06resets\x12\x18\n" +
-	"\aexecute\x18\x03 \x01(\bR\aexecute\"\xf8\x01\n" +
+	"\aexecute\x18\x03 \x01(\bR\aexecute\x12\x16\n" +
+	"\x06create\x18\x04 \x01(\bR\x06create\"\xf8\x01\n" +
 	"\vOffsetReset\x12H\n" +
 	"\n" +
 	"partitions\x18\x01 \x01(\v2(.runnel.coordinator.v1.TopicPartitionSetR\n" +

@@ -39,7 +39,7 @@ func (s *Server) ResetOffsets(ctx context.Context, req *coordinatorv1.ResetOffse
 		return nil, err
 	}
 	group := rules.GroupID(req.GetGroup())
-	value, err := s.host.Do(ctx, index, &rules.Fetch{Group: group})
+	value, err := s.host.Do(ctx, index, &rules.CheckReset{Group: group, Create: req.GetCreate()})
 	if err != nil {
 		return nil, s.translate(req.GetGroup(), err)
 	}

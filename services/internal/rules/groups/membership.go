@@ -304,12 +304,16 @@ func (s *Shard) remove(g *group, m *member, why *Refusal) {
 	s.change(g)
 }
 
-// names lists members of a group for people.
+// names lists members of a group for people, who have to find them.
 func (g *group) names() string {
 	const most = 10
 	var names []string
 	for _, m := range g.members[:min(len(g.members), most)] {
-		names = append(names, string(m.Member))
+		name := string(m.Member)
+		if m.ClientHost != "" {
+			name += " at " + m.ClientHost
+		}
+		names = append(names, name)
 	}
 	text := strings.Join(names, ", ")
 	if len(g.members) > most {

@@ -138,6 +138,29 @@ func (s *Shard) fetch(r *Fetch) []*OffsetRecord {
 	return g.pick(r.Partitions)
 }
 
+func (s *Shard) checkReset(ticket Ticket, r *CheckReset) {
+	g := s.groups[r.Group]
+	var why *Refusal
+	switch {
+	case g != nil && len(g.members) > 0:
+		why = notEmpty(g)
+	case g == nil && r.Create:
+		why = s.admitGroup(r.Group)
+	case g == nil:
+		why = refusal(errorsv1.Reason_REASON_GROUP_NOT_FOUND,
+			"there is no group %q whose offsets could be moved: check its name, or ask for it to be created", r.Group)
+	}
+	if why != nil {
+		s.refuse(ticket, why)
+		return
+	}
+	var offsets []*OffsetRecord
+	if g != nil {
+		offsets = g.sortedOffsets()
+	}
+	s.reply(ticket, offsets)
+}
+
 func (g *group) sortedOffsets() []*OffsetRecord {
 	offsets := make([]*OffsetRecord, 0, len(g.offsets))
 	for _, o := range g.offsets {

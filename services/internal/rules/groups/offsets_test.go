@@ -137,6 +137,30 @@ func TestFetch(t *testing.T) {
 	r.refused(&DeleteOffsets{Group: "x"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND)
 }
 
+func TestCheckReset(t *testing.T) {
+	config := testConfig
+	config.Groups = 1
+	r := newRig(t, config)
+	if message := r.refused(&CheckReset{Group: "g"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND); !strings.Contains(message, `"g"`) {
+		t.Errorf("does not name the group: %s", message)
+	}
+	if got := r.ok(&CheckReset{Group: "g", Create: true}).([]*OffsetRecord); len(got) != 0 || len(r.appends) != 1 {
+		t.Errorf("got %v after %d appends: asking makes no group", got, len(r.appends))
+	}
+	_, a := r.join(joinOf("m1", "a"))
+	r.commit("m1", a.Epoch, partition(1, 2), 3)
+	for _, create := range []bool{false, true} {
+		if message := r.refused(&CheckReset{Group: "g", Create: create}, errorsv1.Reason_REASON_GROUP_NOT_EMPTY); !strings.Contains(message, "m1 at here") {
+			t.Errorf("names nobody: %s", message)
+		}
+	}
+	r.refused(&CheckReset{Group: "h", Create: true}, errorsv1.Reason_REASON_LIMIT_REACHED)
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	if got := r.ok(&CheckReset{Group: "g"}).([]*OffsetRecord); len(got) != 1 || got[0].Offset != 3 {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestDeleteGroup(t *testing.T) {
 	r := newRig(t, testConfig)
 	r.refused(&DeleteGroup{Group: "g"}, errorsv1.Reason_REASON_GROUP_NOT_FOUND)

@@ -7,7 +7,7 @@ import "time"
 type Ticket uint64
 
 // Request is one of [*Join], [*Detach], [*Heartbeat], [*Leave], [*Commit], [*Fetch],
-// [*Describe], [*List], [*DeleteGroup], [*DeleteOffsets].
+// [*CheckReset], [*Describe], [*List], [*DeleteGroup], [*DeleteOffsets].
 type Request interface{ request() }
 
 // Join makes a member, or opens its stream anew. It is answered by a [Reply] if it is
@@ -98,6 +98,15 @@ type Fetch struct {
 	Partitions []Partition
 }
 
+// CheckReset asks whether the offsets of a group may be moved, which only those of a
+// group without members may be. It is answered with []*OffsetRecord: all that there are,
+// in the order of topic names and partitions.
+type CheckReset struct {
+	Group GroupID
+	// Create says that the group need not exist.
+	Create bool
+}
+
 // Describe asks for all of a group, answered with *Description.
 type Describe struct{ Group GroupID }
 
@@ -120,6 +129,7 @@ func (*Heartbeat) request()     {}
 func (*Leave) request()         {}
 func (*Commit) request()        {}
 func (*Fetch) request()         {}
+func (*CheckReset) request()    {}
 func (*Describe) request()      {}
 func (*List) request()          {}
 func (*DeleteGroup) request()   {}

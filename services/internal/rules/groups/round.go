@@ -53,6 +53,8 @@ func (s *Shard) handle(w waiting) bool {
 		s.commit(w.ticket, r)
 	case *Fetch:
 		s.reply(w.ticket, s.fetch(r))
+	case *CheckReset:
+		s.checkReset(w.ticket, r)
 	case *Describe:
 		s.describe(w.ticket, r)
 	case *List:

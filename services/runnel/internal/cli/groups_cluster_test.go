@@ -140,7 +140,7 @@ func TestGroupsOfMembers(t *testing.T) {
 	all := regexp.QuoteMeta(topic + ":0,1")
 	one := regexp.QuoteMeta(topic) + ":[01]"
 	// An offset that must not be deleted.
-	succeed(t, "", "groups", "reset-offsets", group, "--topic", topic, "--to-earliest", "--execute")
+	succeed(t, "", "groups", "reset-offsets", group, "--topic", topic, "--to-earliest", "--create", "--execute")
 	first := start(t, "consume", topic, "--group", group)
 	first.await(t, 1, "assigned by group .*: "+all)
 	second := start(t, "consume", topic, "--group", group)
@@ -186,6 +186,7 @@ func TestGroupsOfMembers(t *testing.T) {
 	}
 
 	for _, args := range [][]string{
+		{"groups", "reset-offsets", group, "--topic", topic, "--to-earliest"},
 		{"groups", "reset-offsets", group, "--topic", topic, "--to-earliest", "--execute"},
 		{"groups", "delete", group},
 	} {
@@ -257,9 +258,10 @@ func TestResetOffsets(t *testing.T) {
 		t.Errorf("in the end %+v", d.Partitions)
 	}
 
-	// A group that is not there yet begins with a reset.
+	// A group that is not there yet begins with a reset, if that was meant.
 	made := group + "-made"
-	succeed(t, "", "groups", "reset-offsets", made, "--topic", topic+":1", "--to-offset", "3", "--execute")
+	succeed(t, "", "groups", "reset-offsets", made, "--topic", topic+":1", "--to-offset", "3", "--create")
+	succeed(t, "", "groups", "reset-offsets", made, "--topic", topic+":1", "--to-offset", "3", "--create", "--execute")
 	if got := succeed(t, "", "consume", topic, "--group", made, "--exit-at-end"); got.stdout != "x\n" {
 		t.Errorf("the group that was made reads %q", got.stdout)
 	}
@@ -295,7 +297,9 @@ func TestGroupRefusals(t *testing.T) {
 		{[]string{"groups", "describe", group}, noGroup},
 		{[]string{"groups", "delete", group}, noGroup},
 		{[]string{"groups", "delete-offsets", group, "--topic", topic}, noGroup},
-		{[]string{"groups", "reset-offsets", group, "--all-topics", "--to-latest"}, `(` + noGroup + `|group "` + group + `" has no offset; name the topics with --topic)`},
+		{[]string{"groups", "reset-offsets", group, "--all-topics", "--to-latest"}, noGroup + `, and --create makes a new one`},
+		{[]string{"groups", "reset-offsets", group, "--topic", topic, "--to-latest"}, noGroup + `, and --create makes a new one`},
+		{[]string{"groups", "reset-offsets", group, "--topic", topic, "--to-latest", "--execute"}, noGroup + `, and --create makes a new one`},
 		{[]string{"groups", "reset-offsets", group, "--from-file", bad}, regexp.QuoteMeta(bad) + `: line 2: partition 0 of topic "` + topic + `" stands in line 1 already`},
 		{[]string{"groups", "reset-offsets", group, "--from-file", filepath.Join(dir, "none")}, `cannot read the offsets: open .*: no such file or directory`},
 		{[]string{"groups", "reset-offsets", group, "--topic", topic, "--to-latest", "--export", filepath.Join(dir, "none", "f")}, `cannot export the offsets to .*none/f: no such file or directory`},
@@ -310,7 +314,7 @@ func TestGroupRefusals(t *testing.T) {
 		})
 	}
 	for target, want := range map[string]string{topic + "-no": "does not exist", topic + ":7": "no partition 7"} {
-		got := runnelCommand(t, "", "groups", "reset-offsets", group, "--topic", target, "--to-latest", "--execute")
+		got := runnelCommand(t, "", "groups", "reset-offsets", group, "--topic", target, "--to-latest", "--create", "--execute")
 		if got.code != exitFailure || !strings.Contains(got.stdout+got.stderr, want) {
 			t.Errorf("reset of %s: exit code %d, %q, %q", target, got.code, got.stdout, got.stderr)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
 
@@ -25,8 +26,9 @@ end of the log that is nearest: --shift-by 2 goes forward and stops at the end o
 the partition, --shift-by -2 goes back and stops at its first record.
 
 A group with members is refused, since they would commit over it: stop them first.
-A group that does not exist begins to, and a topic can be named that it has not
-read. --topic orders means all partitions of a topic, --topic orders:0,3 some of
+So is one that does not exist, unless --create is given, as to say where a group is
+to begin before it first starts. A topic can be named that the group has not read.
+--topic orders means all partitions of a topic, --topic orders:0,3 some of
 them; --all-topics means all partitions of which the group has an offset. If one
 partition cannot be moved none is, and the exit code is 1.
 
@@ -43,7 +45,8 @@ const groupsResetExample = `  runnel groups reset-offsets billing --topic orders
   runnel groups reset-offsets billing --topic orders:0,3 --shift-by -100 --execute
   runnel groups reset-offsets billing --all-topics --to-datetime 2026-11-23T08:00:00Z
   runnel groups reset-offsets billing --all-topics --shift-by 0 --export billing.csv
-  runnel groups reset-offsets billing --from-file billing.csv --execute`
+  runnel groups reset-offsets billing --from-file billing.csv --execute
+  runnel groups reset-offsets not-yet-started --topic orders --to-latest --create --execute`
 
 // resetOptions are the flags of reset-offsets.
 type resetOptions struct {
@@ -56,8 +59,8 @@ type resetOptions struct {
 	byDuration           *parsed[time.Duration]
 	fromFile             string
 
-	execute bool
-	export  string
+	execute, create bool
+	export          string
 }
 
 func (p *program) groupsResetOffsetsCommand() *cobra.Command {
@@ -102,6 +105,7 @@ func newResetOptions(flags *pflag.FlagSet) *resetOptions {
 	o.byDuration = newFlag(flags, "by-duration", "", "D", "", "move to the first record that is younger than this, such as 36h", durationBetween(time.Millisecond, maxOffsetAge))
 	textFlag(flags, &o.fromFile, "from-file", "F", "", "move what the lines topic,partition,offset of file F say")
 	flags.BoolVar(&o.execute, "execute", false, "move the offsets; without, only show what would be moved")
+	flags.BoolVar(&o.create, "create", false, "the group may not exist yet, and begins to with these offsets")
 	textFlag(flags, &o.export, "export", "F", "", "write the offsets after the move to file F, as --from-file reads it")
 	return o
 }
@@ -187,6 +191,9 @@ func (o *resetOptions) resets(ctx context.Context, p *program, client *runnel.Cl
 			return nil, err
 		}
 		if len(committed) == 0 {
+			if _, err := p.describeGroup(ctx, client, group); err != nil {
+				return nil, resetError(group, err)
+			}
 			return nil, failf("group %q has no offset; name the topics with --topic", group)
 		}
 		var partitions []runnel.TopicPartition
@@ -204,7 +211,8 @@ func (o *resetOptions) resets(ctx context.Context, p *program, client *runnel.Cl
 	return resets, nil
 }
 
-// committed returns the offsets of a group; none if there is no such group.
+// committed returns the offsets of a group; none if there is no such group, which is no
+// error.
 func (p *program) committed(ctx context.Context, client *runnel.Client, group string) (offsets []runnel.GroupOffset, err error) {
 	err = p.persist(ctx, func(ctx context.Context) (err error) {
 		offsets, err = client.Admin().ListCommitted(ctx, group)
@@ -232,11 +240,11 @@ func (p *program) groupsResetOffsets(ctx context.Context, client *runnel.Client,
 	}
 	var plan runnel.ResetPlan
 	err = p.persistIf(ctx, again, func(ctx context.Context) (err error) {
-		plan, err = client.Admin().ResetOffsets(ctx, runnel.GroupReset{Group: group, Resets: resets, Execute: o.execute})
+		plan, err = client.Admin().ResetOffsets(ctx, runnel.GroupReset{Group: group, Resets: resets, Execute: o.execute, Create: o.create})
 		return err
 	})
 	if err != nil {
-		return unknownOutcome(groupError(group, err), fmt.Sprintf("whether the offsets were moved; look with \"runnel groups describe %s\"", shellWord(group)))
+		return unknownOutcome(resetError(group, err), fmt.Sprintf("whether the offsets were moved; look with \"runnel groups describe %s\"", shellWord(group)))
 	}
 	if err := p.printPlan(group, plan, o.execute, o.byTime()); err != nil {
 		return err
@@ -249,6 +257,14 @@ func (p *program) groupsResetOffsets(ctx context.Context, client *runnel.Client,
 		offsets[i] = fileOffset{planned.TopicPartition, planned.New}
 	}
 	return export.keep(offsets)
+}
+
+// resetError adds the remedy to the error of a reset.
+func resetError(group string, err error) error {
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_GROUP_NOT_FOUND {
+		return &failure{message: fmt.Sprintf("group %q does not exist; \"runnel groups list\" shows those that do, and --create makes a new one", group), cause: err}
+	}
+	return err
 }
 
 // resetObject is a plan as -o json prints it.

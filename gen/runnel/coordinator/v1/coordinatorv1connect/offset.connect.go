@@ -75,7 +75,8 @@ type OffsetServiceClient interface {
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
 	// ResetOffsets moves the offsets of a group without members, or shows what it
-	// would do.
+	// would do. Of a group with members both are refused, with REASON_GROUP_NOT_EMPTY:
+	// what they commit meanwhile would make the plan untrue.
 	ResetOffsets(context.Context, *v1.ResetOffsetsRequest) (*v1.ResetOffsetsResponse, error)
 	// DeleteOffsets forgets the offsets of topics that no member is subscribed to.
 	DeleteOffsets(context.Context, *v1.DeleteOffsetsRequest) (*v1.DeleteOffsetsResponse, error)
@@ -95,7 +96,8 @@ type OffsetServiceHandler interface {
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
 	// ResetOffsets moves the offsets of a group without members, or shows what it
-	// would do.
+	// would do. Of a group with members both are refused, with REASON_GROUP_NOT_EMPTY:
+	// what they commit meanwhile would make the plan untrue.
 	ResetOffsets(context.Context, *v1.ResetOffsetsRequest) (*v1.ResetOffsetsResponse, error)
 	// DeleteOffsets forgets the offsets of topics that no member is subscribed to.
 	DeleteOffsets(context.Context, *v1.DeleteOffsetsRequest) (*v1.DeleteOffsetsResponse, error)
