@@ -141,6 +141,8 @@ const (
 	// for the node to speak for its groups; checkInterval keeps it younger than that.
 	confidence    = 5 * time.Second
 	checkInterval = 3 * time.Second
+	// aging is after how long at least the time that a group is without members is written.
+	aging = time.Minute
 )
 
 func (c Config) rulesConfig() rules.Config {
@@ -154,6 +156,7 @@ func (c Config) rulesConfig() rules.Config {
 		Confidence:        confidence,
 		CheckInterval:     checkInterval,
 		Retention:         c.OffsetsRetention,
+		Aging:             aging,
 	}
 }
 

@@ -336,7 +336,7 @@ type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the member.
 	MemberId string `protobuf:"bytes,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// Epoch of this assignment: greater with each, from 1.
+	// Epoch of this assignment: greater with each, from 1 or more.
 	MemberEpoch int64 `protobuf:"varint,2,opt,name=member_epoch,json=memberEpoch,proto3" json:"member_epoch,omitempty"`
 	// What the member is to read: no more, and no less.
 	Partitions []*TopicPartitions `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`

@@ -59,8 +59,8 @@ type GroupID string
 // MemberID names a member in its group, 1 to 255 bytes.
 type MemberID string
 
-// Epoch counts the changes of a group, from 1; a member's epoch is that of its newest
-// assignment.
+// Epoch rises with each change of a group, from 1 or more, over its deletion too; a
+// member's epoch is that of its newest assignment.
 type Epoch int64
 
 // CoordinatorEpoch orders the processes that coordinate a partition of
@@ -118,6 +118,9 @@ type Config struct {
 	// Retention is how long the offsets of a group are kept that coordinators have seen
 	// without members; 0 is for ever.
 	Retention time.Duration
+	// Aging is after how long at least that time is written, so that no more of it is lost
+	// with the process. A hundredth of a longer Retention takes its place, up to an hour.
+	Aging time.Duration
 }
 
 // Refusal is why a request fails: a reason of the public errors, and a sentence that

@@ -182,6 +182,38 @@ func TestDeleteGroup(t *testing.T) {
 	}
 }
 
+// TestEpochsOutliveTheGroup has a group be deleted and made anew by the very same member:
+// nothing that belongs to the time before counts.
+func TestEpochsOutliveTheGroup(t *testing.T) {
+	r := newRig(t, testConfig)
+	epoch := Epoch(0)
+	for round := range 4 {
+		if round == 2 {
+			r.start(testConfig, 2)
+		}
+		s, a := r.join(joinOf("m1", "a"))
+		if a.Epoch <= epoch {
+			t.Fatalf("round %d: epoch %d after %d", round, a.Epoch, epoch)
+		}
+		if epoch > 0 {
+			checkRefusal(t, r.commit("m1", epoch, partition(1, 0), 3), errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+		}
+		r.follow(s)
+		other, _ := r.join(joinOf("m2", "a"))
+		a = r.newest(s)
+		epoch = a.Epoch
+		r.follow(s)
+		r.follow(other)
+		if why := r.commit("m1", epoch, a.Partitions[0].Partition, 3); why != nil {
+			t.Fatal(why)
+		}
+		r.ok(&Leave{Group: "g", Member: "m2"})
+		r.ok(&Leave{Group: "g", Member: "m1"})
+		// All of it is one round with the first Join.
+		r.submit(&DeleteGroup{Group: "g"})
+	}
+}
+
 func TestOffsetsExpireByTheTimeThatWasSeen(t *testing.T) {
 	r := newRig(t, testConfig)
 	_, a := r.join(joinOf("m1", "a"))

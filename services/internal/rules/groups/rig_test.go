@@ -106,7 +106,7 @@ func (l *fakeLog) check(c *Check) Outcome {
 var testConfig = Config{
 	MembersPerGroup: 10, Groups: 20, OffsetsPerGroup: 50, Queue: 1000, RoundBytes: 1 << 18,
 	HeartbeatInterval: 3 * time.Second, Confidence: 5 * time.Second, CheckInterval: 2 * time.Second,
-	Retention: 7 * 24 * time.Hour,
+	Retention: 7 * 24 * time.Hour, Aging: time.Minute,
 }
 
 // rig drives one shard, whose I/O succeeds at once unless outcome says otherwise.

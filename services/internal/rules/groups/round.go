@@ -180,18 +180,15 @@ func (s *Shard) schedule(m *member) {
 	s.timers.set(&m.timer, at)
 }
 
-// The time that a group is without members is written once in a while, so that it is not
-// lost with the process.
-const (
-	leastAging = time.Minute
-	mostAging  = time.Hour
-)
+// mostAging is after how long at most the time that a group is without members is
+// written, so that it is not lost with the process.
+const mostAging = time.Hour
 
 // rest begins or goes on to count the time that the group is without members.
 func (s *Shard) rest(g *group) {
 	g.seen = s.now
 	if s.config.Retention > 0 {
-		part := min(max(s.config.Retention/100, leastAging), mostAging)
+		part := min(max(s.config.Retention/100, s.config.Aging), mostAging)
 		s.timers.set(&g.timer, s.now.Add(min(part, max(s.config.Retention-g.record.Empty, 0))))
 	}
 }

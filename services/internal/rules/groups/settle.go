@@ -28,7 +28,8 @@ func (s *Shard) settle(g *group) {
 // retarget computes who is to have what. Stickiness counts from the last target, not from
 // what members have at the moment: a move that is under way goes on.
 func (s *Shard) retarget(g *group) {
-	record := GroupRecord{Group: g.id, Epoch: g.epoch + 1, TargetEpoch: g.epoch + 1}
+	epoch := s.nextEpoch(g)
+	record := GroupRecord{Group: g.id, Epoch: epoch, TargetEpoch: epoch}
 	var members []AssignMember
 	union := map[cluster.TopicID]Topic{}
 	var wishes []Assignor
@@ -73,6 +74,17 @@ func (s *Shard) retarget(g *group) {
 	if len(g.members) == 0 {
 		s.rest(g)
 	}
+}
+
+// nextEpoch returns the epoch of the group's next change. That of a group which begins to
+// be is the offset of the newest record, which is its first member's: a group of the same
+// name that was deleted has had none as high, since each of its changes took a record of
+// its own, and so what a member of that one sends late is no word of this one.
+func (s *Shard) nextEpoch(g *group) Epoch {
+	if g.epoch > 0 {
+		return g.epoch + 1
+	}
+	return max(Epoch(s.end)+Epoch(len(s.records))-1, 1)
 }
 
 // target puts an assignment into the form in which it is written: in order, and without
