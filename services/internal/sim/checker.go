@@ -24,6 +24,9 @@ type checker struct {
 	term       int64
 	nextValue  int64
 	nextID     int64
+	// clock numbers what happens to registers.
+	clock  int64
+	counts Counts
 }
 
 // history is what has happened to a partition.
@@ -73,6 +76,8 @@ func newChecker(topics []topic) *checker {
 }
 
 func (k *checker) newValue() int64 { k.nextValue++; return k.nextValue }
+
+func (k *checker) tick() int64 { k.clock++; return k.clock }
 
 func (k *checker) producerID() int64 { k.nextID++; return k.nextID }
 

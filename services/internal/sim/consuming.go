@@ -101,11 +101,11 @@ func (m *member) commitAt(epoch groups.Epoch, readings []*reading) {
 		for _, p := range positions {
 			// Each copy that arrives is told from the others.
 			c.Offsets = append(c.Offsets, groups.CommitOffset{
-				Partition: p.r.partition, TopicName: m.g.sources[p.r.partition.Topic[15]-1].topic.Name, Offset: p.at, LeaderEpoch: -1,
+				Partition: p.r.partition, TopicName: m.g.source(p.r.partition.Topic).topic.Name, Offset: p.at, LeaderEpoch: -1,
 				Metadata: strconv.FormatInt(m.g.newCommit(), 10),
 			})
 		}
-		m.g.sawCommit(m, int64(session), sent, c)
+		m.g.sawCommit(m.group, int64(session), sent, c)
 		return c
 	}, func(r groups.Reply, known bool) {
 		if m.session != session {
@@ -120,66 +120,5 @@ func (m *member) commitAt(epoch groups.Epoch, readings []*reading) {
 				positions[i].r.committed = max(positions[i].r.committed, positions[i].at)
 			}
 		}
-	})
-}
-
-// admin is a program that looks at groups, and at times deletes offsets.
-type admin struct {
-	process
-	g    *crowd
-	w    *world
-	view *image
-	// described is the last description of each group, and at since when it was asked.
-	described []*groups.Description
-	asked     []time.Duration
-}
-
-func newAdmin(g *crowd) *admin {
-	a := &admin{g: g, w: g.w, described: make([]*groups.Description, len(g.groups)), asked: make([]time.Duration, len(g.groups))}
-	g.w.register(&a.process, "admin")
-	return a
-}
-
-func (a *admin) start() {
-	a.begin()
-	for i := range a.g.groups {
-		a.w.every(&a.process, 100*time.Millisecond, 600*time.Millisecond, func() { a.look(i) })
-	}
-}
-
-func (a *admin) show(i *image) {
-	if a.view == nil || i.revision > a.view.revision {
-		a.view = i
-	}
-}
-
-// look asks about a group.
-func (a *admin) look(group int) {
-	w := a.w
-	if a.view == nil {
-		return
-	}
-	index, number := a.g.partition(group)
-	to, ok := a.g.coordinator(a.view.partitions[index].Coordinator)
-	if !ok {
-		return
-	}
-	id := a.g.groups[group]
-	request := func() groups.Request { return &groups.Fetch{Group: id} }
-	switch w.rng.IntN(4) {
-	case 0:
-		request = func() groups.Request { return &groups.Describe{Group: id} }
-	case 1:
-		request = func() groups.Request { return &groups.List{} }
-	}
-	at := w.now
-	w.send(&a.process, &to.process, func() {
-		to.submit(number, request(), func(r groups.Reply) {
-			w.sendOnce(&to.process, &a.process, func() {
-				if d, ok := r.Value.(*groups.Description); ok && at >= a.asked[group] {
-					a.described[group], a.asked[group] = d, at
-				}
-			})
-		})
 	})
 }

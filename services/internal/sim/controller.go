@@ -54,8 +54,8 @@ type image struct {
 	epochs []cluster.NodeEpoch
 	// minInsync are those of the partitions.
 	minInsync []int
-	// sources are how many partitions the topics have that groups read.
-	sources []int32
+	// sources are the topics that groups read.
+	sources []sourceState
 }
 
 // controller is one metadata node: it campaigns, watches, and decides while it
@@ -106,7 +106,7 @@ func (c *controller) start() {
 	c.catalog = catalog{
 		nodes: make([]catalogNode, c.w.allNodes()+1), partitions: make([]catalogPartition, len(c.w.topics)),
 		minInsync: make([]stored, len(c.w.topics)),
-		elections: make([]stored, len(c.w.controllers)), sources: make([]stored, c.w.sources()),
+		elections: make([]stored, len(c.w.controllers)), sources: make([]stored, len(sourceNames)),
 	}
 	c.image, c.leads, c.opening, c.lease, c.own = nil, false, false, 0, term{}
 	c.busy, c.jobs, c.caughtUp, c.written, c.judging = false, nil, nil, 0, false
@@ -288,8 +288,8 @@ func (c *controller) publish() {
 			c.image.partitions = append(c.image.partitions, p.Partition)
 		}
 		for _, s := range c.catalog.sources {
-			n, _ := s.value.(int32)
-			c.image.sources = append(c.image.sources, n)
+			now, _ := s.value.(sourceState)
+			c.image.sources = append(c.image.sources, now)
 		}
 		for i := range c.w.nodes {
 			if n := c.catalog.nodes[i+1]; n.registered() && !n.made().fenced && !n.made().leaving {

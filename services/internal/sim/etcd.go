@@ -26,7 +26,7 @@ const (
 	// termKey is written by the first transaction of a term, and by those that
 	// write nothing else.
 	termKey
-	// sourceKey holds how many partitions a topic has that groups read.
+	// sourceKey holds a topic that groups read, by its name.
 	sourceKey
 )
 

@@ -29,7 +29,7 @@ func outcome(j rules.Judgement) groups.Outcome {
 
 // fencedAppend appends what a coordinator asks for if its claim holds, and answers
 // once all have it. epoch is the leadership that the coordinator believes in.
-func (r *replica) fencedAppend(epoch cluster.LeaderEpoch, claim rules.Claim, records []groups.Record, reply func(groups.Outcome, int64)) {
+func (r *replica) fencedAppend(epoch cluster.LeaderEpoch, claim rules.Claim, p payload, reply func(groups.Outcome, int64)) {
 	if r.rules.Role() != rules.Leading || r.cutting || epoch > r.rules.Epoch() {
 		reply(groups.Refused, 0)
 		return
@@ -44,8 +44,8 @@ func (r *replica) fencedAppend(epoch cluster.LeaderEpoch, claim rules.Claim, rec
 		return
 	}
 	next := r.rules.Next()
-	b := batch{base: next, last: next + int64(len(records)) - 1, epoch: r.rules.Epoch(), value: r.w.check.newValue(), coordinator: claim.Epoch}
-	r.w.crowd.payloads[b.value] = records
+	b := batch{base: next, last: next + int64(len(p.records)) - 1, epoch: r.rules.Epoch(), value: r.w.check.newValue(), coordinator: claim.Epoch}
+	r.w.crowd.payloads[b.value] = p
 	r.w.checkAppends(r, b)
 	r.rules.QueueFenced(b.last+1, claim.Epoch)
 	r.batches = append(r.batches, b)

@@ -25,15 +25,30 @@ type groupHistory struct {
 	epoch   cluster.CoordinatorEpoch
 	fences  []fenceFact
 	end     int64
-	// assigned is what each member was to read at each epoch, as the log has it.
-	assigned map[assignmentKey][]groups.Owned
+	// assigned is what each member was to read at each epoch, as the log has it: more than
+	// one thing where a static member that was away has lost something.
+	assigned map[assignmentKey][][]groups.Owned
+
+	// epochs are the newest of groups, those too that are deleted.
+	epochs map[groups.GroupID]groups.Epoch
 
 	commits map[int64]*commitFact
+	// retention is how long the offsets of a group without members are kept, 0 for ever.
+	// emptied is since when a group has none, as far as its coordinators have decided so,
+	// and removed are the topics that are deleted.
+	retention time.Duration
+	emptied   map[groups.GroupID]time.Duration
+	removed   map[cluster.TopicID]bool
+	// ended is when the newest tombstone of a group came, in the order of what happens.
+	ended map[groups.GroupID]int64
 	// owners are the members that have a partition, by their own lights, and sessions is
 	// when a member's session is over by its own clock.
 	owners    map[offsetKey][]string
 	sessions  map[string]time.Duration
 	processed map[offsetKey]*progress
+	// highest is the highest offset that was committed since it was set or deleted: a late
+	// commit of its owner may have followed.
+	highest   map[offsetKey]int64
 	registers map[offsetKey]*register
 }
 
@@ -71,9 +86,11 @@ type commitFact struct {
 	offset    int64
 	// sent orders what a member has sent in a session; a copy has those of its original.
 	session, sent int64
-	// logged says that the log has it, refused that the coordinator has refused it for
-	// good.
-	logged, refused bool
+	// logged says that the log has it, deleted that it has it no more, refused that the
+	// coordinator has refused it for good.
+	logged, deleted, refused bool
+	// by is the epoch of the coordinator that has recorded it.
+	by cluster.CoordinatorEpoch
 }
 
 // progress is what members of a group have processed of a partition: all below upTo, and
@@ -83,11 +100,11 @@ type progress struct {
 	above map[int64]bool
 }
 
-func newGroupHistory(k *checker, partition int) *groupHistory {
+func newGroupHistory(k *checker, partition int, retention time.Duration) *groupHistory {
 	return &groupHistory{
-		k: k, partition: partition, records: make(map[recordKey]groups.Record), assigned: make(map[assignmentKey][]groups.Owned),
-		commits: make(map[int64]*commitFact), owners: make(map[offsetKey][]string), sessions: make(map[string]time.Duration),
-		processed: make(map[offsetKey]*progress), registers: make(map[offsetKey]*register),
+		k: k, partition: partition, retention: retention, emptied: make(map[groups.GroupID]time.Duration), removed: make(map[cluster.TopicID]bool), ended: make(map[groups.GroupID]int64), records: make(map[recordKey]groups.Record), assigned: make(map[assignmentKey][][]groups.Owned),
+		epochs: make(map[groups.GroupID]groups.Epoch), commits: make(map[int64]*commitFact), owners: make(map[offsetKey][]string), sessions: make(map[string]time.Duration),
+		processed: make(map[offsetKey]*progress), highest: make(map[offsetKey]int64), registers: make(map[offsetKey]*register),
 	}
 }
 
@@ -117,7 +134,8 @@ func keyOf(record groups.Record) recordKey {
 
 // logged takes note of a batch that is committed: the records of one round of a
 // coordinator with an epoch.
-func (h *groupHistory) logged(now time.Duration, epoch cluster.CoordinatorEpoch, end int64, records []groups.Record) {
+func (h *groupHistory) logged(now time.Duration, epoch cluster.CoordinatorEpoch, end int64, batch payload) {
+	records := batch.records
 	if epoch < h.epoch {
 		h.fail(32, "coordinator epoch %d has appended behind %d, up to %d", epoch, h.epoch, end)
 	}
@@ -142,17 +160,19 @@ func (h *groupHistory) logged(now time.Duration, epoch cluster.CoordinatorEpoch,
 		case *groups.FenceRecord:
 			continue
 		case *groups.GroupRecord:
-			if before, ok := h.records[key].(*groups.GroupRecord); ok && r.Epoch < before.Epoch {
-				h.fail(27, "group %s has epoch %d after %d", r.Group, r.Epoch, before.Epoch)
-			}
-			if r.Epoch == 0 {
+			if r.Epoch == 0 && h.records[key] == nil {
 				continue // It says that there is a group, and nothing of it.
 			}
+			if r.Epoch < h.epochs[r.Group] || r.Epoch == h.epochs[r.Group] && h.records[key] == nil {
+				h.fail(27, "group %s has epoch %d after %d", r.Group, r.Epoch, h.epochs[r.Group])
+			}
+			h.epochs[r.Group] = r.Epoch
 		case *groups.MemberRecord:
 			h.memberLogged(key, r)
 		case *groups.OffsetRecord:
-			h.offsetLogged(key, r)
+			h.offsetLogged(key, r, batch.decision)
 		case *groups.Tombstone:
+			h.buried(key, batch.decision)
 			delete(h.records, key)
 			continue
 		}
@@ -170,10 +190,12 @@ func (h *groupHistory) memberLogged(key recordKey, r *groups.MemberRecord) {
 		h.fail(27, "member %s has epoch %d after %d", r.Member, r.Epoch, before.Epoch)
 	}
 	at := assignmentKey{r.Group, r.Member, r.Epoch}
-	if before, ok := h.assigned[at]; !ok {
-		h.assigned[at] = r.Assigned
-	} else if gained(before, r.Assigned) {
-		h.fail(27, "member %s has %v at epoch %d, and had %v", r.Member, r.Assigned, r.Epoch, before)
+	known := h.assigned[at]
+	if n := len(known); n == 0 || len(r.Assigned) < len(known[n-1]) && r.Away {
+		h.assigned[at] = append(known, r.Assigned)
+	}
+	if n := len(known); n > 0 && gained(known[n-1], r.Assigned) {
+		h.fail(27, "member %s has %v at epoch %d, and had %v", r.Member, r.Assigned, r.Epoch, known[n-1])
 	}
 	for _, o := range r.Assigned {
 		if o.Since > r.Epoch {
@@ -208,8 +230,9 @@ func (h *groupHistory) unshared(group groups.GroupID) {
 }
 
 // offsetLogged is an offset that is recorded: by a member that has the partition at the
-// epoch of the commit, of what was processed, and not below an earlier one.
-func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord) {
+// epoch of the commit, of what was processed, and not below an earlier one; or by an
+// operator who resets it while there are no members.
+func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord, d decision) {
 	c := h.commits[commitID(r)]
 	if c == nil || c.group != r.Group || c.partition != r.Partition || c.offset != r.Offset {
 		h.fail(28, "the log has offset %d of %v, commit %s, which nobody has sent so", r.Offset, r.Partition, r.Metadata)
@@ -218,7 +241,11 @@ func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord) {
 	if c.refused {
 		h.fail(29, "the log has a commit of member %s at epoch %d that was refused", c.member, c.epoch)
 	}
-	c.logged = true
+	c.logged, c.by = true, h.epoch
+	if c.member == "" {
+		h.reset(r, d)
+		return
+	}
 	m, ok := h.records[recordKey{group: r.Group, member: c.member}].(*groups.MemberRecord)
 	had := func(owned []groups.Owned) bool {
 		return slices.ContainsFunc(owned, func(o groups.Owned) bool { return o.Partition == r.Partition && o.Since <= c.epoch })
@@ -229,6 +256,7 @@ func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord) {
 	if p := h.processed[offsetKey{r.Group, r.Partition}]; r.Offset > 0 && (p == nil || p.upTo < r.Offset) {
 		h.fail(30, "offset %d of %v is committed, and not all below was processed: %+v", r.Offset, r.Partition, p)
 	}
+	h.highest[offsetKey{r.Group, r.Partition}] = max(h.highest[offsetKey{r.Group, r.Partition}], r.Offset)
 	before, ok := h.records[key].(*groups.OffsetRecord)
 	if !ok || before.Offset <= r.Offset {
 		return
@@ -270,28 +298,38 @@ func (h *groupHistory) owns(now time.Duration, group groups.GroupID, p groups.Pa
 
 // processes is a record that a member has processed.
 func (h *groupHistory) processes(group groups.GroupID, p groups.Partition, offset int64) {
-	key := offsetKey{group, p}
-	x := h.processed[key]
-	if x == nil {
-		x = &progress{above: make(map[int64]bool)}
-		h.processed[key] = x
-	}
+	x := h.progress(offsetKey{group, p})
 	if offset != x.upTo {
 		if offset > x.upTo {
 			x.above[offset] = true
 		}
 		return
 	}
-	for x.upTo++; x.above[x.upTo]; x.upTo++ {
+	x.reach(offset + 1)
+}
+
+func (h *groupHistory) progress(key offsetKey) *progress {
+	x := h.processed[key]
+	if x == nil {
+		x = &progress{above: make(map[int64]bool)}
+		h.processed[key] = x
+	}
+	return x
+}
+
+// reach notes that all below an offset is done with.
+func (x *progress) reach(offset int64) {
+	for x.upTo < offset || x.above[x.upTo] {
 		delete(x.above, x.upTo)
+		x.upTo++
 	}
 }
 
 // assigns is an assignment that a coordinator lets out: the log has it.
 func (h *groupHistory) assigns(group groups.GroupID, member groups.MemberID, epoch groups.Epoch, partitions []groups.Owned) {
-	known, ok := h.assigned[assignmentKey{group, member, epoch}]
-	if !ok || !slices.Equal(known, partitions) {
-		h.fail(32, "member %s is assigned %v at epoch %d; the log has %v (%t)", member, partitions, epoch, known, ok)
+	known := h.assigned[assignmentKey{group, member, epoch}]
+	if !slices.ContainsFunc(known, func(logged []groups.Owned) bool { return slices.Equal(logged, partitions) }) {
+		h.fail(32, "member %s is assigned %v at epoch %d; the log has %v", member, partitions, epoch, known)
 	}
 }
 

@@ -28,9 +28,40 @@ func aMember(id groups.MemberID, epoch, since groups.Epoch) *groups.MemberRecord
 // has it.
 func (h *groupHistory) commitsLogged(commit int64, member groups.MemberID, epoch groups.Epoch, offset int64) {
 	h.commits[commit] = &commitFact{group: "g", member: member, epoch: epoch, partition: readPartition, offset: offset, session: 2, sent: commit}
-	h.logged(5*time.Second, h.epoch, h.end+1, []groups.Record{&groups.OffsetRecord{
-		Group: "g", Partition: readPartition, Offset: offset, Metadata: strconv.FormatInt(commit, 10),
-	}})
+	h.logged(5*time.Second, h.epoch, h.end+1, of(&groups.OffsetRecord{
+		Group: "g", Partition: readPartition, TopicName: "t", Offset: offset, Metadata: strconv.FormatInt(commit, 10),
+	}))
+}
+
+// What is deleted of the history.
+var (
+	offsetTombstone = &groups.Tombstone{Group: "g", Offset: &readPartition}
+	memberTombstone = &groups.Tombstone{Group: "g", Member: "a"}
+	groupTombstone  = &groups.Tombstone{Group: "g"}
+)
+
+// deletes has the log have tombstones, which somebody has asked for or not.
+func (h *groupHistory) deletes(asked bool, tombstones ...groups.Record) {
+	d := decision{at: 5 * time.Second, tick: h.k.tick()}
+	if asked {
+		d.deletions = []groups.Request{
+			&groups.DeleteOffsets{Group: "g", Partitions: []groups.Partition{readPartition}}, &groups.DeleteGroup{Group: "g"},
+		}
+	}
+	h.logged(5*time.Second, 1, h.end+int64(len(tombstones)), payload{tombstones, d})
+}
+
+// setsLogged has an operator set the offset; the log has it.
+func (h *groupHistory) setsLogged(commit int64, at time.Duration, offset int64) {
+	h.commits[commit] = &commitFact{group: "g", partition: readPartition, offset: offset, sent: commit}
+	h.logged(at, 1, h.end+1, payload{[]groups.Record{&groups.OffsetRecord{
+		Group: "g", Partition: readPartition, TopicName: "t", Offset: offset, Metadata: strconv.FormatInt(commit, 10),
+	}}, decision{at: at}})
+}
+
+// of is a batch of records that a coordinator has decided at 5 s.
+func of(records ...groups.Record) payload {
+	return payload{records, decision{at: 5 * time.Second}}
 }
 
 // TestGroupCheckerFindsAnomalies plants one anomaly at a time in a good history: a, which
@@ -39,7 +70,7 @@ func (h *groupHistory) commitsLogged(commit int64, member groups.MemberID, epoch
 func TestGroupCheckerFindsAnomalies(t *testing.T) {
 	t.Parallel()
 	logged := func(records ...groups.Record) func(*groupHistory) {
-		return func(h *groupHistory) { h.logged(5*time.Second, 1, h.end+int64(len(records)), records) }
+		return func(h *groupHistory) { h.logged(5*time.Second, 1, h.end+int64(len(records)), of(records...)) }
 	}
 	fence := func(epoch cluster.CoordinatorEpoch) []groups.Record {
 		return []groups.Record{&groups.FenceRecord{Epoch: epoch}}
@@ -61,7 +92,7 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 		{"the log gives what is not given up", 27, func(h *groupHistory) {
 			m := aMember("a", 2, 0)
 			m.Revoking = []groups.Owned{{Partition: readPartition, Since: 1}}
-			h.logged(5*time.Second, 1, h.end+2, []groups.Record{m, aMember("b", 2, 2)})
+			h.logged(5*time.Second, 1, h.end+2, of(m, aMember("b", 2, 2)))
 		}},
 		{"the log gives what is given up", 0, logged(aMember("a", 2, 0), aMember("b", 2, 2))},
 		{"the epoch of a group falls", 27, logged(&groups.GroupRecord{Group: "g"})},
@@ -73,7 +104,7 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 		{"a lower offset of its owner", 28, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 3); h.commitsLogged(3, "a", 1, 2) }},
 		{"a late commit of its owner", 0, func(h *groupHistory) { h.commitsLogged(3, "a", 1, 3); h.commitsLogged(2, "a", 1, 2) }},
 		{"a lower offset of the next owner", 28, func(h *groupHistory) {
-			h.logged(5*time.Second, 1, h.end+2, []groups.Record{aMember("a", 2, 0), aMember("b", 2, 2)})
+			h.logged(5*time.Second, 1, h.end+2, of(aMember("a", 2, 0), aMember("b", 2, 2)))
 			h.commitsLogged(2, "b", 2, 1)
 		}},
 		{"a commit of nobody", 28, logged(&groups.OffsetRecord{Group: "g", Partition: readPartition, Offset: 3, Metadata: "9"})},
@@ -106,11 +137,76 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 		{"a commit of another", 29, func(h *groupHistory) { h.commitsLogged(2, "b", 1, 3) }},
 		{"a commit of an epoch to come", 29, func(h *groupHistory) { h.commitsLogged(2, "a", 2, 3) }},
 		{"a commit of an earlier ownership", 29, func(h *groupHistory) {
-			h.logged(5*time.Second, 1, h.end+2, []groups.Record{aMember("a", 2, 0), aMember("a", 3, 3)})
+			h.logged(5*time.Second, 1, h.end+2, of(aMember("a", 2, 0), aMember("a", 3, 3)))
 			h.commitsLogged(2, "a", 1, 3)
 		}},
 		{"a refused commit is in the log", 29, func(h *groupHistory) { h.refused(1) }},
 		{"a commit of what was not processed", 30, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 4) }},
+		{"an offset is deleted", 0, func(h *groupHistory) { h.deletes(true, offsetTombstone) }},
+		{"an offset is deleted that somebody reads", 28, func(h *groupHistory) {
+			m := aMember("a", 1, 1)
+			m.Subscription.Topics = []string{"t"}
+			h.logged(5*time.Second, 1, h.end+1, of(m))
+			h.deletes(true, offsetTombstone)
+		}},
+		{"an offset is deleted that nobody has asked for", 28, func(h *groupHistory) { h.deletes(false, offsetTombstone) }},
+		{"an offset of a topic that is deleted goes", 0, func(h *groupHistory) {
+			h.removes(readPartition.Topic)
+			h.deletes(false, offsetTombstone)
+		}},
+		{"a group without members is deleted", 0, func(h *groupHistory) { h.deletes(true, memberTombstone, offsetTombstone, groupTombstone) }},
+		{"a group with members is deleted", 28, func(h *groupHistory) { h.deletes(true, groupTombstone) }},
+		{"a group expires", 0, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.logged(30*time.Second, 1, h.end+1, payload{[]groups.Record{offsetTombstone, groupTombstone}, decision{at: 25 * time.Second}})
+		}},
+		{"a group expires too soon", 28, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.logged(30*time.Second, 1, h.end+1, payload{[]groups.Record{offsetTombstone, groupTombstone}, decision{at: 24 * time.Second}})
+		}},
+		{"a group expires too soon after its offset was set", 28, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.setsLogged(2, 15*time.Second, 1)
+			h.logged(30*time.Second, 1, h.end+1, payload{[]groups.Record{offsetTombstone, groupTombstone}, decision{at: 25 * time.Second}})
+		}},
+		{"an offset is set back", 0, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.setsLogged(2, 6*time.Second, 1)
+		}},
+		{"an offset is set forward, and committed from there on", 0, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.setsLogged(2, 6*time.Second, 7)
+			h.logged(7*time.Second, 1, h.end+1, of(aMember("b", 2, 2)))
+			h.processes("g", readPartition, 7)
+			h.commitsLogged(3, "b", 2, 8)
+		}},
+		{"an offset is set, and the next owner begins elsewhere", 30, func(h *groupHistory) {
+			h.deletes(false, memberTombstone)
+			h.setsLogged(2, 6*time.Second, 7)
+			h.logged(7*time.Second, 1, h.end+1, of(aMember("b", 2, 2)))
+			h.processes("g", readPartition, 8)
+			h.commitsLogged(3, "b", 2, 9)
+		}},
+		{"an offset is set in a group with members", 29, func(h *groupHistory) { h.setsLogged(2, 6*time.Second, 1) }},
+		{"a deleted offset is seen", 28, func(h *groupHistory) {
+			h.deletes(true, offsetTombstone)
+			now := h.k.tick()
+			h.read(readKey, now, h.k.tick(), 1)
+		}},
+		{"a deleted offset is seen no more", 0, func(h *groupHistory) {
+			h.deletes(true, offsetTombstone)
+			now := h.k.tick()
+			h.read(readKey, now, h.k.tick(), 0)
+		}},
+		{"a deletion is answered", 0, func(h *groupHistory) {
+			before := h.records[keyOf(offsetTombstone)].(*groups.OffsetRecord)
+			h.deletes(true, offsetTombstone)
+			h.deleted([]*groups.OffsetRecord{before})
+		}},
+		{"a deletion is answered and not in the log", 28, func(h *groupHistory) {
+			h.deleted([]*groups.OffsetRecord{h.records[keyOf(offsetTombstone)].(*groups.OffsetRecord)})
+		}},
+		{"the deletion of a group is answered and not in the log", 28, func(h *groupHistory) { h.gone("g", h.k.tick()) }},
 		{"a memory without an offset", 31, func(h *groupHistory) {
 			h.remembers(1, func(yield func(groups.Record) bool) {
 				_ = yield(&groups.GroupRecord{Group: "g", Epoch: 1}) && yield(aMember("a", 1, 1))
@@ -120,35 +216,35 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 			h.remembers(1, func(yield func(groups.Record) bool) { yield(&groups.GroupRecord{Group: "g", Epoch: 2}) })
 		}},
 		{"a superseded coordinator appends", 32, func(h *groupHistory) {
-			h.logged(5*time.Second, 2, h.end+1, fence(2))
-			h.logged(5*time.Second, 1, h.end+1, []groups.Record{aMember("a", 1, 1)})
+			h.logged(5*time.Second, 2, h.end+1, of(fence(2)...))
+			h.logged(5*time.Second, 1, h.end+1, of(aMember("a", 1, 1)))
 		}},
-		{"a coordinator appends before its fence", 32, func(h *groupHistory) { h.logged(5*time.Second, 2, h.end+1, []groups.Record{aMember("a", 1, 1)}) }},
+		{"a coordinator appends before its fence", 32, func(h *groupHistory) { h.logged(5*time.Second, 2, h.end+1, of(aMember("a", 1, 1))) }},
 		{"an assignment of the log", 0, func(h *groupHistory) { h.assigns("g", "a", 1, aMember("a", 1, 1).Assigned) }},
 		{"an assignment that the log does not have", 32, func(h *groupHistory) { h.assigns("g", "a", 2, nil) }},
 		{"an answer without a confirmation", 32, func(h *groupHistory) { h.proves(1, 5*time.Second, 4*time.Second, "a fetch") }},
 		{"a confirmation of a superseded coordinator", 32, func(h *groupHistory) {
-			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.logged(5*time.Second, 2, h.end+1, of(fence(2)...))
 			h.confirms(1, 6*time.Second)
 		}},
 		{"a confirmation that was asked for before", 0, func(h *groupHistory) {
-			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.logged(5*time.Second, 2, h.end+1, of(fence(2)...))
 			h.confirms(1, 4*time.Second)
 		}},
 		{"a superseded coordinator answers heartbeats for long", 32, func(h *groupHistory) {
-			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.logged(5*time.Second, 2, h.end+1, of(fence(2)...))
 			h.beats(8*time.Second, 1, 7*time.Second, 4*time.Second, 2*time.Second)
 		}},
 		{"a superseded coordinator answers a heartbeat for a while", 0, func(h *groupHistory) {
-			h.logged(5*time.Second, 2, h.end+1, fence(2))
+			h.logged(5*time.Second, 2, h.end+1, of(fence(2)...))
 			h.beats(6*time.Second, 1, 6*time.Second, 4*time.Second, 2*time.Second)
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			h := newGroupHistory(newChecker([]topic{{replicas: 3, minInsync: 2, offsets: true}}), 0)
-			h.logged(time.Second, 1, 1, fence(1))
-			h.logged(time.Second, 1, 3, []groups.Record{&groups.GroupRecord{Group: "g", Epoch: 1}, aMember("a", 1, 1)})
+			h := newGroupHistory(newChecker([]topic{{replicas: 3, minInsync: 2, offsets: true}}), 0, 20*time.Second)
+			h.logged(time.Second, 1, 1, of(fence(1)...))
+			h.logged(time.Second, 1, 3, of(&groups.GroupRecord{Group: "g", Epoch: 1}, aMember("a", 1, 1)))
 			h.session("a", 10*time.Second)
 			h.takes(time.Second, "g", readPartition, "a")
 			for i := range int64(3) {
@@ -158,6 +254,7 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 			h.commitsLogged(1, "a", 1, 2)
 			h.wrote(readKey, 3, 4, 1, true)
 			h.read(readKey, 5, 6, 1)
+			h.k.clock = 6
 			test.plant(h)
 			h.linearizable()
 			got := 0

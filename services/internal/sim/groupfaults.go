@@ -18,7 +18,13 @@ func (g *crowd) fault() {
 	m := g.members[w.rng.IntN(len(g.members))]
 	down := w.between(50*time.Millisecond, 2*w.settings.lease)
 	long := w.between(50*time.Millisecond, 2*g.session)
-	switch x := w.rng.IntN(112); {
+	switch x := w.rng.IntN(132); {
+	case x >= 122:
+		g.vacate(w.rng.IntN(len(g.groups)))
+	case x >= 118:
+		g.drop(w.rng.IntN(len(sourceNames)))
+	case x >= 112:
+		g.admin.meddle(w.rng.IntN(len(g.groups)))
 	case x >= 106:
 		g.island(w.between(w.settings.lease, 3*w.settings.lease))
 	case x >= 100:
@@ -54,7 +60,7 @@ func (g *crowd) fault() {
 	case x < 92:
 		m.waver(w.between(100*time.Millisecond, g.session/2))
 	case x < 94:
-		g.grow(w.rng.IntN(len(g.sources)), 1+w.rng.IntN(2))
+		g.grow(w.rng.IntN(len(sourceNames)), 1+w.rng.IntN(2))
 	default:
 		w.isolate(&m.process, long)
 	}
@@ -64,7 +70,7 @@ func (g *crowd) fault() {
 // comes back.
 func (m *member) waver(length time.Duration) {
 	before := m.subscription
-	m.subscription = groups.Subscription{Topics: []string{[]string{"t0", "t1"}[m.w.rng.IntN(2)]}}
+	m.subscription = groups.Subscription{Topics: []string{sourceNames[m.w.rng.IntN(len(sourceNames))]}}
 	m.w.after(&m.process, 0, m.rejoin)
 	m.w.after(&m.process, length, func() {
 		m.subscription = before
@@ -72,9 +78,42 @@ func (m *member) waver(length time.Duration) {
 	})
 }
 
+// vacate has all members of a group stop for a while, in good order or not. Meanwhile it
+// may expire, and an operator may do what is refused while it has members.
+func (g *crowd) vacate(group int) {
+	w := g.w
+	away := w.between(time.Second, g.session+3*g.config.Retention)
+	orderly := w.chance(800)
+	g.vacant[group] = w.now + away
+	for _, m := range g.members {
+		switch {
+		case m.group != group:
+		case orderly || w.chance(700):
+			m.leave(false, func() { w.after(&m.process, 0, m.comeBack) })
+		default:
+			m.kill()
+			w.later(0, m.startAgain)
+		}
+	}
+	for range w.rng.IntN(5) {
+		w.later(w.between(away/10, away), func() { g.admin.meddle(group) })
+	}
+}
+
+// vacant says whether the member's group is to have no members now. The member comes when
+// that is over.
+func (m *member) vacant(comes func()) bool {
+	until := m.g.vacant[m.group]
+	if m.w.calm || m.w.now >= until {
+		return false
+	}
+	m.w.later(until-m.w.now, comes)
+	return true
+}
+
 // comeBack joins again after the program had left.
 func (m *member) comeBack() {
-	if m.out {
+	if m.out && !m.vacant(m.comeBack) {
 		m.out = false
 		m.renew()
 		m.join()
@@ -83,8 +122,10 @@ func (m *member) comeBack() {
 
 // heal ends all faults of coordinators and members.
 func (g *crowd) heal() {
-	if len(g.sources[1].ends) == 0 {
-		g.grow(1, 1)
+	for i := range sourceNames {
+		if _, s := g.newest(i); s == nil {
+			g.grow(i, 1)
+		}
 	}
 	for _, c := range g.coordinators {
 		c.startAgain()

@@ -13,7 +13,7 @@ func (g *crowd) committed(index int, b batch) {
 }
 
 // tick numbers what happens to registers.
-func (g *crowd) tick() int64 { g.clock++; return g.clock }
+func (g *crowd) tick() int64 { return g.w.check.tick() }
 
 func (g *crowd) newCommit() int64 { g.commits++; return g.commits }
 
@@ -45,8 +45,8 @@ func (g *crowd) sawProcess(m *member, p groups.Partition, offset int64) {
 }
 
 // sawCommit is a commit, or a copy of one, that arrives.
-func (g *crowd) sawCommit(m *member, session, sent int64, c *groups.Commit) {
-	h := g.check(m.group)
+func (g *crowd) sawCommit(group int, session, sent int64, c *groups.Commit) {
+	h := g.check(group)
 	for i := range c.Offsets {
 		o := &c.Offsets[i]
 		h.commits[commitID(&groups.OffsetRecord{Metadata: o.Metadata})] = &commitFact{
@@ -73,6 +73,10 @@ func (g *crowd) sawReply(s *shard, a asked, r groups.Reply) {
 		g.sawFetched(h, q, a.began, now, r.Value.([]*groups.OffsetRecord))
 	case *groups.Describe:
 		g.sawFetched(h, &groups.Fetch{Group: q.Group}, a.began, now, r.Value.(*groups.Description).Offsets)
+	case *groups.DeleteOffsets:
+		h.deleted(r.Value.([]*groups.OffsetRecord))
+	case *groups.DeleteGroup:
+		h.gone(q.Group, a.began)
 	}
 	h.proves(s.epoch, a.at, s.confirmed, "a request")
 }

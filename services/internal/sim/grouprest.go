@@ -51,13 +51,16 @@ func (g *crowd) unstable(group int) string {
 		if m.pending != nil || m.yielding || m.committing > 0 || m.epoch == 0 {
 			return fmt.Sprintf("%s has not come to rest: epoch %d, yielding %t, %d commits", m.name, m.epoch, m.yielding, m.committing)
 		}
-		for s := range g.sources {
-			if !subscribed(m.subscription, g.sources[s].topic.Name) {
+		for _, s := range g.sources {
+			if s.deleted {
+				continue
+			}
+			if !subscribed(m.subscription, s.topic.Name) {
 				alike = false
 				continue
 			}
-			for i := range g.sources[s].ends {
-				if p := (groups.Partition{Topic: g.sources[s].topic.ID, Index: int32(i)}); !slices.Contains(wanted, p) {
+			for i := range s.ends {
+				if p := (groups.Partition{Topic: s.topic.ID, Index: int32(i)}); !slices.Contains(wanted, p) {
 					wanted = append(wanted, p)
 				}
 			}
@@ -85,8 +88,11 @@ func (g *crowd) unstable(group int) string {
 		return fmt.Sprintf("members have %d partitions and are subscribed to %d", len(owners), len(wanted))
 	}
 	// Range shares each topic out by itself.
-	if alike && most-least > len(g.sources) {
+	if alike && most-least > len(sourceNames) {
 		return fmt.Sprintf("one member has %d partitions, another %d", most, least)
+	}
+	if what := g.check(group).unsettled(g.groups[group], wanted, g.end); what != "" {
+		return what
 	}
 	d := g.admin.described[group]
 	if d == nil || d.State == groups.Reconciling || len(d.Members) != count {

@@ -81,7 +81,7 @@ func (m *member) subscribe() {
 
 // startAgain begins a life of the process, which knows nothing of earlier ones.
 func (m *member) startAgain() {
-	if m.up {
+	if m.up || m.vacant(m.startAgain) {
 		return
 	}
 	m.begin()

@@ -37,6 +37,9 @@ func commitID(o *groups.OffsetRecord) int64 {
 
 // read is what a reader was told; began is when it had asked.
 func (h *groupHistory) read(key offsetKey, began, ended, commit int64) {
+	if c := h.commits[commit]; c != nil && c.by < h.epoch {
+		h.k.counts.AcrossFailovers++
+	}
 	r := h.register(key)
 	r.operations = append(r.operations, operationFact{began: began, ended: ended, commit: commit})
 }
@@ -99,6 +102,9 @@ func (h *groupHistory) linearizable() {
 		for i, o := range r.operations {
 			if o.write && o.ended == math.MaxInt64 && !h.commits[o.commit].logged {
 				continue
+			}
+			if !o.write && slices.ContainsFunc(r.operations, func(w operationFact) bool { return w.write && w.began < o.ended && o.began < w.ended }) {
+				h.k.counts.Overlaps++
 			}
 			operations = append(operations, porcupine.Operation{ClientId: i, Input: o, Call: o.began, Return: o.ended})
 		}

@@ -24,6 +24,10 @@ type shard struct {
 	streams []opened
 	// wake is when the rules are called next.
 	wake time.Duration
+	// round is the first record of the round that is being appended, and decision when that
+	// was decided.
+	round    groups.Record
+	decision decision
 	// io is the I/O that is under way, and position where a load reads on.
 	io       groups.Ticket
 	position consumer
@@ -235,8 +239,9 @@ type fenced struct {
 
 func (s *shard) append(a groups.Append) {
 	claim := rules.Claim{Epoch: a.Epoch, Expected: a.Expected}
+	p := payload{a.Records, s.decided(a.Records)}
 	s.exchange(a.Ticket, func(r *replica, epoch cluster.LeaderEpoch, reply func(fenced)) {
-		r.fencedAppend(epoch, claim, a.Records, func(o groups.Outcome, end int64) { reply(fenced{outcome: o, end: end}) })
+		r.fencedAppend(epoch, claim, p, func(o groups.Outcome, end int64) { reply(fenced{outcome: o, end: end}) })
 	}, func(f fenced) {
 		s.answered(f)
 		s.note("has appended", int64(f.outcome), f.end, int64(a.Epoch), int64(len(a.Records)))
@@ -245,6 +250,21 @@ func (s *shard) append(a groups.Append) {
 			s.c.g.sawWhole(s, f.end)
 		}
 	})
+}
+
+// decided returns when records were decided that may be appended once more.
+func (s *shard) decided(records []groups.Record) decision {
+	if s.round == records[0] {
+		return s.decision
+	}
+	s.round, s.decision = records[0], decision{at: s.w.now, tick: s.c.g.tick()}
+	for _, a := range s.waiting {
+		switch a.request.(type) {
+		case *groups.DeleteGroup, *groups.DeleteOffsets:
+			s.decision.deletions = append(s.decision.deletions, a.request)
+		}
+	}
+	return s.decision
 }
 
 func (s *shard) check(a groups.Check) {
@@ -349,7 +369,7 @@ func (s *shard) read(l groups.Load, out read) {
 		if b.base >= l.End {
 			break
 		}
-		s.rules.Load(l.Ticket, s.c.g.payloads[b.value])
+		s.rules.Load(l.Ticket, s.c.g.payloads[b.value].records)
 		s.position.offset, s.position.last, s.position.value = b.last+1, b.epoch, b.value
 	}
 	if out.batches[0].base >= l.End {

@@ -51,7 +51,8 @@ type Counts struct {
 	Acked, Consumed, Deletions, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
 	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded int
 	// Of the seeds with groups.
-	Coordinators, CoordinatorCrashes, Loads, Fenced, FencedOff, Doubtful, Assignments, Revoked, MemberCrashes, Lost, Processed, Committed, CommitsRefused int
+	Coordinators, CoordinatorCrashes, Loads, Fenced, FencedOff, Doubtful, Assignments, Revoked, MemberCrashes, Lost, Processed, Committed, CommitsRefused,
+	TopicsDeleted, Resets, OffsetsDeleted, GroupsDeleted, GroupsExpired, OffsetsPurged, Compactions, Compacted, TombstonesGone, Overlaps, AcrossFailovers int
 }
 
 // Options says how a seed is run.
@@ -130,6 +131,7 @@ type settings struct {
 func Run(seed uint64, o Options) Result {
 	w := newWorld(seed, o)
 	w.run()
+	w.counts.add(w.check.counts)
 	r := Result{Seed: seed, Steps: w.steps, Elapsed: w.now, Counts: w.counts, Violation: w.check.violation, Hash: w.trace.hash}
 	if r.Violation != nil {
 		r.Report = w.report(seed)
@@ -296,14 +298,6 @@ func (w *world) allNodes() int {
 	return len(w.nodes) + len(w.crowd.coordinators)
 }
 
-// sources returns how many topics there are for groups to read.
-func (w *world) sources() int {
-	if w.crowd == nil {
-		return 0
-	}
-	return len(w.crowd.sources)
-}
-
 // report describes the violation.
 func (w *world) report(seed uint64) string {
 	v := w.check.violation
@@ -374,4 +368,15 @@ func (c *Counts) add(o Counts) {
 	c.Processed += o.Processed
 	c.Committed += o.Committed
 	c.CommitsRefused += o.CommitsRefused
+	c.TopicsDeleted += o.TopicsDeleted
+	c.Resets += o.Resets
+	c.OffsetsDeleted += o.OffsetsDeleted
+	c.GroupsDeleted += o.GroupsDeleted
+	c.GroupsExpired += o.GroupsExpired
+	c.OffsetsPurged += o.OffsetsPurged
+	c.Compactions += o.Compactions
+	c.Compacted += o.Compacted
+	c.TombstonesGone += o.TombstonesGone
+	c.Overlaps += o.Overlaps
+	c.AcrossFailovers += o.AcrossFailovers
 }

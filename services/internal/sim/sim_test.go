@@ -48,6 +48,9 @@ func TestSeeds(t *testing.T) {
 		"coordinators that begin": total.Coordinators, "crashes of coordinators": total.CoordinatorCrashes, "loads": total.Loads, "claims that do not hold": total.FencedOff,
 		"appends with an unknown outcome": total.Doubtful, "assignments": total.Assignments, "partitions given up": total.Revoked, "crashes of members": total.MemberCrashes,
 		"lost memberships": total.Lost, "commits": total.Committed, "refused commits": total.CommitsRefused,
+		"topics that groups read and that are deleted": total.TopicsDeleted, "offsets that are set": total.Resets, "deleted offsets": total.OffsetsDeleted,
+		"offsets of deleted topics that go": total.OffsetsPurged, "deleted groups": total.GroupsDeleted,
+		"reads of an offset while it is written": total.Overlaps, "reads of an offset that an earlier coordinator has recorded": total.AcrossFailovers,
 	} {
 		if n == 0 {
 			t.Errorf("no seed had any %s: the simulation has lost its object", what)
