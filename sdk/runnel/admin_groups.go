@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -112,6 +113,23 @@ type GroupPartition struct {
 	Err         error
 }
 
+// atCoordinator makes a call to the coordinator of a group, and again while it fails
+// with an error of which again says so.
+func (a *Admin) atCoordinator(ctx context.Context, group string, again func(error) bool, do func(ctx context.Context, address string) error) error {
+	return newCoordinator(a.client, group).call(ctx, patiently(ctx, again), do)
+}
+
+// patiently limits again until ctx ends, or, for want of a deadline, until callTimeout
+// is over. That nobody can be reached is told at once.
+func patiently(ctx context.Context, again func(error) bool) func(error) bool {
+	_, bounded := ctx.Deadline()
+	begun := time.Now()
+	return func(err error) bool {
+		_, nobody := errors.AsType[*BootstrapError](err)
+		return !nobody && again(err) && (bounded || time.Since(begun) < callTimeout)
+	}
+}
+
 // ListGroups returns the groups of all coordinators in ascending order of their ids:
 // those in one of the states, or all if no state is named. Where some cannot be listed
 // the others are returned together with an error.
@@ -120,25 +138,33 @@ func (a *Admin) ListGroups(ctx context.Context, states ...GroupState) ([]Group, 
 	for _, s := range states {
 		request.States = append(request.States, coordinatorv1.GroupState(s))
 	}
-	var groups []Group
-	err := a.patiently(ctx, func(image *cluster.Image) (again bool, err error) {
-		groups, err = a.listGroups(ctx, image, request)
+	image, err := a.client.view.fresh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	again := patiently(ctx, notFatal)
+	var pause backoff
+	for {
+		groups, failure := a.listGroups(ctx, image, request)
 		if ctx.Err() != nil {
-			return false, context.Cause(ctx)
+			return groups, context.Cause(ctx)
 		}
-		if err != nil {
-			return notFatal(err), err
-		}
-		// Of a group that has moved meanwhile nobody may have told.
+		listed := image
 		if err := a.client.view.refresh(ctx, image); err != nil {
-			return false, err
+			return groups, cmp.Or(failure, err)
 		}
-		if !slices.EqualFunc(offsetsPartitions(image), offsetsPartitions(a.client.view.image()), sameCoordinator) {
-			return true, newError(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE, "groups have moved to other coordinators while they were listed; list them again")
+		image = a.client.view.image()
+		// Of a group that has moved meanwhile nobody may have told.
+		if failure == nil && !slices.EqualFunc(offsetsPartitions(listed), offsetsPartitions(image), sameCoordinator) {
+			failure = newError(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE, "groups have moved to other coordinators while they were listed; list them again")
 		}
-		return false, nil
-	})
-	return groups, err
+		if failure == nil || !again(failure) {
+			return groups, failure
+		}
+		if err := sleep(ctx, pause.next()); err != nil {
+			return groups, fmt.Errorf("%w: %w", err, failure)
+		}
+	}
 }
 
 // offsetsPartitions returns the partitions of the offsets topic; none while there is no
@@ -190,7 +216,7 @@ func (a *Admin) listGroupsOf(ctx context.Context, image *cluster.Image, id clust
 	if !ok || node.Address == "" {
 		return nil, newError(errorsv1.Reason_REASON_COORDINATOR_NOT_AVAILABLE, "coordinator %d has no address, and its groups are not listed", id)
 	}
-	response, err := call(ctx, node.Address, a.groups(node.Address).ListGroups, request)
+	response, err := call(ctx, node.Address, a.client.groups(node.Address).ListGroups, request)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +235,7 @@ func (a *Admin) listGroupsOf(ctx context.Context, image *cluster.Image, id clust
 func (a *Admin) DescribeGroup(ctx context.Context, group string) (GroupDescription, error) {
 	var d GroupDescription
 	err := a.atCoordinator(ctx, group, notFatal, func(ctx context.Context, address string) error {
-		response, err := call(ctx, address, a.groups(address).DescribeGroup, &coordinatorv1.DescribeGroupRequest{Group: group})
+		response, err := call(ctx, address, a.client.groups(address).DescribeGroup, &coordinatorv1.DescribeGroupRequest{Group: group})
 		if err != nil {
 			return err
 		}
@@ -222,7 +248,7 @@ func (a *Admin) DescribeGroup(ctx context.Context, group string) (GroupDescripti
 // DeleteGroup makes the cluster forget a group without members, and all its offsets.
 func (a *Admin) DeleteGroup(ctx context.Context, group string) error {
 	return a.atCoordinator(ctx, group, IsRetriable, func(ctx context.Context, address string) error {
-		_, err := call(ctx, address, a.groups(address).DeleteGroup, &coordinatorv1.DeleteGroupRequest{Group: group})
+		_, err := call(ctx, address, a.client.groups(address).DeleteGroup, &coordinatorv1.DeleteGroupRequest{Group: group})
 		return err
 	})
 }

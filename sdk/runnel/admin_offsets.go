@@ -44,7 +44,7 @@ func (a *Admin) ListCommitted(ctx context.Context, group string, partitions ...T
 	request := &coordinatorv1.FetchOffsetsRequest{Group: group, Partitions: partitionSets(byTopic)}
 	var offsets []GroupOffset
 	err := a.atCoordinator(ctx, group, notFatal, func(ctx context.Context, address string) error {
-		response, err := call(ctx, address, a.offsets(address).FetchOffsets, request)
+		response, err := call(ctx, address, a.client.offsets(address).FetchOffsets, request)
 		if err != nil {
 			return err
 		}
@@ -68,7 +68,7 @@ func (a *Admin) CommitOffsets(ctx context.Context, group string, offsets ...Grou
 	}
 	var outcomes []CommitOutcome
 	err := a.atCoordinator(ctx, group, IsRetriable, func(ctx context.Context, address string) error {
-		response, err := call(ctx, address, a.offsets(address).CommitOffsets, request)
+		response, err := call(ctx, address, a.client.offsets(address).CommitOffsets, request)
 		if err != nil {
 			return err
 		}
@@ -176,7 +176,7 @@ func (a *Admin) ResetOffsets(ctx context.Context, reset GroupReset) (ResetPlan, 
 	}
 	var plan ResetPlan
 	err := a.atCoordinator(ctx, reset.Group, repeatable, func(ctx context.Context, address string) error {
-		response, err := within(ctx, changeTimeout, address, a.offsets(address).ResetOffsets, request)
+		response, err := within(ctx, changeTimeout, address, a.client.offsets(address).ResetOffsets, request)
 		if err != nil {
 			return err
 		}
@@ -223,7 +223,7 @@ func (a *Admin) DeleteOffsets(ctx context.Context, group string, topics map[stri
 	request := &coordinatorv1.DeleteOffsetsRequest{Group: group, Partitions: partitionSets(topics)}
 	var deleted []GroupOffset
 	err := a.atCoordinator(ctx, group, IsRetriable, func(ctx context.Context, address string) error {
-		response, err := call(ctx, address, a.offsets(address).DeleteOffsets, request)
+		response, err := call(ctx, address, a.client.offsets(address).DeleteOffsets, request)
 		if err != nil {
 			return err
 		}

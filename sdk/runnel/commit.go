@@ -155,7 +155,7 @@ func (c *Consumer) committed(ctx context.Context, partitions []TopicPartition) (
 	}
 	request := &coordinatorv1.FetchOffsetsRequest{Group: c.config.group, Partitions: partitionSets(byTopic)}
 	var response *coordinatorv1.FetchOffsetsResponse
-	err := c.coordinator.call(ctx, func(ctx context.Context, address string) (err error) {
+	err := c.coordinator.call(ctx, repeatable, func(ctx context.Context, address string) (err error) {
 		response, err = call(ctx, address, c.client.offsets(address).FetchOffsets, request)
 		return err
 	})

@@ -177,13 +177,13 @@ func (k *committer) settle(ctx context.Context, commits []*commit) {
 			continue
 		}
 		var response *coordinatorv1.CommitOffsetsResponse
-		address, err := c.coordinator.find(ctx)
-		if err == nil {
+		err := c.coordinator.attempt(ctx, repeatable, func(ctx context.Context, address string) (err error) {
 			response, err = call(ctx, address, c.client.offsets(address).CommitOffsets, request)
-		}
-		if err == nil && len(response.GetResults()) != len(request.GetOffsets()) {
-			err = newError(errorsv1.Reason_REASON_INTERNAL, "%s answers %d of %d offsets", address, len(response.GetResults()), len(request.GetOffsets()))
-		}
+			if err == nil && len(response.GetResults()) != len(request.GetOffsets()) {
+				err = newError(errorsv1.Reason_REASON_INTERNAL, "%s answers %d of %d offsets", address, len(response.GetResults()), len(request.GetOffsets()))
+			}
+			return err
+		})
 		if err = k.conclude(commits, request, response, err); err != nil {
 			// If ctx ends meanwhile, live tells those who wait.
 			_ = c.coordinator.rest(ctx, pause.next(), err)
@@ -270,8 +270,9 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 // if nothing has to be repeated.
 func (k *committer) conclude(commits []*commit, request *coordinatorv1.CommitOffsetsRequest, response *coordinatorv1.CommitOffsetsResponse, err error) error {
 	c := k.consumer
+	c.coordinator.learn(err)
 	repeat := err
-	if err != nil && !c.coordinator.again(err) {
+	if !repeatable(err) {
 		repeat = nil
 	}
 	c.mu.Lock()
@@ -285,7 +286,7 @@ func (k *committer) conclude(commits []*commit, request *coordinatorv1.CommitOff
 			}
 		}
 		if outcome != nil && err == nil && IsRetriable(outcome) && ReasonOf(outcome) != errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
-			c.coordinator.again(outcome)
+			c.coordinator.learn(outcome)
 			repeat = outcome
 			continue
 		}

@@ -60,13 +60,11 @@ func (m *membership) heartbeat(ctx context.Context, pause *backoff) {
 	m.nextBeat = sent.Add(m.interval)
 	c.mu.Unlock()
 
-	limited, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	address, err := m.coordinator.find(limited)
 	var response *coordinatorv1.HeartbeatResponse
-	if err == nil {
+	err := m.coordinator.attempt(ctx, repeatable, func(ctx context.Context, address string) (err error) {
 		response, err = within(ctx, limit, address, c.client.groups(address).Heartbeat, request)
-	}
+		return err
+	})
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,7 +93,7 @@ func (m *membership) heartbeat(ctx context.Context, pause *backoff) {
 		m.fail(err)
 	default:
 		c.client.config.Logger.Debug("heartbeat failed", "group", c.config.group, "error", err)
-		m.coordinator.again(err)
+		m.coordinator.learn(err)
 		if again := time.Now().Add(pause.next()); again.Before(m.nextBeat) {
 			m.nextBeat = again
 		}

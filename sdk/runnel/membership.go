@@ -163,7 +163,7 @@ func (m *membership) follow(ctx context.Context) {
 		c.mu.Lock()
 		m.hindrance = err
 		c.mu.Unlock()
-		m.coordinator.again(err)
+		m.coordinator.learn(err)
 		if err := m.coordinator.rest(ctx, pause.next(), err); err != nil {
 			return
 		}
@@ -363,7 +363,7 @@ func (m *membership) leave(ctx context.Context, keep bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	request := &coordinatorv1.LeaveRequest{Group: c.config.group, MemberId: id, KeepAssignment: keep}
-	err := m.coordinator.call(ctx, func(ctx context.Context, address string) error {
+	err := m.coordinator.call(ctx, repeatable, func(ctx context.Context, address string) error {
 		_, err := call(ctx, address, c.client.groups(address).Leave, request)
 		return err
 	})

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
 )
@@ -61,6 +63,47 @@ func TestCoordinatorMoves(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMovedCoordinatorIsNotWaitedFor: calls to one that stands still are given up as soon
+// as another is known to have its groups.
+func TestMovedCoordinatorIsNotWaitedFor(t *testing.T) {
+	const moves = 4 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(2)
+		c.createTopic("t", 1)
+		a := c.member(t, "a", WithSessionTimeout(9*time.Second), WithAutoCommit(0))
+		subscribe(t, a, "t")
+		c.fill(t, "t", 0, recordbatch.None, "0")
+		poll(t, a, 1)
+		var stands atomic.Bool
+		stands.Store(true)
+		still := func() fault {
+			if stands.Load() {
+				return fault{wait: make(chan struct{})}
+			}
+			return fault{}
+		}
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault { return still() }
+		g.onHeartbeat = func(*coordinatorv1.HeartbeatRequest) fault { return still() }
+		began := time.Now()
+		go func() {
+			sleepFor(t, moves)
+			stands.Store(false)
+			c.coordinate(true, 4)
+		}()
+		if err := a.Commit(t.Context()); err != nil || g.committed(t0) != 1 {
+			t.Errorf("Commit = %v, committed = %d", err, g.committed(t0))
+		}
+		if took := time.Since(began) - moves; took < 0 || took > time.Second {
+			t.Errorf("committed %v after the groups have moved", took)
+		}
+		settle(t, a)
+		if joined := slices.DeleteFunc(g.history(), func(e string) bool { return e != "join a" }); len(joined) != 1 {
+			t.Errorf("events = %v", g.history())
+		}
+	})
 }
 
 func TestSubscribeIsRefused(t *testing.T) {

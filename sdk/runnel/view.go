@@ -265,13 +265,6 @@ func (v *view) refresh(ctx context.Context, known *cluster.Image) error {
 	return failure
 }
 
-// unwatched reports whether nothing keeps the image current.
-func (v *view) unwatched() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.users == 0
-}
-
 // fresh returns the latest image, asking for one if nothing keeps it current.
 func (v *view) fresh(ctx context.Context) (*cluster.Image, error) {
 	v.mu.Lock()
