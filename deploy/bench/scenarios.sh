@@ -111,6 +111,7 @@ space() {
 	cpu=$(awk "BEGIN {print $(value cleaning server_cpu_percent) - $(value plain server_cpu_percent)}")
 	table "space: $seconds s, $durability"
 	row "acknowledged, with cleaning and without" "$(value cleaning acked_mb_per_s) and $(value plain acked_mb_per_s) MB/s"
+	row "processor of the server, with cleaning and without" "$(value cleaning server_cpu_percent) and $(value plain server_cpu_percent) % of a core"
 	row "disk at most, with cleaning and without" "$(value cleaning max_disk_mib) and $(value plain max_disk_mib) MiB"
 	verdict "disk above twice the live bytes at most ${VOLUME_MIB:-1024} MiB" "${over:-1e9} <= ${VOLUME_MIB:-1024}" "${over:-unknown} MiB"
 	verdict "p99 of produce under 2 x that without cleaning" "$ratio < 2" "$(value cleaning p99_ms) against $p99 ms: $ratio"

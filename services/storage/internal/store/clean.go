@@ -198,15 +198,17 @@ func (c *cleaner) rollUnused() {
 // choose returns the sealed volumes that can be removed as they are and, if there
 // are none, those to be emptied: one of which less than half is needed, the one
 // with the smallest part first, or many that are small. Some wait to be tried
-// again.
+// again, and those of sets that can afford to wait wait until less is left to copy.
 func (c *cleaner) choose(retries map[uint64]retry) (dead, victims []*volume) {
 	r := c.store.volumes
 	now := time.Now()
 	var emptiest *volume
 	var part float64
 	small := make(map[Set][]*volume)
+	spare := c.store.disk.spare()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	due := c.dueLocked(spare)
 	for _, v := range r.byNumber {
 		if !v.sealed || retries[v.number].at.After(now) {
 			continue
@@ -217,7 +219,7 @@ func (c *cleaner) choose(retries map[uint64]retry) (dead, victims []*volume) {
 		// next volume with them, and then the one after it.
 		case v.space.spans.Load() == 0 && (2*needed <= size || needed <= c.store.cfg.VolumeBytes/smallFraction):
 			dead = append(dead, v)
-		case 2*needed < size:
+		case 2*needed < size && due[v.set]:
 			if p := float64(needed) / float64(size); emptiest == nil || p < part {
 				emptiest, part = v, p
 			}
@@ -236,6 +238,30 @@ func (c *cleaner) choose(retries map[uint64]retry) (dead, victims []*volume) {
 		return dead, nil
 	}
 	return nil, []*volume{emptiest}
+}
+
+// dueLocked returns the sets whose volumes are emptied now; volumes.mu is held.
+// What retention drops soon need not be copied before. So a set waits while its dead
+// bytes are fewer than its live ones by a volume, which is about what retention drops
+// at once, and those of all sets fewer than what the disk can spare. A set takes
+// twice its live bytes and a volume at most, as if none waited.
+func (c *cleaner) dueLocked(spare int64) map[Set]bool {
+	type bytes struct{ live, dead int64 }
+	sets := make(map[Set]bytes)
+	dead := int64(0)
+	for _, v := range c.store.volumes.byNumber {
+		b := sets[v.set]
+		needed := v.space.needed()
+		b.live += needed
+		b.dead += v.space.size() - needed
+		dead += v.space.size() - needed
+		sets[v.set] = b
+	}
+	due := make(map[Set]bool)
+	for set, b := range sets {
+		due[set] = dead >= spare || b.dead > b.live-c.store.cfg.VolumeBytes
+	}
+	return due
 }
 
 // empty copies what spans name in a volume, and lets the logs go on with the

@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	dto "github.com/prometheus/client_model/go"
 )
 
 // spaceConfig makes many small volumes.
@@ -86,6 +89,16 @@ func (s *Store) settled() bool {
 	return len(dead) == 0 && len(victims) == 0 && len(s.cleaner.wake) == 0
 }
 
+// copied returns how many bytes cleaning has copied.
+func (s *Store) copied(t testing.TB) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := s.metrics.cleanedBytes.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
+}
+
 func TestVolumesWithoutSpansVanish(t *testing.T) {
 	for _, set := range allSets {
 		t.Run(string(set), func(t *testing.T) {
@@ -117,6 +130,8 @@ func TestVolumesWithoutSpansVanish(t *testing.T) {
 // Readers get the same bytes before, while and after volumes are emptied.
 func TestCleaningKeepsWhatIsNeeded(t *testing.T) {
 	cfg := spaceConfig(t)
+	// Nothing waits.
+	cfg.measureDisk = func(string) (usage, error) { return usage{free: 4 << 30, total: 1 << 40}, nil }
 	s := open(t, cfg)
 	const cold = 5
 	kept := make(map[int][]Batch)
@@ -187,6 +202,61 @@ func TestCleaningKeepsWhatIsNeeded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What retention drops soon is not copied before, unless the dead bytes become too
+// many: for the live ones, or for the disk.
+func TestCleaningWaits(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("disk full %v", full), func(t *testing.T) {
+			cfg := spaceConfig(t)
+			var free atomic.Int64
+			free.Store(1 << 40)
+			cfg.measureDisk = func(string) (usage, error) { return usage{free: free.Load(), total: 1 << 40}, nil }
+			s := open(t, cfg)
+			hot, soon, kept, much := s.Log(partition(1)), s.Log(partition(2)), s.Log(partition(3)), s.Log(partition(4))
+			fill(t, much, SetSynced, 0, 256, 2<<10)
+			const rounds = 48
+			for i := range int64(rounds) {
+				fill(t, hot, SetSynced, 12*i, 3, 2<<10)
+				fill(t, soon, SetSynced, 4*i, 1, 2<<10)
+				fill(t, kept, SetSynced, 4*i, 1, 2<<10)
+			}
+			sealAll(t, s)
+			moveStart(t, hot, SetSynced, 12*rounds, 12*rounds)
+			moveStart(t, soon, SetSynced, 4*rounds, 4*rounds)
+			eventually(t, "volumes are less than half live", func() bool { return s.settled() && s.halfDead() > 1 })
+			if copied := s.copied(t); copied > 0 {
+				t.Fatalf("%v bytes were copied", copied)
+			}
+			if full {
+				free.Store(4 << 30)
+				eventually(t, "volumes were emptied", func() bool {
+					s.cleaner.poke()
+					return s.halfDead() == 0
+				})
+			} else {
+				moveStart(t, much, SetSynced, 4*240, 4*256)
+				eventually(t, "volumes were emptied", func() bool { return s.settled() && s.copied(t) > 0 })
+			}
+			if copied := s.copied(t); copied > 3*rounds<<10 {
+				t.Errorf("%v bytes were copied, of %d that stay", copied, rounds*2<<10)
+			}
+		})
+	}
+}
+
+// halfDead counts the sealed volumes of which less than half is needed.
+func (s *Store) halfDead() int {
+	s.volumes.mu.Lock()
+	defer s.volumes.mu.Unlock()
+	n := 0
+	for _, v := range s.volumes.byNumber {
+		if v.sealed && 2*v.space.needed() < v.space.size() {
+			n++
+		}
+	}
+	return n
 }
 
 func TestLogStartNeverGoesBack(t *testing.T) {

@@ -445,6 +445,19 @@ func (d *disk) tight() bool {
 	return d.free < max(4*d.min, d.min+2*int64(len(allSets))*reserveStep)
 }
 
+// spare returns how many bytes are free that nobody misses yet; 0 where nobody knows.
+func (d *disk) spare() int64 {
+	if d.blind {
+		return 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.looked) > freshFor {
+		d.lookLocked()
+	}
+	return max(d.free-4*d.min, 0)
+}
+
 // ahead returns how far ahead to reserve space: less than asked for where that
 // would bring the disk near the watermark.
 func (d *disk) ahead(step int64) int64 {
