@@ -31,6 +31,8 @@ const (
 	// opStart moves the log start, and opState writes state alone.
 	opStart
 	opState
+	// opCompact takes records out.
+	opCompact
 )
 
 // op is one write, which a crash leaves whole or not at all: state is written in
@@ -40,6 +42,10 @@ type op struct {
 	batches []batch
 	offset  int64
 	state   rules.ReplicaLog
+	// gone are the records that compaction takes out, or that batches lack because it has
+	// at the leader. clean is that of holes after the write.
+	gone  []int64
+	clean int64
 }
 
 // file is what one replica has on disk, as the history of its writes. The first
@@ -49,6 +55,8 @@ type file struct {
 	written, synced int
 	// start is the log start as of the last write that was as durable as the topic asks.
 	start int64
+	// clean is up to where the log is compacted, as durable.
+	clean int64
 }
 
 // crashProcess forgets some of what has not reached the page cache.
@@ -76,6 +84,7 @@ type contents struct {
 	state     rules.ReplicaLog
 	batches   []batch
 	producers *rules.Producers
+	holes     holes
 }
 
 const producersPerPartition = 10_000
@@ -88,6 +97,7 @@ func (f *file) read() contents {
 		c.apply(o)
 	}
 	f.written, f.synced = len(f.ops), len(f.ops)
+	f.clean = c.holes.clean
 	return c
 }
 
@@ -98,15 +108,18 @@ func (c *contents) apply(o op) {
 			c.batches = append(c.batches, b)
 			record(c.producers, b)
 		}
+	case opCompact:
 	case opCut:
 		c.batches = cutBatches(c.batches, o.offset)
+		c.holes.cut(o.offset)
 		c.producers.TruncateEnd(o.offset)
 	case opRestart:
-		c.batches, c.producers = nil, rules.NewProducers(producersPerPartition)
+		c.batches, c.producers, c.holes = nil, rules.NewProducers(producersPerPartition), holes{}
 	case opStart:
 		c.batches = startBatches(c.batches, o.offset)
 	case opState:
 	}
+	c.holes.add(o.gone, o.clean)
 	c.state = o.state
 }
 

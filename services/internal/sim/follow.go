@@ -85,21 +85,22 @@ func (r *replica) push(id cluster.NodeID) {
 			}
 		}
 	}
-	r.deliver(id, r.lives[id], out, sent)
+	r.deliver(id, r.lives[id], out, sent, r.holes.of(sent)...)
 }
 
-// deliver sends over the stream that a life of the follower's process has opened.
-func (r *replica) deliver(id cluster.NodeID, life int, out rules.Replicated, batches []batch) {
+// deliver sends over the stream that a life of the follower's process has opened. What is
+// gone of the batches goes with them.
+func (r *replica) deliver(id cluster.NodeID, life int, out rules.Replicated, batches []batch, gone ...int64) {
 	to := r.w.node(id)
 	r.w.send(&r.n.process, &to.process, func() {
 		if to.life == life {
-			to.replicas[r.index].receive(out, batches)
+			to.replicas[r.index].receive(out, batches, gone)
 		}
 	})
 }
 
 // receive follows the leader.
-func (r *replica) receive(in rules.Replicated, batches []batch) {
+func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 	if r.cutting || r.n.epoch == 0 {
 		return
 	}
@@ -127,6 +128,7 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 		r.batches = kept
 		r.rules.Cut(cut)
 		r.producers.TruncateEnd(cut)
+		r.holes.cut(cut)
 		r.verified = min(r.verified, cut)
 		r.cutting = true
 		r.write(op{kind: opCut, offset: cut})
@@ -139,7 +141,7 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 		if r.w.check.partitions[r.index].unclean == rules.NoEpoch {
 			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)
 		}
-		r.batches, r.producers = nil, rules.NewProducers(producersPerPartition)
+		r.batches, r.producers, r.holes = nil, rules.NewProducers(producersPerPartition), holes{}
 		r.rules.Restart(d.Offset)
 		r.verified, r.agrees = d.Offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean
 		r.cutting = true
@@ -155,7 +157,8 @@ func (r *replica) receive(in rules.Replicated, batches []batch) {
 			record(r.producers, b)
 		}
 		if len(batches) > 0 {
-			r.write(op{kind: opAppend, batches: batches})
+			r.holes.add(gone, 0)
+			r.write(op{kind: opAppend, batches: batches, gone: gone})
 		}
 		r.start(d.LogStart)
 	}

@@ -157,11 +157,9 @@ func (h *groupHistory) logged(now time.Duration, epoch cluster.CoordinatorEpoch,
 			touched = append(touched, key.group)
 		}
 		switch r := record.(type) {
-		case *groups.FenceRecord:
-			continue
 		case *groups.GroupRecord:
 			if r.Epoch == 0 && h.records[key] == nil {
-				continue // It says that there is a group, and nothing of it.
+				break
 			}
 			if r.Epoch < h.epochs[r.Group] || r.Epoch == h.epochs[r.Group] && h.records[key] == nil {
 				h.fail(27, "group %s has epoch %d after %d", r.Group, r.Epoch, h.epochs[r.Group])
@@ -173,14 +171,29 @@ func (h *groupHistory) logged(now time.Duration, epoch cluster.CoordinatorEpoch,
 			h.offsetLogged(key, r, batch.decision)
 		case *groups.Tombstone:
 			h.buried(key, batch.decision)
-			delete(h.records, key)
-			continue
 		}
-		h.records[key] = record
+		fold(h.records, record)
 	}
 	for _, id := range touched {
 		h.unshared(id)
 	}
+}
+
+// fold applies a record to the newest of each key.
+func fold(records map[recordKey]groups.Record, record groups.Record) {
+	key := keyOf(record)
+	switch r := record.(type) {
+	case *groups.FenceRecord:
+		return
+	case *groups.Tombstone:
+		delete(records, key)
+		return
+	case *groups.GroupRecord:
+		if r.Epoch == 0 && records[key] == nil {
+			return // It says that there is a group, and nothing of it.
+		}
+	}
+	records[key] = record
 }
 
 // memberLogged is a record of a member: its epoch does not fall, and one epoch is one

@@ -207,6 +207,20 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 			h.deleted([]*groups.OffsetRecord{h.records[keyOf(offsetTombstone)].(*groups.OffsetRecord)})
 		}},
 		{"the deletion of a group is answered and not in the log", 28, func(h *groupHistory) { h.gone("g", h.k.tick()) }},
+		{"a group that is made anew begins with its first epoch", 27, func(h *groupHistory) {
+			h.deletes(true, memberTombstone, offsetTombstone, groupTombstone)
+			h.logged(5*time.Second, 1, h.end+1, of(&groups.GroupRecord{Group: "g", Epoch: 1}))
+		}},
+		{"a compacted log", 0, func(h *groupHistory) {
+			h.compacted(1, []groups.Record{aMember("b", 1, 0), h.records[recordKey{group: "g"}], h.records[keyOf(memberTombstone)], h.records[keyOf(offsetTombstone)],
+				&groups.Tombstone{Group: "g", Member: "b"}})
+		}},
+		{"compaction has lost an offset", 21, func(h *groupHistory) {
+			h.compacted(1, []groups.Record{h.records[recordKey{group: "g"}], h.records[keyOf(memberTombstone)]})
+		}},
+		{"compaction has lost a tombstone", 21, func(h *groupHistory) {
+			h.compacted(1, []groups.Record{aMember("b", 1, 0), h.records[recordKey{group: "g"}], h.records[keyOf(memberTombstone)], h.records[keyOf(offsetTombstone)]})
+		}},
 		{"a memory without an offset", 31, func(h *groupHistory) {
 			h.remembers(1, func(yield func(groups.Record) bool) {
 				_ = yield(&groups.GroupRecord{Group: "g", Epoch: 1}) && yield(aMember("a", 1, 1))

@@ -45,7 +45,7 @@ func (d decision) asked(key recordKey) bool {
 func (h *groupHistory) buried(key recordKey, d decision) {
 	switch {
 	case key.member != "":
-		delete(h.records, key)
+		delete(h.records, key) // It is no member any more.
 		if h.members(key.group) == 0 {
 			h.emptied[key.group] = d.at
 		}

@@ -18,7 +18,7 @@ func (g *crowd) fault() {
 	m := g.members[w.rng.IntN(len(g.members))]
 	down := w.between(50*time.Millisecond, 2*w.settings.lease)
 	long := w.between(50*time.Millisecond, 2*g.session)
-	switch x := w.rng.IntN(132); {
+	switch x := w.rng.IntN(136); {
 	case x >= 122:
 		g.vacate(w.rng.IntN(len(g.groups)))
 	case x >= 118:
@@ -95,7 +95,7 @@ func (g *crowd) vacate(group int) {
 			w.later(0, m.startAgain)
 		}
 	}
-	for range w.rng.IntN(5) {
+	for range w.rng.IntN(2) * w.rng.IntN(6) {
 		w.later(w.between(away/10, away), func() { g.admin.meddle(group) })
 	}
 }

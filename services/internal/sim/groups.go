@@ -56,7 +56,7 @@ func newCrowd(w *world, nodes int) *crowd {
 		HeartbeatInterval: w.between(200*time.Millisecond, 600*time.Millisecond),
 		Confidence:        confidence, CheckInterval: confidence / 3,
 		Retention: []time.Duration{0, 1, 1, 1}[w.rng.IntN(4)] * w.between(1500, 5000) * time.Millisecond,
-		Aging:     w.between(300*time.Millisecond, 2*time.Second),
+		Aging:     w.between(100*time.Millisecond, time.Second),
 	}
 	for range 1 + w.rng.IntN(2) {
 		t := topic{replicas: min([]int{3, 3, 3, 2, 1}[w.rng.IntN(5)], nodes), minInsync: []int{2, 2, 1}[w.rng.IntN(3)], synced: true, offsets: true}

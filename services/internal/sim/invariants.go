@@ -6,7 +6,7 @@ package sim
 // have seen it and acknowledgements by all rest on it. The checks hold the
 // protocol to that, which is more than what the clients of a run happen to see.
 //
-// Not here: 21 needs compaction; 33 and 34 are about transactions; 36 is for real
+// Not here: 33 and 34 are about transactions; 36 is for real
 // processes.
 var invariants = map[int]string{
 	1:  "what was acknowledged by all in-sync replicas is not lost",
@@ -29,6 +29,7 @@ var invariants = map[int]string{
 	18: "a client that has its acknowledgement sees the record",
 	19: "a truncation is told to a consumer that has read what was cut",
 	20: "the log start of a replica does not go back, nor below what a leader has answered to be deleted",
+	21: "compaction leaves the newest record of each key",
 	22: "the states of a partition follow one from the other as they may",
 	23: "a term that was followed by another one writes nothing any more",
 	24: "the epochs of a node rise, and whoever is added to an ISR is the process that is registered and live",

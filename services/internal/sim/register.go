@@ -90,6 +90,10 @@ var registerModel = porcupine.Model{
 	Equal: func(a, b any) bool { return a.(int64) == b.(int64) },
 }
 
+func compareRecordKeys(a, b recordKey) int {
+	return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.member, b.member), comparePartitions(a.partition, b.partition))
+}
+
 func compareOffsetKeys(a, b offsetKey) int {
 	return cmp.Or(cmp.Compare(a.group, b.group), comparePartitions(a.partition, b.partition))
 }

@@ -25,6 +25,7 @@ type replica struct {
 
 	batches   []batch
 	producers *rules.Producers
+	holes     holes
 	// verified is up to where the log is known to agree with what is committed.
 	verified int64
 	// checkedHigh is the high watermark that was checked last.
@@ -69,7 +70,7 @@ type waiter struct {
 
 func newReplica(n *node, index int, f *file) *replica {
 	c := f.read()
-	r := &replica{n: n, w: n.w, index: index, topic: n.w.topics[index], file: f, batches: c.batches, producers: c.producers, sent: make([]int64, len(n.w.nodes)+1), lives: make([]int, len(n.w.nodes)+1)}
+	r := &replica{n: n, w: n.w, index: index, topic: n.w.topics[index], file: f, batches: c.batches, producers: c.producers, holes: c.holes, sent: make([]int64, len(n.w.nodes)+1), lives: make([]int, len(n.w.nodes)+1)}
 	r.rules = rules.NewReplica(n.id, r.topic.minInsync, c.state)
 	if !n.lossy[index] {
 		n.w.check.logStart(index, n.id, f.start, r.rules.LogStart())
@@ -91,7 +92,7 @@ func (r *replica) state() rules.ReplicaLog {
 
 // write queues a write; state is added to it.
 func (r *replica) write(o op) {
-	o.state = r.state()
+	o.state, o.clean = r.state(), r.holes.clean
 	r.file.ops = append(r.file.ops, o)
 	r.flush()
 }
@@ -129,7 +130,7 @@ func (w *world) diskDelay() time.Duration {
 // committed is called when the first n writes are as durable as the topic asks.
 func (r *replica) committed(n int) {
 	r.flushing = false
-	r.file.start = r.file.ops[n-1].state.LogStart
+	r.file.start, r.file.clean = r.file.ops[n-1].state.LogStart, r.file.ops[n-1].clean
 	if r.cutting && n == len(r.file.ops) {
 		r.cutting = false
 	}
@@ -267,6 +268,9 @@ func (r *replica) tick() {
 	}
 	if !r.cutting && r.w.chance(100) && r.rules.Next() > 0 {
 		r.write(op{kind: opState})
+	}
+	if r.topic.offsets && !r.cutting && r.w.chance(150) {
+		r.compact()
 	}
 }
 

@@ -3,6 +3,7 @@ package sim
 import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 	"github.com/runnel-mesh/runnel/services/internal/rules"
+	"github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
 
 // What a leader answers to clients.
@@ -75,6 +76,8 @@ type read struct {
 	epoch   cluster.LeaderEpoch
 	latest  int64
 	batches []batch
+	// records are those of the batches, of offsets partitions.
+	records [][]groups.Record
 }
 
 // consume answers a reader at a position. epoch is the newest leadership that it
@@ -100,6 +103,9 @@ func (r *replica) consume(at consumer, epoch cluster.LeaderEpoch) read {
 	for _, b := range r.batches {
 		if b.last >= offset && b.last < r.rules.HighWatermark() && len(out.batches) < 20 {
 			out.batches = append(out.batches, b)
+			if r.topic.offsets {
+				out.records = append(out.records, r.held(b))
+			}
 		}
 	}
 	r.w.checkServes(r, at, out)

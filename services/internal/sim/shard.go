@@ -31,6 +31,7 @@ type shard struct {
 	// io is the I/O that is under way, and position where a load reads on.
 	io       groups.Ticket
 	position consumer
+	loading  bool
 	// confirmed is when a leader last carried something out, as the simulation knows.
 	confirmed time.Duration
 }
@@ -296,7 +297,7 @@ func (s *shard) answered(f fenced) {
 const loadAttempts = 4
 
 func (s *shard) load(l groups.Load) {
-	s.io = l.Ticket
+	s.io, s.loading = l.Ticket, true
 	s.position = consumer{last: rules.NoEpoch}
 	s.note("loads", l.End)
 	s.loadOn(l, 0)
@@ -307,7 +308,7 @@ func (s *shard) loadOn(l groups.Load, attempts int) {
 	w := s.w
 	under := func() bool { return s.io == l.Ticket && !s.dead }
 	if s.position.offset >= l.End || attempts == loadAttempts {
-		s.io = 0
+		s.io, s.loading = 0, false
 		o := groups.Done
 		if s.position.offset < l.End {
 			o = groups.Refused
@@ -365,11 +366,11 @@ func (s *shard) loadOn(l groups.Load, attempts int) {
 
 // read takes what a leader has returned.
 func (s *shard) read(l groups.Load, out read) {
-	for _, b := range out.batches {
+	for i, b := range out.batches {
 		if b.base >= l.End {
 			break
 		}
-		s.rules.Load(l.Ticket, s.c.g.payloads[b.value].records)
+		s.rules.Load(l.Ticket, out.records[i])
 		s.position.offset, s.position.last, s.position.value = b.last+1, b.epoch, b.value
 	}
 	if out.batches[0].base >= l.End {

@@ -50,6 +50,7 @@ func TestSeeds(t *testing.T) {
 		"lost memberships": total.Lost, "commits": total.Committed, "refused commits": total.CommitsRefused,
 		"topics that groups read and that are deleted": total.TopicsDeleted, "offsets that are set": total.Resets, "deleted offsets": total.OffsetsDeleted,
 		"offsets of deleted topics that go": total.OffsetsPurged, "deleted groups": total.GroupsDeleted,
+		"runs of compaction": total.Compactions, "records that compaction removes": total.Compacted, "tombstones that compaction removes": total.TombstonesGone,
 		"reads of an offset while it is written": total.Overlaps, "reads of an offset that an earlier coordinator has recorded": total.AcrossFailovers,
 	} {
 		if n == 0 {
