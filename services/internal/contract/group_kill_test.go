@@ -3,7 +3,6 @@ package contract
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -46,9 +45,9 @@ func TestGroupKills(t *testing.T) {
 	k.settled(3)
 
 	paused := k.coordinator()
-	k.keepingTenures("the coordinator of the group, paused", func() { k.signal(paused, syscall.SIGSTOP) })
+	k.keepingTenures("the coordinator of the group, paused", func() { paused.signal(t, syscall.SIGSTOP) })
 	// What it still believes is no longer so: its group is another's.
-	k.signal(paused, syscall.SIGCONT)
+	paused.signal(t, syscall.SIGCONT)
 	k.step("the same, awake again", unpaused, func() {})
 	k.wholeAgain()
 	coordinator := k.coordinator()
@@ -298,13 +297,6 @@ func (k *groupKilling) wholeAgain() {
 	k.t.Helper()
 	whole(k.t, k.client, groupTopic)
 	whole(k.t, k.client, cluster.OffsetsTopic)
-}
-
-func (k *groupKilling) signal(n *node, signal os.Signal) {
-	k.t.Helper()
-	if err := n.process().command.Process.Signal(signal); err != nil {
-		k.t.Fatal(err)
-	}
 }
 
 // finish ends the load, lets the members process the rest and leave, and checks the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,9 +26,9 @@ const (
 )
 
 // TestKills kills each kind of process, and then all of them, under load: a producer
-// that wants acknowledgements by all and a consumer that follows. Their programs
-// notice nothing but a pause, and no acknowledged record is lost, moved or there
-// twice.
+// that wants acknowledgements by all and a consumer that follows. A leader is paused, too,
+// and wakes up with what it had under way when others lead. Their programs notice nothing
+// but a pause, and no acknowledged record is lost, moved or there twice.
 func TestKills(t *testing.T) {
 	cluster := startMesh(t, 2, 3, 0)
 	k := newKilling(t, cluster)
@@ -40,6 +41,16 @@ func TestKills(t *testing.T) {
 	// It is back in sync and leads nothing yet.
 	k.step("the same node as a follower", failover, func() { leader.process().kill() })
 	k.comesBack(leader)
+
+	paused := k.leaderOf(1)
+	k.step("a leader that is paused", failover, func() { paused.signal(t, syscall.SIGSTOP) })
+	// All partitions go on, so that it has lost its lease.
+	if again := k.leaderOf(1); again == paused {
+		t.Error("a leader that is paused leads on")
+	}
+	paused.signal(t, syscall.SIGCONT)
+	k.step("the same, awake again", unpaused, func() {})
+	k.whole()
 
 	controller := k.controller(nil)
 	k.step("the controller", unpaused, func() {
@@ -194,7 +205,7 @@ func (k *killing) step(name string, bound time.Duration, act func()) {
 	began := time.Now()
 	act()
 	first := time.Duration(0)
-	until(k.t, "records sent after "+name+" was killed are acknowledged in each partition", 2*time.Minute, func(context.Context) string {
+	until(k.t, "records sent after "+name+" are acknowledged in each partition", 2*time.Minute, func(context.Context) string {
 		first = 0
 		for p, h := range k.histories {
 			told, ok := h.firstSentAfter(began)

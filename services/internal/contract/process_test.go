@@ -254,6 +254,14 @@ func (n *node) launch() error {
 	return nil
 }
 
+// signal sends the process a signal, such as to pause it and to let it go on.
+func (n *node) signal(t *testing.T, signal os.Signal) {
+	t.Helper()
+	if err := n.process().command.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // await waits until the process is ready.
 func (n *node) await(ctx context.Context) error { return n.process().await(ctx, n.ready) }
 
