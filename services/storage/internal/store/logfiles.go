@@ -21,11 +21,6 @@ const (
 	// flushStep is how much is sent to the disk at a time: at most about twice as
 	// much is left for the sync at the end of a value log file.
 	flushStep = 1 << 20
-	// warmAhead is how far ahead of the writer the page cache has the pages of a value
-	// log file of a set without syncs, and warmStep how much is missing of that before
-	// more is fetched. Where each commit syncs, it doubled the pauses instead.
-	warmAhead = 8 << 20
-	warmStep  = 2 << 20
 	// valueLogHeader is where the first entry of a value log file begins.
 	valueLogHeader = 20
 	// rotationSpace is what must be free for Badger to begin a value log file, whose
@@ -52,7 +47,7 @@ const (
 //     costs a writer at full rate nothing, as it waits for the disk all the same.
 //   - The first touch of a page that the page cache does not have fetches as many as
 //     the block device reads ahead, of zeros. Where that is 8 MiB, one commit in 8 MiB
-//     took 25 ms. So they are fetched before, by a goroutine.
+//     took 25 to 50 ms. So nothing is read ahead in the file that is written.
 type logFiles struct {
 	dir *os.File
 	// synced says that names must be durable.
@@ -70,9 +65,9 @@ type logFiles struct {
 	name string
 	// used is at least how far it is written, including what is being committed.
 	used int64
-	// reserved, flushed and warmed are how far space is reserved, how far it was sent
-	// to the disk, and how far its pages are in the page cache or about to be.
-	reserved, flushed, warmed int64
+	// reserved and flushed are how far space is reserved, and how far it was sent to the
+	// disk.
+	reserved, flushed int64
 	// reserving is the reservation under way; nil for none. short says that the last
 	// one found no space.
 	reserving *reservation
@@ -107,6 +102,7 @@ func (f *logFiles) close() {
 	// Both were only looked at; nothing is lost by an error.
 	_ = f.dir.Close()
 	if f.log != nil {
+		adviseReadahead(f.log, true)
 		_ = f.log.Close()
 	}
 	if f.floor != nil {
@@ -255,7 +251,7 @@ func (f *logFiles) awaitTables() {
 }
 
 // committed follows up a transaction that added that many bytes of values and of
-// keys. It returns what to do about the value log file in the background.
+// keys. It returns what to send to the disk.
 func (f *logFiles) committed(values, keys int64) (writeback, error) {
 	f.used += values
 	if err := f.mem.committed(keys); err != nil {
@@ -264,18 +260,11 @@ func (f *logFiles) committed(values, keys int64) (writeback, error) {
 	if err := f.look(); err != nil {
 		return writeback{}, err
 	}
-	if f.synced || f.log == nil {
+	if f.synced || f.log == nil || f.used-f.flushed < flushStep {
 		return writeback{}, nil
 	}
-	w := writeback{file: f.log}
-	if f.used-f.flushed >= flushStep {
-		w.offset, w.bytes = f.flushed, f.used-f.flushed
-		f.flushed = f.used
-	}
-	if end := f.used + warmAhead; end-f.warmed >= warmStep {
-		w.warmFrom, w.warmTo = max(f.warmed, f.used), end
-		f.warmed = end
-	}
+	w := writeback{file: f.log, offset: f.flushed, bytes: f.used - f.flushed}
+	f.flushed = f.used
 	return w, nil
 }
 
@@ -325,65 +314,43 @@ func (f *logFiles) look() error {
 		return errors.Join(err, file.Close())
 	}
 	if f.log != nil {
+		// From now on it is read as any other.
+		adviseReadahead(f.log, true)
 		_ = f.log.Close()
 	}
+	adviseReadahead(file, false)
 	f.log, f.name = file, latest
-	f.used, f.reserved, f.flushed, f.warmed = valueLogHeader, 0, valueLogHeader, 0
+	f.used, f.reserved, f.flushed = valueLogHeader, 0, valueLogHeader
 	if !f.unreservable && !f.short && !f.disk.tight() {
 		f.reserveNext(f.used)
 	}
 	return nil
 }
 
-// writeback is what to do about a file without waiting for it: a part to send to the
-// disk, and one to fetch into the page cache. The file may be closed meanwhile.
+// writeback is a part of a file to send to the disk without waiting for it. The
+// file may be closed meanwhile.
 type writeback struct {
-	file             *os.File
-	offset, bytes    int64
-	warmFrom, warmTo int64
+	file          *os.File
+	offset, bytes int64
 }
 
-func (w writeback) idle() bool { return w.bytes == 0 && w.warmTo == 0 }
-
-// with adds what comes next, unless it is in another file: what is left of the one
-// before has been synced.
+// with adds what was written next, unless it is in another file: what is left of
+// the one before has been synced.
 func (w writeback) with(next writeback) writeback {
-	if w.file != next.file || w.idle() {
-		return next
-	}
-	switch {
-	case next.bytes == 0:
-		next.offset, next.bytes = w.offset, w.bytes
-	case w.bytes > 0 && w.offset+w.bytes == next.offset:
+	if w.bytes > 0 && w.file == next.file && w.offset+w.bytes == next.offset {
 		next.offset, next.bytes = w.offset, w.bytes+next.bytes
-	}
-	switch {
-	case next.warmTo == 0:
-		next.warmFrom, next.warmTo = w.warmFrom, w.warmTo
-	case w.warmTo == next.warmFrom:
-		next.warmFrom = w.warmFrom
 	}
 	return next
 }
 
 func (w writeback) start() {
-	if w.idle() {
+	if w.bytes == 0 {
 		return
 	}
 	connection, err := w.file.SyscallConn()
 	if err != nil {
 		return
 	}
-	// This only spares others some work; a later sync reports errors.
-	_ = connection.Control(func(fd uintptr) {
-		// First, as the writer is on its way there; in small pieces, as a call takes as
-		// long as it takes to clear the memory.
-		const piece = 256 << 10
-		for from := w.warmFrom; from < w.warmTo; from += piece {
-			warm(fd, from, min(piece, w.warmTo-from))
-		}
-		if w.bytes > 0 {
-			startWriteback(fd, w.offset, w.bytes)
-		}
-	})
+	// This only spares a later sync some work; that one reports errors.
+	_ = connection.Control(func(fd uintptr) { startWriteback(fd, w.offset, w.bytes) })
 }

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -61,4 +64,49 @@ func advise(address uintptr, bytes int, advice uintptr) unix.Errno {
 	from := address &^ page
 	_, _, errno := unix.Syscall(unix.SYS_MADVISE, from, address+uintptr(bytes)-from, advice)
 	return errno
+}
+
+// adviseReadahead says whether the kernel is to read ahead where a file is mapped that
+// somebody else has opened. It is advice only: where the mappings of the process are
+// not to be seen, things stay as they are.
+func adviseReadahead(file *os.File, wanted bool) {
+	advice := uintptr(unix.MADV_RANDOM)
+	if wanted {
+		advice = unix.MADV_NORMAL
+	}
+	for _, m := range mappingsOf(file) {
+		_ = advise(m.address, m.bytes, advice)
+	}
+}
+
+// mapping is a part of the address space.
+type mapping struct {
+	address uintptr
+	bytes   int
+}
+
+// mappingsOf returns where the process has mapped a file; see proc_pid_maps(5).
+func mappingsOf(file *os.File) []mapping {
+	var s unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &s) != nil {
+		return nil
+	}
+	maps, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return nil
+	}
+	defer maps.Close()
+	want := fmt.Appendf(nil, " %02x:%02x %d ", unix.Major(s.Dev), unix.Minor(s.Dev), s.Ino)
+	var found []mapping
+	for lines := bufio.NewScanner(maps); lines.Scan(); {
+		line := lines.Bytes()
+		if !bytes.Contains(line, want) {
+			continue
+		}
+		var from, to uintptr
+		if n, _ := fmt.Sscanf(string(line), "%x-%x", &from, &to); n == 2 && from < to {
+			found = append(found, mapping{address: from, bytes: int(to - from)})
+		}
+	}
+	return found
 }

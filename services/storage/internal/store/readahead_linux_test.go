@@ -1,9 +1,12 @@
 package store
 
 import (
+	"bufio"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -45,4 +48,56 @@ func TestPopulateSaysWhatCannotBeRead(t *testing.T) {
 	}
 	// Advice about what is not there harms nobody.
 	adviseWillNeed(addressOf(value), 64<<20)
+}
+
+// TestReadaheadIsOffWhereTheWriterIs: the kernel reads nothing ahead in the value log
+// file that is written, and in those before it as it does in any other.
+func TestReadaheadIsOffWhereTheWriterIs(t *testing.T) {
+	if _, err := os.Stat("/proc/self/smaps"); err != nil {
+		t.Skip("the flags of mappings are not to be seen here")
+	}
+	for _, set := range []Set{SetSynced, SetReplicated} {
+		s := open(t, testConfig(t))
+		l := s.Log(partition(1))
+		random := make(map[string]bool)
+		for offset := int64(0); len(random) < 3; offset += 4 {
+			if offset > 400 {
+				t.Fatalf("value log files after %d records of 64 KiB: %v", offset, random)
+			}
+			one(t, l, set, offset, 4, 256<<10)
+			random = randomMappings(t, s.directory.Path(""))
+		}
+		names := make([]string, 0, len(random))
+		for name := range random {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for i, name := range names {
+			if last := i == len(names)-1; random[name] != last {
+				t.Errorf("set %v: of %v without readahead: %t", set, name, random[name])
+			}
+		}
+	}
+}
+
+// randomMappings says of each mapped value log file below a directory whether the
+// kernel was told that it is read at random.
+func randomMappings(t *testing.T, dir string) map[string]bool {
+	t.Helper()
+	file, err := os.Open("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	found, name := make(map[string]bool), ""
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) == 6 && strings.HasPrefix(fields[5], dir) && strings.HasSuffix(fields[5], ".vlog") {
+			name = fields[5]
+		}
+		if fields[0] == "VmFlags:" && name != "" {
+			found[name], name = slices.Contains(fields, "rr"), ""
+		}
+	}
+	return found
 }

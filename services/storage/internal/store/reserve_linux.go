@@ -36,9 +36,3 @@ func measureDisk(dir string) (usage, error) {
 func startWriteback(fd uintptr, offset, bytes int64) {
 	_ = unix.SyncFileRange(int(fd), offset, bytes, unix.SYNC_FILE_RANGE_WRITE)
 }
-
-// warm fetches a part of a file into the page cache; what was never written there is
-// zeros, which are not read from the disk.
-func warm(fd uintptr, offset, bytes int64) {
-	_ = unix.Fadvise(int(fd), offset, bytes, unix.FADV_WILLNEED)
-}

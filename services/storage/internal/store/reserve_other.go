@@ -18,6 +18,3 @@ func measureDisk(string) (usage, error) { return usage{}, errors.ErrUnsupported 
 
 // startWriteback is not available here: the kernel writes when it likes.
 func startWriteback(uintptr, int64, int64) {}
-
-// warm is not available here.
-func warm(uintptr, int64, int64) {}

@@ -530,7 +530,7 @@ func (w *writer) commit() error {
 		return fmt.Errorf("commit to volume %d: %w", w.volume.number, err)
 	}
 	w.set.metrics.commit.Observe(time.Since(started).Seconds())
-	if !written.idle() {
+	if written.bytes > 0 {
 		w.set.flushSoon(written)
 	}
 	return nil
