@@ -86,6 +86,8 @@ func (s *state) fold(record Record) {
 		i, found := g.search(r.Member)
 		if !found {
 			s.members++
+			// The time that the group is without members is over.
+			s.timers.remove(&g.timer)
 			m := &member{}
 			m.timer = timer{group: g, member: m}
 			g.members = slices.Insert(g.members, i, m)

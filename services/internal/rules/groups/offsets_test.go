@@ -243,6 +243,30 @@ func TestOffsetsExpireByTheTimeThatWasSeen(t *testing.T) {
 	}
 }
 
+// TestExpiryDoesNotCountTimeWithMembers has a group be empty again and again, and the shard
+// notice nothing of the time between until it is over.
+func TestExpiryDoesNotCountTimeWithMembers(t *testing.T) {
+	r := newRig(t, testConfig)
+	r.join(joinOf("m1", "a"))
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	r.pass(time.Minute)
+	r.join(joinOf("m2", "a"))
+	r.now = r.now.Add(2 * time.Hour)
+	r.ok(&Leave{Group: "g", Member: "m2"})
+	r.pass(3 * time.Hour)
+	// A member that has left when the round begins.
+	r.submit(joinOf("m3", "a"))
+	r.ok(&Leave{Group: "g", Member: "m3"})
+	r.pass(testConfig.Retention - time.Second)
+	if got := r.ok(&List{}).([]Summary); len(got) != 1 {
+		t.Fatal("expired too soon")
+	}
+	r.pass(time.Second)
+	if got := r.ok(&List{}).([]Summary); len(got) != 0 {
+		t.Fatal("did not expire")
+	}
+}
+
 func TestExpiryCountsFromTheLastCommit(t *testing.T) {
 	r := newRig(t, testConfig)
 	day := 24 * time.Hour

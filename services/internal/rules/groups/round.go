@@ -197,10 +197,6 @@ func (s *Shard) rest(g *group) {
 // passes between the time that the timer was set for and now does not count: nobody has
 // seen it.
 func (s *Shard) age(g *group) {
-	if len(g.members) > 0 {
-		s.timers.remove(&g.timer)
-		return
-	}
 	empty := g.record.Empty + max(g.timer.at.Sub(g.seen), 0).Truncate(time.Millisecond)
 	if empty >= s.config.Retention.Truncate(time.Millisecond) {
 		s.forget(g) // What does not fit is due again in the next round.

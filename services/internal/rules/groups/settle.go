@@ -62,7 +62,8 @@ func (s *Shard) retarget(g *group) {
 		record.Assignor = ElectAssignor(wishes)
 		record.Target = target(Assign(record.Assignor, members, slices.SortedFunc(maps.Values(union), compareNames)))
 	}
-	if len(g.members) == 0 {
+	if len(g.members) == 0 && !g.changed {
+		// Nobody was there since, not even within the round.
 		record.Empty = g.record.Empty
 	}
 	changed := g.changed || record.Assignor != g.record.Assignor ||
