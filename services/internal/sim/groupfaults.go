@@ -131,6 +131,11 @@ func (g *crowd) heal() {
 		c.startAgain()
 	}
 	for _, m := range g.members {
+		if m.twin {
+			// Somebody has found the mistake.
+			m.twin, m.instance = false, ""
+			m.leave(false, func() {})
+		}
 		m.startAgain()
 		m.comeBack()
 	}

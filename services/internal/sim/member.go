@@ -21,8 +21,10 @@ type member struct {
 	// id is the member's name, and names how many it has had.
 	id    groups.MemberID
 	names int
-	// instance is its name as a static member, over restarts; "" for others.
+	// instance is its name as a static member, over restarts; "" for others. A twin has by
+	// mistake that of another process.
 	instance     string
+	twin         bool
 	subscription groups.Subscription
 	assignor     groups.Assignor
 
@@ -63,7 +65,9 @@ type reading struct {
 func newMember(g *crowd, i int) *member {
 	m := &member{g: g, w: g.w, group: i % len(g.groups)}
 	g.w.register(&m.process, fmt.Sprintf("mem%d", i))
-	if g.w.chance(250) {
+	if before := i - len(g.groups); before >= 0 && g.members[before].instance != "" && g.w.chance(400) {
+		m.instance, m.twin = g.members[before].instance, true
+	} else if g.w.chance(250) {
 		m.instance = m.name
 	}
 	m.assignor = []groups.Assignor{groups.Sticky, groups.Sticky, groups.Range, groups.RoundRobin}[g.w.rng.IntN(4)]
@@ -215,6 +219,7 @@ func (m *member) closed(call int, why *groups.Refusal) {
 	m.w.note(m.trace(), m.name, "stream closed", int64(why.Reason))
 	if ends(why) {
 		m.lose("fenced")
+		m.mistaken(why)
 		return
 	}
 	m.call++
@@ -229,6 +234,17 @@ func ends(why *groups.Refusal) bool {
 	default:
 		return false
 	}
+}
+
+// mistaken has a program stop that is told that another process has its instance, until
+// somebody starts it again.
+func (m *member) mistaken(why *groups.Refusal) {
+	if why.Reason != errorsv1.Reason_REASON_INSTANCE_FENCED || m.w.calm {
+		return
+	}
+	m.w.counts.InstancesFenced++
+	m.out = true
+	m.w.after(&m.process, m.w.between(0, 2*m.g.session), m.comeBack)
 }
 
 // assigned is what the stream of a Join has brought.
@@ -381,6 +397,7 @@ func (m *member) heartbeat() {
 		if r.Refusal != nil {
 			if ends(r.Refusal) && epoch == m.epoch {
 				m.lose("fenced")
+				m.mistaken(r.Refusal)
 			}
 			return
 		}

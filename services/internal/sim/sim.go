@@ -52,7 +52,7 @@ type Counts struct {
 	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded int
 	// Of the seeds with groups.
 	Coordinators, CoordinatorCrashes, Loads, Fenced, FencedOff, Doubtful, Assignments, Revoked, MemberCrashes, Lost, Processed, Committed, CommitsRefused,
-	TopicsDeleted, Resets, OffsetsDeleted, GroupsDeleted, GroupsExpired, OffsetsPurged, Compactions, Compacted, TombstonesGone, Overlaps, AcrossFailovers int
+	TopicsDeleted, Resets, OffsetsDeleted, GroupsDeleted, GroupsExpired, OffsetsPurged, Compactions, Compacted, TombstonesGone, InstancesFenced, Overlaps, AcrossFailovers int
 }
 
 // Options says how a seed is run.
@@ -377,6 +377,7 @@ func (c *Counts) add(o Counts) {
 	c.Compactions += o.Compactions
 	c.Compacted += o.Compacted
 	c.TombstonesGone += o.TombstonesGone
+	c.InstancesFenced += o.InstancesFenced
 	c.Overlaps += o.Overlaps
 	c.AcrossFailovers += o.AcrossFailovers
 }

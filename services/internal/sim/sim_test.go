@@ -47,7 +47,7 @@ func TestSeeds(t *testing.T) {
 		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "added replicas": total.Grown, "controllers that were superseded": total.Superseded,
 		"coordinators that begin": total.Coordinators, "crashes of coordinators": total.CoordinatorCrashes, "loads": total.Loads, "claims that do not hold": total.FencedOff,
 		"appends with an unknown outcome": total.Doubtful, "assignments": total.Assignments, "partitions given up": total.Revoked, "crashes of members": total.MemberCrashes,
-		"lost memberships": total.Lost, "commits": total.Committed, "refused commits": total.CommitsRefused,
+		"lost memberships": total.Lost, "instances that another process has": total.InstancesFenced, "commits": total.Committed, "refused commits": total.CommitsRefused,
 		"topics that groups read and that are deleted": total.TopicsDeleted, "offsets that are set": total.Resets, "deleted offsets": total.OffsetsDeleted,
 		"offsets of deleted topics that go": total.OffsetsPurged, "deleted groups": total.GroupsDeleted,
 		"runs of compaction": total.Compactions, "records that compaction removes": total.Compacted, "tombstones that compaction removes": total.TombstonesGone,
