@@ -666,16 +666,18 @@ func TestRunKeepsWhatItDidNotComeTo(t *testing.T) {
 func TestGroupOptionsAreChecked(t *testing.T) {
 	client := newFakeCluster(1).client(t)
 	for name, options := range map[string][]ConsumerOption{
-		"group id":          {WithGroup("")},
-		"longer than 255":   {WithGroup("g"), WithInstanceID(strings.Repeat("x", 256))},
-		"assignor":          {WithGroup("g"), WithAssignor("best")},
-		"session timeout":   {WithGroup("g"), WithSessionTimeout(time.Millisecond)},
-		"delivery":          {WithGroup("g"), WithDelivery(7)},
-		"auto-commit":       {WithGroup("g"), WithAutoCommit(-1)},
-		"leave WithAuto":    {WithGroup("g"), WithAutoCommit(0), WithDelivery(AtMostOnce)},
-		"add WithGroup":     {WithAutoCommit(0)},
-		"1 to 255":          {WithGroup(strings.Repeat("x", 256))},
-		"sticky, range or ": {WithGroup("g"), WithAssignor("x")},
+		"group id":              {WithGroup("")},
+		"longer than 255":       {WithGroup("g"), WithInstanceID(strings.Repeat("x", 256))},
+		"assignor":              {WithGroup("g"), WithAssignor("best")},
+		"session timeout":       {WithGroup("g"), WithSessionTimeout(time.Millisecond)},
+		"rebalance timeout":     {WithGroup("g"), WithRebalanceTimeout(time.Millisecond)},
+		"within 1s and 24h0m0s": {WithGroup("g"), WithRebalanceTimeout(25 * time.Hour)},
+		"delivery":              {WithGroup("g"), WithDelivery(7)},
+		"auto-commit":           {WithGroup("g"), WithAutoCommit(-1)},
+		"leave WithAuto":        {WithGroup("g"), WithAutoCommit(0), WithDelivery(AtMostOnce)},
+		"add WithGroup":         {WithAutoCommit(0)},
+		"1 to 255":              {WithGroup(strings.Repeat("x", 256))},
+		"sticky, range or ":     {WithGroup("g"), WithAssignor("x")},
 	} {
 		if _, err := client.NewConsumer(options...); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)

@@ -112,9 +112,10 @@ func (r *reading) wanted() bool {
 // with Assign, or, for a member of a group, with Subscribe.
 func (c *Client) NewConsumer(options ...ConsumerOption) (*Consumer, error) {
 	config := consumerConfig{
-		bufferBytes:    defaultConsumerBuffer,
-		sessionTimeout: defaultSessionTimeout,
-		autoCommit:     defaultAutoCommit,
+		bufferBytes:      defaultConsumerBuffer,
+		sessionTimeout:   defaultSessionTimeout,
+		rebalanceTimeout: defaultRebalanceTimeout,
+		autoCommit:       defaultAutoCommit,
 	}
 	for _, option := range options {
 		option(&config)

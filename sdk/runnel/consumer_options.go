@@ -72,6 +72,10 @@ const (
 	minSessionTimeout     = time.Second
 	maxSessionTimeout     = 30 * time.Minute
 	defaultSessionTimeout = 45 * time.Second
+
+	minRebalanceTimeout     = time.Second
+	maxRebalanceTimeout     = 24 * time.Hour
+	defaultRebalanceTimeout = 5 * time.Minute
 	// maxNameBytes bounds the names of groups and of static members.
 	maxNameBytes = 255
 )
@@ -85,8 +89,11 @@ type consumerConfig struct {
 	instanceID     string
 	assignor       string
 	sessionTimeout time.Duration
-	delivery       Delivery
-	autoCommit     time.Duration
+	// rebalanceTimeout is how long the member may take to give partitions up before its
+	// heartbeats are refused.
+	rebalanceTimeout time.Duration
+	delivery         Delivery
+	autoCommit       time.Duration
 	// autoCommitSet says that the program chose autoCommit.
 	autoCommitSet bool
 	rebalance     Rebalance
@@ -139,6 +146,16 @@ func WithSessionTimeout(timeout time.Duration) ConsumerOption {
 	return func(c *consumerConfig) { c.sessionTimeout = timeout }
 }
 
+// WithRebalanceTimeout sets how long the member may take to give partitions up that
+// another member is to have, counted from when the group wants them: 1 s to 24 h, default
+// 5 min. It covers the work between two calls of Poll and the Revoked callback. A member
+// that takes longer loses its place in the group and all its partitions; so it is the time
+// that a program which does not poll any more can hold the others up, as long as its
+// process lives.
+func WithRebalanceTimeout(timeout time.Duration) ConsumerOption {
+	return func(c *consumerConfig) { c.rebalanceTimeout = timeout }
+}
+
 // WithDelivery sets what the consumer promises about each record; default
 // [AtLeastOnce].
 func WithDelivery(delivery Delivery) ConsumerOption {
@@ -180,6 +197,9 @@ func (c *consumerConfig) check() error {
 	}
 	if c.sessionTimeout < minSessionTimeout || c.sessionTimeout > maxSessionTimeout {
 		fault("session timeout of %v is not within %v and %v", c.sessionTimeout, minSessionTimeout, maxSessionTimeout)
+	}
+	if c.rebalanceTimeout < minRebalanceTimeout || c.rebalanceTimeout > maxRebalanceTimeout {
+		fault("rebalance timeout of %v is not within %v and %v", c.rebalanceTimeout, minRebalanceTimeout, maxRebalanceTimeout)
 	}
 	if c.delivery < AtLeastOnce || c.delivery > AtMostOnce {
 		fault("delivery %d is not at least once or at most once", c.delivery)

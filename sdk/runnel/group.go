@@ -16,8 +16,9 @@ import (
 // may be nil. They run inside [Consumer.Poll], Revoked also inside
 // [Consumer.Unsubscribe] and [Consumer.Close], one at a time, and may use the consumer,
 // except for Poll, Subscribe, Unsubscribe and Close. While one runs nobody else gets a
-// partition that the member had; a member that takes longer than 5 minutes to give
-// partitions up loses its place. Their context ends then, not with that of Poll.
+// partition that the member had; a member that takes longer than its rebalance timeout
+// ([WithRebalanceTimeout]) to give partitions up loses its place. Their context ends after
+// that time, not with that of Poll.
 type Rebalance struct {
 	// Assigned tells of partitions that the member reads from now on, behind what the
 	// group has committed; Seek may move them. It comes after each change of the group
@@ -58,7 +59,8 @@ type GroupStatus struct {
 //
 // Which partitions the member has is decided by the coordinator and changes with the
 // group. [Consumer.Poll] carries the changes out: a program that does not poll for long
-// holds the others up, and loses its partitions after 5 minutes if some are wanted back.
+// holds the others up, and loses its partitions after its rebalance timeout if some are
+// wanted back.
 func (c *Consumer) Subscribe(ctx context.Context, topics ...string) error {
 	if len(topics) == 0 || slices.Contains(topics, "") {
 		return newError(errorsv1.Reason_REASON_INVALID_SUBSCRIPTION, "a subscription names at least one topic")

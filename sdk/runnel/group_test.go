@@ -287,6 +287,42 @@ func sleepFor(t testing.TB, d time.Duration) {
 	}
 }
 
+// TestRebalanceTimeout: the coordinator is told, and callbacks get no longer.
+func TestRebalanceTimeout(t *testing.T) {
+	for name, test := range map[string]struct {
+		options []ConsumerOption
+		want    time.Duration
+	}{
+		"default": {nil, 5 * time.Minute},
+		"chosen":  {[]ConsumerOption{WithRebalanceTimeout(7 * time.Second)}, 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
+				c.createTopic("t", 1)
+				g.onJoin = func(r *coordinatorv1.JoinRequest) fault {
+					if got := time.Duration(r.GetRebalanceTimeoutMs()) * time.Millisecond; got != test.want {
+						t.Errorf("the coordinator is told %v, want %v", got, test.want)
+					}
+					return fault{}
+				}
+				var took time.Duration
+				a := c.member(t, "a", append(test.options, WithRebalance(Rebalance{Assigned: func(ctx context.Context, _ []TopicPartition) {
+					began := time.Now()
+					<-ctx.Done()
+					took = time.Since(began)
+				}}))...)
+				subscribe(t, a, "t")
+				nothing(t, a)
+				if took != test.want {
+					t.Errorf("the callback gets %v, want %v", took, test.want)
+				}
+			})
+		})
+	}
+}
+
 // TestStartFoundBetweenLooks: where to begin may become known after Poll has looked for
 // it and before it waits; nothing else need happen from then on.
 func TestStartFoundBetweenLooks(t *testing.T) {

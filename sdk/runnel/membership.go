@@ -14,10 +14,6 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
-// rebalanceTimeout is how long a member may take to give partitions up before its
-// heartbeats are refused.
-const rebalanceTimeout = 5 * time.Minute
-
 // membership is a consumer's place in its group, from Subscribe to Unsubscribe. One
 // goroutine keeps the stream of assignments, another the heartbeats; what the
 // assignments mean for the partitions is carried out by Poll. Guarded by the
@@ -226,7 +222,7 @@ func (m *membership) stream(ctx context.Context) (admitted bool, err error) {
 		Subscription:       m.subscription,
 		Assignor:           c.config.assignor,
 		SessionTimeoutMs:   int32(c.config.sessionTimeout.Milliseconds()),
-		RebalanceTimeoutMs: int32(rebalanceTimeout.Milliseconds()),
+		RebalanceTimeoutMs: int32(c.config.rebalanceTimeout.Milliseconds()),
 	}
 	c.mu.Unlock()
 

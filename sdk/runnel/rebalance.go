@@ -17,7 +17,7 @@ func (c *Consumer) tell(ctx context.Context, callback func(context.Context, []To
 	if callback == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rebalanceTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.rebalanceTimeout)
 	defer cancel()
 	slices.SortFunc(partitions, func(a, b TopicPartition) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
