@@ -2,8 +2,8 @@
 // locked by one process at a time, known by an identity, and with files that are
 // replaced as a whole or not at all.
 //
-// Three files are the package's own: LOCK, node.json and, while a file is being
-// replaced, that file's name with [TemporarySuffix]. All others belong to whoever
+// Four files are the package's own: LOCK, node.json with node.copy.json, and, while a
+// file is being replaced, that file's name with [TemporarySuffix]. All others belong to whoever
 // opened the directory. Errors of [Open], [Dir.Identity] and [Dir.SetIdentity]
 // name the directory and end with the remedy.
 package datadir

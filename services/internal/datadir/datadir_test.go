@@ -114,7 +114,7 @@ func TestOthersMayNotRead(t *testing.T) {
 	if _, err := d.Identity(); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{d.Path(), d.Path(lockFile), d.Path(IdentityFile)} {
+	for _, path := range []string{d.Path(), d.Path(lockFile), d.Path(IdentityFile), d.Path(IdentityCopy)} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o077 != 0 {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
@@ -181,6 +181,58 @@ func TestIdentity(t *testing.T) {
 	write(t, d.Path(IdentityFile), strings.Replace(strings.ReplaceAll(text, " ", ""), "{", `{"later":[1],`, 1))
 	if got, err := d.Identity(); err != nil || got != want {
 		t.Errorf("read %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// The copy stands in for what is lost, and is there again after the next start.
+func TestIdentityFromItsCopy(t *testing.T) {
+	for name, damage := range map[string]func(file string) error{
+		"lost":  os.Remove,
+		"empty": func(file string) error { return os.Truncate(file, 0) },
+		"torn":  func(file string) error { return os.Truncate(file, 40) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := open(t, t.TempDir())
+			if err := os.MkdirAll(d.Path("volumes", "synced-000001"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			want := Identity{ClusterID: [16]byte{0xc1}, NodeID: 3, DirectoryID: [16]byte{0xd1}}
+			if err := d.SetIdentity(want); err != nil {
+				t.Fatal(err)
+			}
+			intact := read(t, d.Path(IdentityFile))
+			for _, file := range []string{IdentityFile, IdentityCopy} {
+				if err := damage(d.Path(file)); err != nil {
+					t.Fatal(err)
+				}
+				if file == IdentityFile {
+					got, err := d.ReadIdentity()
+					if got != want || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), IdentityCopy) {
+						t.Errorf("a look finds %+v, %v", got, err)
+					}
+				}
+				if got, err := d.Identity("volumes"); err != nil || got != want {
+					t.Fatalf("without %s: %+v, %v", file, got, err)
+				}
+				for _, file := range []string{IdentityFile, IdentityCopy} {
+					if got := read(t, d.Path(file)); got != intact {
+						t.Errorf("%s holds %s", file, got)
+					}
+				}
+			}
+			// One that is older than the file never counts.
+			write(t, d.Path(IdentityCopy), strings.Replace(intact, "d1000000", "d2000000", 1))
+			if got, err := d.Identity("volumes"); err != nil || got != want || read(t, d.Path(IdentityCopy)) != intact {
+				t.Errorf("with another copy: %+v, %v", got, err)
+			}
+			for _, file := range []string{IdentityFile, IdentityCopy} {
+				if err := damage(d.Path(file)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := d.Identity("volumes")
+			refuses(t, err, ErrDamaged, d.Path(IdentityFile), "backup")
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -18,8 +19,10 @@ import (
 )
 
 const (
-	// IdentityFile is the name of the file that holds the identity.
+	// IdentityFile is the name of the file that holds the identity, and IdentityCopy
+	// that of one which says the same and stands in for it where it is lost.
 	IdentityFile = "node.json"
+	IdentityCopy = "node.copy.json"
 	// FormatVersion is that of the identity and of the layout of a directory that has
 	// one.
 	FormatVersion = 1
@@ -38,21 +41,47 @@ type Identity struct {
 // Known says that the directory has belonged to a cluster.
 func (i Identity) Known() bool { return i.ClusterID != [16]byte{} }
 
-// Identity reads the identity. A directory without one gets one with a new
+// Identity reads the identity. Where its file is missing, torn or unreadable it is
+// made anew from the copy. A directory without either gets one with a new
 // directory id, unless one of the folders holds something: that would then belong
 // to nobody, and is refused with [ErrDamaged], as is a file that makes no sense. A
 // newer release's is refused with [ErrNewerFormat]; fields that it added to this
 // format are not.
 func (d *Dir) Identity(folders ...string) (Identity, error) {
-	file := d.Path(IdentityFile)
-	raw, err := os.ReadFile(file)
+	identity, err := d.readIdentity(IdentityFile)
+	if err == nil {
+		if copied, copyErr := d.readIdentity(IdentityCopy); copyErr != nil || copied != identity {
+			// Without one the directory is as good as before; the next start tries again.
+			_ = d.writeIdentity(IdentityCopy, identity)
+		}
+		return identity, nil
+	}
+	if !replaceable(err) {
+		return Identity{}, err
+	}
+	if copied, copyErr := d.readIdentity(IdentityCopy); copyErr == nil {
+		return copied, d.SetIdentity(copied)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return d.found(folders)
+	}
+	return Identity{}, err
+}
+
+// replaceable says that what is wrong with a file is about the file alone.
+func replaceable(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, syscall.EIO)
+}
+
+func (d *Dir) readIdentity(name string) (Identity, error) {
+	raw, err := os.ReadFile(d.Path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Identity{}, err
 	}
 	if err != nil {
 		return Identity{}, Unusable(d.path, err)
 	}
-	return parseIdentity(file, raw)
+	return parseIdentity(d.Path(name), raw)
 }
 
 func (d *Dir) found(folders []string) (Identity, error) {
@@ -62,7 +91,7 @@ func (d *Dir) found(folders []string) (Identity, error) {
 			return Identity{}, Unusable(d.path, err)
 		}
 		if slices.ContainsFunc(entries, counts) {
-			return Identity{}, damagedIdentity(d.Path(IdentityFile), fmt.Errorf("it is missing, but there are %s", folder))
+			return Identity{}, damagedIdentity(d.Path(IdentityFile), fmt.Errorf("it is missing, as is %s, but there are %s", IdentityCopy, folder))
 		}
 	}
 	identity := Identity{DirectoryID: uuid.New()}
@@ -73,8 +102,7 @@ func (d *Dir) found(folders []string) (Identity, error) {
 // and nothing that systems leave in any folder.
 func counts(e fs.DirEntry) bool { return e.Name() != "lost+found" && !strings.HasPrefix(e.Name(), ".") }
 
-// damagedIdentity is [Damaged] for the identity: nothing can stand in for it, but
-// any copy can.
+// damagedIdentity is [Damaged] for the identity, of which any copy will do.
 func damagedIdentity(file string, cause error) error {
 	return &refusal{reason: ErrDamaged, cause: cause, text: fmt.Sprintf(
 		"%s is damaged: %v; put a backup of it in its place, however old, since it stays as it is once the node has registered, or choose another data directory", file, cause)}
@@ -122,6 +150,16 @@ func parseIdentity(file string, raw []byte) (Identity, error) {
 // SetIdentity records durably whose the directory is from now on. Whether that may
 // change is for the caller to say.
 func (d *Dir) SetIdentity(identity Identity) error {
+	// The copy first: at no moment it is the older one.
+	for _, name := range []string{IdentityCopy, IdentityFile} {
+		if err := d.writeIdentity(name, identity); err != nil {
+			return Unusable(d.path, err)
+		}
+	}
+	return nil
+}
+
+func (d *Dir) writeIdentity(name string, identity Identity) error {
 	m := &diskv1.NodeIdentity{
 		FormatVersion: FormatVersion,
 		NodeId:        int32(identity.NodeID),
@@ -131,8 +169,5 @@ func (d *Dir) SetIdentity(identity Identity) error {
 		m.ClusterId = uuid.UUID(identity.ClusterID).String()
 	}
 	m.Crc32C = proto.Uint32(checksum(m, identity))
-	if err := WriteMessage(d.Path(IdentityFile), m); err != nil {
-		return Unusable(d.path, err)
-	}
-	return nil
+	return WriteMessage(d.Path(name), m)
 }

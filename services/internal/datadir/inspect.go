@@ -42,12 +42,16 @@ func OpenReadOnly(path string) (*Dir, error) {
 }
 
 // ReadIdentity reads the identity of a directory that must have one, and creates
-// none. Its errors are those of [Dir.Identity] and [fs.ErrNotExist].
+// none. Its errors are those of [Dir.Identity] and [fs.ErrNotExist]. Where the copy
+// will stand in for the file, the identity comes with an error.
 func (d *Dir) ReadIdentity() (Identity, error) {
-	file := d.Path(IdentityFile)
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		return Identity{}, fmt.Errorf("read the identity of data directory %s: %w", d.path, err)
+	identity, err := d.readIdentity(IdentityFile)
+	if err == nil {
+		return identity, nil
 	}
-	return parseIdentity(file, raw)
+	if copied, copyErr := d.readIdentity(IdentityCopy); copyErr == nil && replaceable(err) {
+		return copied, &refusal{reason: ErrDamaged, cause: err, text: fmt.Sprintf(
+			"%s is lost or damaged; the next start makes it anew from %s", d.Path(IdentityFile), IdentityCopy)}
+	}
+	return Identity{}, fmt.Errorf("read the identity of data directory %s: %w", d.path, err)
 }

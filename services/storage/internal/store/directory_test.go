@@ -160,6 +160,12 @@ func TestOpenRefusesDamagedDescriptions(t *testing.T) {
 			one(t, s.Log(partition(1)), SetSynced, 0, 1, 100)
 			closeStore(t, s)
 			damage(t, cfg.Dir)
+			// The copy stands in for it, once.
+			s = open(t, cfg)
+			readAll(t, s.Log(partition(1)), 0, 1, 1)
+			closeStore(t, s)
+			damage(t, cfg.Dir)
+			remove(t, filepath.Join(cfg.Dir, datadir.IdentityCopy))
 			refused(t, cfg, nil)
 		})
 	}
