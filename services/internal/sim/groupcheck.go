@@ -102,9 +102,12 @@ type progress struct {
 
 func newGroupHistory(k *checker, partition int, retention time.Duration) *groupHistory {
 	return &groupHistory{
-		k: k, partition: partition, retention: retention, emptied: make(map[groups.GroupID]time.Duration), removed: make(map[cluster.TopicID]bool), ended: make(map[groups.GroupID]int64), records: make(map[recordKey]groups.Record), assigned: make(map[assignmentKey][][]groups.Owned),
-		epochs: make(map[groups.GroupID]groups.Epoch), commits: make(map[int64]*commitFact), owners: make(map[offsetKey][]string), sessions: make(map[string]time.Duration),
-		processed: make(map[offsetKey]*progress), highest: make(map[offsetKey]int64), registers: make(map[offsetKey]*register),
+		k: k, partition: partition, retention: retention,
+		records: make(map[recordKey]groups.Record), assigned: make(map[assignmentKey][][]groups.Owned),
+		epochs: make(map[groups.GroupID]groups.Epoch), emptied: make(map[groups.GroupID]time.Duration),
+		ended: make(map[groups.GroupID]int64), removed: make(map[cluster.TopicID]bool),
+		commits: make(map[int64]*commitFact), highest: make(map[offsetKey]int64), registers: make(map[offsetKey]*register),
+		owners: make(map[offsetKey][]string), sessions: make(map[string]time.Duration), processed: make(map[offsetKey]*progress),
 	}
 }
 
