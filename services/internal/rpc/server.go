@@ -46,8 +46,9 @@ func NewServer(o ServerOptions) *connect.Server {
 	// The outermost comes first. What stands outside of translate sees the code
 	// that the client sees.
 	interceptors := []connect.ServerInterceptor{observe(logger, newMetrics(tel.Registry))}
-	trace, err := otelconnect.NewServerInterceptor(otelOptions(tel)...)
-	if err != nil {
+	if tel.Silent() {
+		interceptors = append(interceptors, extractTrace(tel.Propagator))
+	} else if trace, err := otelconnect.NewServerInterceptor(otelOptions(tel)...); err != nil {
 		logger.Error("RPCs are not traced", "error", err)
 	} else {
 		interceptors = append(interceptors, trace)
@@ -61,6 +62,9 @@ func NewServer(o ServerOptions) *connect.Server {
 func NewClient(t connect.Transport, tel *telemetry.Telemetry) *connect.Client {
 	if tel == nil {
 		return connect.NewClient(t)
+	}
+	if tel.Silent() {
+		return connect.NewClient(t, injectTrace(tel.Propagator))
 	}
 	trace, err := otelconnect.NewClientInterceptor(otelOptions(tel)...)
 	if err != nil {

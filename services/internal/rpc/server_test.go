@@ -16,6 +16,7 @@ import (
 
 	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
+	"github.com/runnel-mesh/runnel/sdk/transport"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 )
@@ -66,6 +67,42 @@ func TestTracesOfUnaryCallsOnly(t *testing.T) {
 	}
 	if len(traces) == 2 && traces[0] != traces[1] {
 		t.Error("the server's span is in another trace than the client's")
+	}
+}
+
+// relay passes its calls on.
+type relay struct {
+	storagev1connect.UnimplementedLogServiceHandler
+	next storagev1connect.LogServiceClient
+}
+
+func (r *relay) Append(ctx context.Context, req *storagev1.AppendRequest) (*storagev1.AppendResponse, error) {
+	return r.next.Append(ctx, req)
+}
+
+func TestTracesPassThroughWhoExportsNothing(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewInMemoryExporter()
+	tel, silent := telemetry.Discard(), telemetry.Discard()
+	tel.TracerProvider = trace.NewTracerProvider(trace.WithSyncer(spans))
+	// Over the network: in the process, the context alone would bring it.
+	serve := func(tel *telemetry.Telemetry, handler storagev1connect.LogServiceHandler) connect.Transport {
+		server := NewServer(ServerOptions{Telemetry: tel})
+		storagev1connect.RegisterLogServiceHandler(server, handler)
+		s := startServer(t, func(o *ServeOptions) { o.Server = server })
+		pool := transport.NewPool(transport.Options{})
+		t.Cleanup(pool.Close)
+		return pool.Transport(s.address, transport.Control)
+	}
+	last := serve(tel, &logService{drain: NewDrain()})
+	middle := serve(silent, &relay{next: storagev1connect.NewLogServiceClient(NewClient(last, silent))})
+	client := storagev1connect.NewLogServiceClient(NewClient(middle, tel))
+	if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
+		t.Fatal(err)
+	}
+	got := spans.GetSpans()
+	if len(got) != 2 || got[0].SpanContext.TraceID() != got[1].SpanContext.TraceID() || got[0].Parent.SpanID() != got[1].SpanContext.SpanID() {
+		t.Errorf("spans %+v", got)
 	}
 }
 

@@ -61,6 +61,13 @@ func Discard() *Telemetry {
 	}
 }
 
+// Silent reports whether spans and OpenTelemetry's metrics go nowhere.
+func (t *Telemetry) Silent() bool {
+	_, noTraces := t.TracerProvider.(tracenoop.TracerProvider)
+	_, noMetrics := t.MeterProvider.(metricnoop.MeterProvider)
+	return noTraces && noMetrics
+}
+
 // Setup reads the OTEL_* variables and returns the telemetry of the process,
 // which calls itself service unless OTEL_SERVICE_NAME says otherwise. Traces and
 // metrics are exported only if OTEL_EXPORTER_OTLP_ENDPOINT, or the variable for
