@@ -2,6 +2,7 @@ package rules
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"slices"
 )
@@ -145,6 +146,18 @@ func (s ProducerState) lastOffset() int64 {
 
 // Len returns how many producers are remembered.
 func (p *Producers) Len() int { return len(p.byID) }
+
+// All returns what is remembered, the producer whose last batch is the oldest first.
+// The batches are valid until the next [Producers.Record].
+func (p *Producers) All() iter.Seq[ProducerState] {
+	return func(yield func(ProducerState) bool) {
+		for k := p.oldest; k != nil; k = k.newer {
+			if !yield(k.state()) {
+				return
+			}
+		}
+	}
+}
 
 // Check says what becomes of a batch. It changes nothing: an append is told by
 // [Producers.Record].

@@ -322,6 +322,12 @@ func (r *Replica) BeginsAnew() bool {
 	return r.failed && r.role == Following && !slices.Contains(p.ISR, r.self) && !slices.Contains(p.ELR, r.self)
 }
 
+// Alone says that the replica leads and there is no other: then all that it knows
+// follows from its log and the assignment.
+func (r *Replica) Alone() bool {
+	return r.role == Leading && r.leadership == nil && len(r.assignment.Replicas) == 1
+}
+
 // InSync returns how many replicas the agreed ISR has and how many an
 // acknowledgement by all of them needs.
 func (r *Replica) InSync() (have, need int) {

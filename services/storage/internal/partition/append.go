@@ -96,7 +96,7 @@ func (p *Partition) append(a Append, done Completion) error {
 	if a.Claim != nil {
 		a.Acks = logv1.Acks_ACKS_ALL
 	}
-	p.mu.Lock()
+	p.lock()
 	err := p.admitLocked(a)
 	p.mu.Unlock()
 	if err != nil {
@@ -116,7 +116,7 @@ func (p *Partition) append(a Append, done Completion) error {
 	p.appending.Lock()
 	defer p.appending.Unlock()
 
-	p.mu.Lock()
+	p.lock()
 	if err := p.admitLocked(a); err != nil {
 		p.mu.Unlock()
 		return err
@@ -141,7 +141,7 @@ func (p *Partition) append(a Append, done Completion) error {
 		if duplicate {
 			w.end = original.BaseOffset + int64(header.RecordCount)
 			w.result.BaseOffset, w.result.AppendTime, w.result.Duplicate = original.BaseOffset, original.AppendTime, true
-			p.mu.Lock()
+			p.lock()
 			p.awaitLocked(w, a.Acks)
 			p.mu.Unlock()
 			p.host.budget.Release(a.Charged)
@@ -171,7 +171,7 @@ func (p *Partition) append(a Append, done Completion) error {
 		push.Producers, push.RemovedProducers = p.recordSequence(sequences, base, w.result.AppendTime, header.MaxTimestamp)
 	}
 
-	p.mu.Lock()
+	p.lock()
 	if a.Claim != nil {
 		p.replica.QueueFenced(w.end, a.Claim.Epoch)
 	} else {

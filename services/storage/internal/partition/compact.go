@@ -30,8 +30,8 @@ type compaction struct {
 // watermark. Each replica compacts on its own.
 func (p *Partition) Compact(ctx context.Context) (store.Compacted, error) {
 	config := p.topic.Config()
-	p.mu.Lock()
-	below, err := p.replica.HighWatermark(), p.unavailable
+	p.lock()
+	below, tail, err := p.replica.HighWatermark(), &p.tail, p.unavailable
 	p.mu.Unlock()
 	if err != nil {
 		return store.Compacted{}, err
@@ -51,9 +51,9 @@ func (p *Partition) Compact(ctx context.Context) (store.Compacted, error) {
 	done, err := p.log.Compact(ctx, options)
 	p.host.metrics.compacted(done, time.Since(started), err)
 	if done.Progress {
-		p.host.tails.compacted(&p.tail, done.End)
+		p.host.tails.compacted(tail, done.End)
 	}
-	p.mu.Lock()
+	p.lock()
 	p.compaction.last, p.compaction.notBefore = now.UnixMilli(), 0
 	p.compaction.unfinished = done.MapFull
 	if err != nil || !done.Progress {
@@ -82,7 +82,7 @@ func (p *Partition) soilLocked() {
 // partition without anything to compact, now or later, leaves the compactor.
 func (p *Partition) compactionDue(now time.Time) (urgency float64, due bool) {
 	config := p.topic.Config()
-	p.mu.Lock()
+	p.lock()
 	if p.compaction.last == 0 {
 		p.compaction.last = now.UnixMilli()
 	}
@@ -97,7 +97,7 @@ func (p *Partition) compactionDue(now time.Time) (urgency float64, due bool) {
 		over = dirt.Dirty+dirt.Young == 0 && dirt.TombstonesUntil.IsZero()
 	}
 	if over {
-		p.mu.Lock()
+		p.lock()
 		defer p.mu.Unlock()
 		// Else there has come something since.
 		if p.replica.HighWatermark() == below || p.unavailable != nil {

@@ -58,7 +58,7 @@ func (d *Deletion) Wait(ctx context.Context) error {
 func (p *Partition) advanceStart(offset int64, believed cluster.LeaderEpoch, d *Deletion, done func(error)) (int64, error) {
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	p.mu.Lock()
+	p.lock()
 	err := p.servesLocked(believed)
 	if err == nil && offset > p.replica.HighWatermark() {
 		err = p.outOfRangeLocked(offset)
@@ -118,7 +118,7 @@ func (p *Partition) takeDeletionsLocked(which func(*Deletion) bool, outcome erro
 
 // overdueDeletion gives up a deletion whose context has ended, and returns its outcome.
 func (p *Partition) overdueDeletion(ctx context.Context, d *Deletion) error {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	p.takeDeletionsLocked(func(other *Deletion) bool { return other == d }, p.lateLocked(ctx, d))
 	return <-d.done

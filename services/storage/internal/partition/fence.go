@@ -35,7 +35,7 @@ func (p *Partition) CheckFence(ctx context.Context, claim rules.Claim) error {
 // BeginCheck is the first half of CheckFence, and [FenceCheck.Wait], which has to follow
 // unless there is an error, the second: so those of many partitions wait together.
 func (p *Partition) BeginCheck(claim rules.Claim) (*FenceCheck, error) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if err := p.servesLocked(rules.NoEpoch); err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (p *Partition) overLocked(epoch cluster.LeaderEpoch) error {
 
 // overdueCheck gives up a check whose context has ended, and returns its outcome.
 func (p *Partition) overdueCheck(ctx context.Context, c *FenceCheck) error {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	p.takeChecksLocked(func(other *FenceCheck) (bool, error) { return other == c, p.undecidedLocked(ctx) })
 	return <-c.done

@@ -20,7 +20,7 @@ const maxForeignBytes = 32 << 20
 // follow, has not yet written what it queued before the present epoch, or has lost
 // something, so that a position would claim what is not there.
 func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.roleLocked() != rules.Following {
 		return rules.Position{}, false
@@ -33,7 +33,7 @@ func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 // lost something, see [rules.Replica.BeginsAnew]. One that has lost it in this process
 // waits for the next.
 func (p *Partition) BeginsAnew() bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.beginsAnewLocked()
 }
@@ -47,7 +47,7 @@ func (p *Partition) beginsAnewLocked() bool {
 func (p *Partition) BeginAnew(ctx context.Context) error {
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	p.mu.Lock()
+	p.lock()
 	due, start := p.beginsAnewLocked(), p.replica.StartWritten()
 	p.mu.Unlock()
 	if !due {
@@ -56,7 +56,7 @@ func (p *Partition) BeginAnew(ctx context.Context) error {
 	if err := p.restart(ctx, start); err != nil {
 		return err
 	}
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	p.openedFailed = false
 	p.replica.SetFailed(p.log.Failed() != nil)
@@ -130,7 +130,7 @@ func (p *Partition) foreign(offset int64, err error) error {
 func (p *Partition) receive(ctx context.Context, in rules.Replicated, headers []recordbatch.Header, batches [][]byte, done func(error)) (_ Received, wrote bool, _ error) {
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	p.mu.Lock()
+	p.lock()
 	if err := p.unavailable; err != nil {
 		p.mu.Unlock()
 		return Received{}, false, err
@@ -166,7 +166,7 @@ func (p *Partition) appendCopies(in rules.Replicated, logStart int64, headers []
 	if err := p.log.Failed(); err != nil {
 		return false, p.lost(err)
 	}
-	p.mu.Lock()
+	p.lock()
 	next, start := p.replica.Next(), p.replica.LogStart()
 	p.mu.Unlock()
 	if len(batches) == 0 && logStart <= start {
@@ -197,7 +197,7 @@ func (p *Partition) appendCopies(in rules.Replicated, logStart int64, headers []
 		push.Batches[i] = store.Batch{Bytes: batches[i], BaseOffset: h.BaseOffset, LastOffset: h.LastOffset(), MaxTimestamp: h.MaxTimestamp}
 	}
 	push.Producers, push.RemovedProducers = p.recordForeign(headers)
-	p.mu.Lock()
+	p.lock()
 	p.replica.QueueCopies(in)
 	p.replica.AdvanceStart(logStart)
 	push.State = p.stateLocked()
@@ -243,7 +243,7 @@ func (p *Partition) recordForeign(headers []recordbatch.Header) (changed []store
 
 // settle waits until nothing is queued; appending is held.
 func (p *Partition) settle(ctx context.Context) error {
-	p.mu.Lock()
+	p.lock()
 	queued := p.commits.len() > 0
 	p.mu.Unlock()
 	if !queued {
@@ -262,7 +262,7 @@ func (p *Partition) truncate(ctx context.Context, offset int64) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	p.mu.Lock()
+	p.lock()
 	state := p.stateLocked()
 	p.mu.Unlock()
 	state.LogEnd, state.HighWatermark = offset, min(state.HighWatermark, offset)
@@ -271,7 +271,7 @@ func (p *Partition) truncate(ctx context.Context, offset int64) error {
 	if err != nil {
 		return p.abandoned(err)
 	}
-	p.mu.Lock()
+	p.lock()
 	p.replica.Cut(end)
 	p.checkpointed = min(p.checkpointed, end)
 	p.host.tails.cut(&p.tail, end)
@@ -289,7 +289,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	p.mu.Lock()
+	p.lock()
 	// The coordinators of what is dropped, or never comes, are superseded all the same.
 	epoch := p.replica.CoordinatorEpoch()
 	p.mu.Unlock()
@@ -297,7 +297,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	if err := p.log.Restart(ctx, p.topic.set(), state); err != nil {
 		return p.abandoned(err)
 	}
-	p.mu.Lock()
+	p.lock()
 	p.replica.Restart(offset)
 	p.checkpointed = offset
 	p.host.tails.drop(&p.tail)
@@ -311,7 +311,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 // appending is held.
 func (p *Partition) abandoned(err error) error {
 	err = p.failed(err)
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	p.shutLocked(err)
 	return err

@@ -35,8 +35,8 @@ type Config struct {
 	// MaxTimestampAhead is how far the timestamp of a record may lie in the future
 	// (KIP-937).
 	MaxTimestampAhead time.Duration
-	// RetentionEvery is how often partitions look for records to remove; more than
-	// 0.
+	// RetentionEvery is how often partitions look for records to remove, and fall
+	// asleep that were not used meanwhile and in the period before; more than 0.
 	RetentionEvery time.Duration
 	// Now tells the time by which retention and compaction go; nil stands for
 	// time.Now.
@@ -141,12 +141,12 @@ func (h *Host) CountDormant(before, now Roles) {
 
 // Run looks after what is late until ctx ends: acknowledgements that do not
 // come, high watermarks that are not written, records that need not be kept any
-// longer, and compaction.
+// longer, partitions that nobody uses, and compaction.
 func (h *Host) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.overdue.run(ctx) })
 	wg.Go(func() { h.checkpoints.run(ctx) })
-	wg.Go(func() { h.retention(ctx) })
+	wg.Go(func() { h.visit(ctx) })
 	wg.Go(func() { h.compactor.run(ctx) })
 	wg.Wait()
 	return nil

@@ -4,7 +4,7 @@ import "github.com/runnel-mesh/runnel/sdk/cluster"
 
 // LogEnd returns the end of what is written.
 func (p *Partition) LogEnd() int64 {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.replica.LogEnd()
 }
@@ -12,14 +12,14 @@ func (p *Partition) LogEnd() int64 {
 // HighWatermark returns the offset up to which readers may read, as far as this
 // node knows.
 func (p *Partition) HighWatermark() int64 {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.replica.HighWatermark()
 }
 
 // CoordinatorEpoch returns the highest that has appended, 0 for none.
 func (p *Partition) CoordinatorEpoch() cluster.CoordinatorEpoch {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.replica.CoordinatorEpoch()
 }
@@ -27,7 +27,7 @@ func (p *Partition) CoordinatorEpoch() cluster.CoordinatorEpoch {
 // Assignment returns what the cluster agreed on last, as far as the partition was
 // told. Its slices must not be changed.
 func (p *Partition) Assignment() cluster.Partition {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	assignment, _ := p.replica.Assignment()
 	return assignment

@@ -19,6 +19,7 @@ type metrics struct {
 	inFlight                prometheus.Gauge
 	budgetWaits             prometheus.Counter
 	leaders, followers      prometheus.Gauge
+	asleep                  prometheus.Gauge
 	retained                prometheus.Counter
 
 	copiedBatches, copiedBytes, copiedRecords prometheus.Counter
@@ -52,6 +53,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		retained:           counter("retention_removed_bytes_total", "Bytes of record batches removed because they were too old or too many."),
 		leaders:            gauge("partitions_led", "Partitions that this node leads."),
 		followers:          gauge("partitions_followed", "Partitions that this node follows."),
+		asleep:             gauge("partitions_asleep", "Partitions that this node leads and that nobody has used for a while, so that little of them is in memory."),
 		copiedBatches:      counter("replicated_batches_total", "Record batches that followers here have taken from their leaders."),
 		copiedBytes:        counter("replicated_bytes_total", "Bytes of record batches that followers here have taken from their leaders."),
 		copiedRecords:      counter("replicated_records_total", "Records that followers here have taken from their leaders."),
@@ -68,7 +70,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	}
 	if registerer != nil {
 		registerer.MustRegister(m.batches, m.bytes, m.records, m.duplicates, m.forgottenProducers, m.tailHits, m.tailMisses,
-			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.retained,
+			m.tailBytes, m.inFlight, m.budgetWaits, m.leaders, m.followers, m.asleep, m.retained,
 			m.copiedBatches, m.copiedBytes, m.copiedRecords, m.truncations, m.restarts,
 			m.compactions, m.compactionRead, m.compactionOut, m.compactionRecords, m.compactionMapFull, m.compactionSeconds)
 	}

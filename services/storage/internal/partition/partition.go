@@ -81,27 +81,45 @@ type Partition struct {
 	log   Log
 	index int32
 
-	// sweeping says that the host looks for overdue acknowledgements here, marked
-	// that it has the high watermark to checkpoint, and openedFailed that something of
-	// the log was lost before this process. mu guards them; there is room for them
-	// here.
-	sweeping, marked, openedFailed bool
+	// openedFailed says that something of the log was lost before this process. mu
+	// guards it; there is room for it here.
+	openedFailed bool
 
-	// appending orders what is pushed to the store and guards the fields up to
-	// mu. It is taken before mu.
+	// appending orders what is pushed to the store and guards the fields up to mu,
+	// and those that awake says. It is taken before mu.
 	appending sync.Mutex
-	// producers is nil until the first append of an idempotent producer; until
-	// then loaded has what the log was opened with.
-	producers *rules.Producers
-	loaded    []store.Producer
+	// loaded are the producers of a log that none of them has appended to since the
+	// log was opened, or since the partition has woken up.
+	loaded []store.Producer
 	// appendTime is the last LogAppendTime given, in milliseconds since the Unix
 	// epoch: the times in a log do not go back when the clock does.
 	appendTime int64
-	// checkpointed is the high watermark in the last state record.
-	checkpointed int64
 
-	// mu guards the fields below.
+	// mu guards the fields below. It is taken with [Partition.lock], but for a few
+	// that leave a partition asleep.
 	mu sync.Mutex
+	// assigned is where the assignment lies that was applied last; nil where nobody
+	// has said.
+	assigned *cluster.Partition
+	// awake is nil while the partition is asleep, see [Partition.rest]. It changes
+	// from nil under mu, and to nil under appending and mu.
+	*awake
+}
+
+// awake is what a partition holds in memory while it is in use. mu guards it, but
+// for the fields that appending does.
+type awake struct {
+	// sweeping says that the host looks for overdue acknowledgements here, and marked
+	// that it has the high watermark to checkpoint.
+	sweeping, marked bool
+	// rested counts the visits since the last use, see [Partition.rest].
+	rested uint8
+	// producers is nil until the first append of an idempotent producer; until
+	// then loaded has them. appending guards it.
+	producers *rules.Producers
+	// checkpointed is the high watermark in the last state record; appending guards
+	// it.
+	checkpointed int64
 	// replica decides. What it knows of the log's start, of what is queued and of
 	// epochs changes only while appending is held, too.
 	replica rules.Replica
@@ -132,18 +150,8 @@ type commit struct {
 // [Partition.Apply].
 func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 	state, producers := log.Loaded()
-	p := &Partition{
-		host:         host,
-		topic:        topic,
-		log:          log,
-		index:        index,
-		loaded:       producers,
-		checkpointed: state.HighWatermark,
-		replica: rules.NewReplica(host.Self(), topic.Config().MinInsyncReplicas, rules.ReplicaLog{
-			Epochs: state.Epochs, LogStart: state.LogStart, LogEnd: state.LogEnd, HighWatermark: state.HighWatermark,
-			CoordinatorEpoch: cluster.CoordinatorEpoch(state.CoordinatorEpoch),
-		}),
-	}
+	p := &Partition{host: host, topic: topic, log: log, index: index, loaded: producers}
+	p.awake = p.wakenedBy(state)
 	p.openedFailed = log.Failed() != nil
 	if state.Deleted {
 		p.unavailable = p.gone()
@@ -162,7 +170,7 @@ func (p *Partition) Index() int32 { return p.index }
 // Role returns what this node is to the partition, and the leader epoch that it
 // knows of.
 func (p *Partition) Role() (rules.Role, cluster.LeaderEpoch) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.roleLocked(), p.replica.Epoch()
 }
@@ -189,7 +197,7 @@ func (p *Partition) Apply(assignment cluster.Partition) error {
 func (p *Partition) apply(change func() rules.Applied) error {
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.unavailable != nil {
 		return nil
@@ -251,7 +259,7 @@ func (p *Partition) Close() {
 func (p *Partition) close(cause error) {
 	p.appending.Lock()
 	defer p.appending.Unlock()
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	p.shutLocked(cause)
 }
@@ -276,6 +284,10 @@ func (p *Partition) Checkpoint() {
 	p.appending.Lock()
 	defer p.appending.Unlock()
 	p.mu.Lock()
+	if p.awake == nil {
+		p.mu.Unlock()
+		return
+	}
 	p.marked = false
 	due := p.replica.HighWatermark() > p.checkpointed && p.unavailable == nil
 	p.mu.Unlock()
@@ -287,7 +299,7 @@ func (p *Partition) Checkpoint() {
 // writeAppending queues a state record without batches; appending is held. change
 // and done may be nil.
 func (p *Partition) writeAppending(change func(*store.State), done func(error)) {
-	p.mu.Lock()
+	p.lock()
 	state := p.stateLocked()
 	if change != nil {
 		change(&state)
@@ -312,7 +324,7 @@ func (p *Partition) stateLocked() store.State {
 
 // committed is called by the store, once for each append and in their order.
 func (p *Partition) committed(err error) {
-	p.mu.Lock()
+	p.lock()
 	c := p.commits.pop()
 	if err != nil {
 		p.shutLocked(p.failed(err))
@@ -375,7 +387,7 @@ func (p *Partition) abandonLocked(cause error) {
 // expire fails the appends whose time is up, and asks to be called again while
 // others wait.
 func (p *Partition) expire(now time.Time) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	expired := func(w *waiter) bool {
 		if now.Before(w.deadline) {

@@ -69,11 +69,16 @@ func (l *memoryLog) Dirt(below int64, _ time.Time, _ time.Duration) store.Dirt {
 
 func (l *memoryLog) Admit(int) error { return l.full }
 
-func (l *memoryLog) Loaded() (store.State, []store.Producer) { return l.state, l.restored }
+func (l *memoryLog) Loaded() (store.State, []store.Producer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state, l.restored
+}
 
 func (l *memoryLog) Append(a store.Append, done func(error)) {
 	l.mu.Lock()
 	l.appends = append(l.appends, a)
+	l.state = a.State
 	l.batches = append(l.batches, a.Batches...)
 	l.held = append(l.held, done)
 	hold := l.hold
@@ -772,23 +777,38 @@ func TestTruncate(t *testing.T) {
 
 // Not parallel: it counts what the process allocates.
 func TestIdlePartitionIsSmall(t *testing.T) {
-	log := &memoryLog{state: store.State{LogEnd: 10, Epochs: []store.EpochStart{{Epoch: 0, StartOffset: 0}}}}
+	log := &memoryLog{state: store.State{LogEnd: 10, HighWatermark: 10, Epochs: []store.EpochStart{{Epoch: 0, StartOffset: 0}}}}
 	host := NewHost(DefaultConfig(), func(cluster.NodeID) string { return "" }, nil)
 	host.SetSelf(self)
 	topic := NewTopic(cluster.TopicID{1}, "orders", parseConfig(t))
 	const n = 1000
 	partitions := make([]*Partition, n)
-	var before, after runtime.MemStats
+	shared := led(0)
+	var before, awake, asleep runtime.MemStats
+	runtime.GC()
 	runtime.ReadMemStats(&before)
 	for i := range partitions {
 		partitions[i] = New(host, topic, 0, log)
-		apply(t, partitions[i], led(0))
+		apply(t, partitions[i], shared)
+		partitions[i].Share(&shared)
 	}
-	runtime.ReadMemStats(&after)
-	per := (after.TotalAlloc - before.TotalAlloc) / n
-	t.Logf("%d bytes per idle partition", per)
-	if per > 650 {
-		t.Errorf("an idle partition takes %d bytes, at most 650 are planned for", per)
+	runtime.ReadMemStats(&awake)
+	for _, p := range partitions {
+		sleep(t, p)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&asleep)
+	for _, size := range []struct {
+		what        string
+		bytes, most uint64
+	}{
+		{"an idle", (awake.TotalAlloc - before.TotalAlloc) / n, 700},
+		{"a sleeping", (asleep.HeapAlloc - before.HeapAlloc) / n, 160},
+	} {
+		t.Logf("%s partition takes %d bytes", size.what, size.bytes)
+		if size.bytes > size.most {
+			t.Errorf("%s partition takes %d bytes, at most %d are planned for", size.what, size.bytes, size.most)
+		}
 	}
 	runtime.KeepAlive(partitions)
 }
@@ -821,6 +841,7 @@ type queueLog struct {
 
 func (l *queueLog) Append(a store.Append, done func(error)) {
 	l.mu.Lock()
+	l.state = a.State
 	l.batches = append(l.batches, a.Batches...)
 	l.mu.Unlock()
 	l.queue <- done

@@ -54,7 +54,7 @@ type Fetched struct {
 // the start of the leader's epoch, the leader does not know yet what earlier
 // leaders have let readers see: the answer is OFFSET_NOT_AVAILABLE.
 func (p *Partition) Bounds(believed cluster.LeaderEpoch) (Bounds, error) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if err := p.servesLocked(believed); err != nil {
 		return Bounds{}, err
@@ -72,18 +72,19 @@ func (p *Partition) boundsLocked() Bounds {
 // Read returns batches below the high watermark: from memory if they are among
 // those appended last, else from the store.
 func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
-	p.mu.Lock()
+	p.lock()
 	if err := p.readableLocked(f.Offset, f.LeaderEpoch); err != nil {
 		p.mu.Unlock()
 		return Fetched{}, err
 	}
 	out := Fetched{Bounds: p.boundsLocked(), NextOffset: f.Offset}
+	tail := &p.tail
 	p.mu.Unlock()
 	end := min(f.End, out.HighWatermark)
 	if f.Offset >= end {
 		return out, nil
 	}
-	if batches, next, ok := p.host.tails.read(&p.tail, f.Offset, end, f.MaxBytes); ok {
+	if batches, next, ok := p.host.tails.read(tail, f.Offset, end, f.MaxBytes); ok {
 		p.host.metrics.tailHits.Inc()
 		out.Batches, out.NextOffset = batches, next
 		return out, nil
@@ -116,7 +117,7 @@ func (p *Partition) Read(ctx context.Context, f Fetch) (Fetched, error) {
 // Recheck returns what was fetched a while ago as Read would do now: with the
 // present bounds, or with the error that the offset meets by now. It reads nothing.
 func (p *Partition) Recheck(f Fetch, fetched Fetched) (Fetched, error) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if err := p.readableLocked(f.Offset, f.LeaderEpoch); err != nil {
 		return Fetched{}, err
@@ -146,7 +147,7 @@ func (p *Partition) readableLocked(offset int64, believed cluster.LeaderEpoch) e
 // last record that it has read, of an epoch or [rules.NoEpoch], is still in the
 // log (KIP-320); REASON_LOG_TRUNCATED says that it is not.
 func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.LeaderEpoch) error {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if err := p.servesLocked(believed); err != nil {
 		return err
@@ -160,7 +161,7 @@ func (p *Partition) CheckPosition(offset int64, lastRead, believed cluster.Leade
 // EpochAt returns the leader epoch of the record at an offset, or that of the
 // present leader at the high watermark.
 func (p *Partition) EpochAt(offset int64) cluster.LeaderEpoch {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if offset >= p.replica.HighWatermark() {
 		return p.replica.Epoch()
@@ -242,7 +243,7 @@ func (p *Partition) findIn(batch []byte, timestamp, logStart int64) (RecordAt, e
 // reader at an offset: records, or the end of this leadership. It reports false,
 // and ready is not told, when there is already. Each call is for one telling.
 func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster.LeaderEpoch) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if offset < p.replica.HighWatermark() || p.servesLocked(believed) != nil {
 		return false
@@ -256,6 +257,9 @@ func (p *Partition) Await(ready *Ready, slot int, offset int64, believed cluster
 func (p *Partition) Forget(ready *Ready) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.awake == nil {
+		return
+	}
 	if n := p.news; n != nil {
 		from := func(a armedReader) bool { return a.ready == ready }
 		n.readers, n.followers = slices.DeleteFunc(n.readers, from), slices.DeleteFunc(n.followers, from)
@@ -304,7 +308,7 @@ func (p *Partition) readError(ctx context.Context, offset int64, err error) erro
 		return p.closing()
 	case errors.Is(err, store.ErrOffsetOutOfRange):
 		// The log start has moved meanwhile.
-		p.mu.Lock()
+		p.lock()
 		defer p.mu.Unlock()
 		return p.outOfRangeLocked(offset)
 	}

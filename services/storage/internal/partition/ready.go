@@ -54,6 +54,11 @@ type news struct {
 	checks *FenceCheck
 }
 
+// waiting says that somebody does.
+func (n *news) waiting() bool {
+	return n != nil && (len(n.readers)+len(n.followers) > 0 || n.deletions != nil || n.checks != nil)
+}
+
 func (n *news) wakeFollowers() {
 	if n != nil {
 		n.followers = wake(n.followers)

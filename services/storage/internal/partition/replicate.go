@@ -22,7 +22,7 @@ const (
 // Fetched takes note of where a follower stands, which may move the high watermark
 // and complete appends. now is the time of this process.
 func (p *Partition) Fetched(at rules.Position, now time.Time) rules.Fetch {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.unavailable != nil {
 		return rules.Fetch{Outcome: rules.FetchNotLeader}
@@ -41,15 +41,15 @@ func (p *Partition) Fetched(at rules.Position, now time.Time) rules.Fetch {
 // [rules.FetchServed] under the same leader epoch. The bytes are shared and must
 // not be changed.
 func (p *Partition) ReadFollower(ctx context.Context, epoch cluster.LeaderEpoch, offset int64, maxBytes int) (rules.Replicated, [][]byte, error) {
-	p.mu.Lock()
+	p.lock()
 	err := p.servesLocked(epoch)
-	end := p.replica.LogEnd()
+	end, tail := p.replica.LogEnd(), &p.tail
 	p.mu.Unlock()
 	if err != nil {
 		return rules.Replicated{}, nil, err
 	}
 	out := rules.Replicated{LeaderEpoch: epoch, Follows: offset}
-	batches, err := p.readCopies(ctx, offset, end, maxBytes)
+	batches, err := p.readCopies(ctx, tail, offset, end, maxBytes)
 	switch {
 	case errors.Is(err, store.ErrOffsetOutOfRange):
 		batches = nil
@@ -71,7 +71,7 @@ func (p *Partition) ReadFollower(ctx context.Context, epoch cluster.LeaderEpoch,
 			BaseOffset: header.BaseOffset, LastOffset: last, Epoch: cluster.LeaderEpoch(header.LeaderEpoch),
 		})
 	}
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	// What was read since may be that of another leader.
 	if err := p.servesLocked(epoch); err != nil {
@@ -88,11 +88,11 @@ func (p *Partition) ReadFollower(ctx context.Context, epoch cluster.LeaderEpoch,
 }
 
 // readCopies reads batches below an offset where one begins.
-func (p *Partition) readCopies(ctx context.Context, offset, end int64, maxBytes int) ([][]byte, error) {
+func (p *Partition) readCopies(ctx context.Context, tail *tail, offset, end int64, maxBytes int) ([][]byte, error) {
 	if offset >= end {
 		return nil, nil
 	}
-	batches, _, ok := p.host.tails.read(&p.tail, offset, end, maxBytes)
+	batches, _, ok := p.host.tails.read(tail, offset, end, maxBytes)
 	if ok {
 		p.host.metrics.tailHits.Inc()
 		return batches[:min(len(batches), maxCopies)], nil
@@ -115,7 +115,7 @@ func (p *Partition) readCopies(ctx context.Context, offset, end int64, maxBytes 
 // go on from its position: where the batch begins that holds the log start.
 func (p *Partition) RestartOffset(ctx context.Context, epoch cluster.LeaderEpoch) (int64, error) {
 	for {
-		p.mu.Lock()
+		p.lock()
 		err := p.servesLocked(epoch)
 		start, end := p.replica.LogStart(), p.replica.LogEnd()
 		p.mu.Unlock()
@@ -135,7 +135,7 @@ func (p *Partition) RestartOffset(ctx context.Context, epoch cluster.LeaderEpoch
 				offset = min(start, batches[0].BaseOffset)
 			}
 		}
-		p.mu.Lock()
+		p.lock()
 		moved := p.replica.LogStart() != start
 		if !moved {
 			p.replica.ServesFrom(offset)
@@ -149,7 +149,7 @@ func (p *Partition) RestartOffset(ctx context.Context, epoch cluster.LeaderEpoch
 
 // startMoved says whether the log start has moved away from an offset.
 func (p *Partition) startMoved(from int64) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.replica.LogStart() != from
 }
@@ -170,7 +170,7 @@ type Sent struct {
 // Each call is for one telling, which may be for nothing; [Partition.Forget] takes
 // it back.
 func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	r := &p.replica
 	if p.servesLocked(sent.LeaderEpoch) != nil || r.LogEnd() > sent.LogEnd || r.HighWatermark() > sent.HighWatermark || p.replica.StartWritten() > sent.LogStart || r.Probe() > sent.Probe {
@@ -184,7 +184,7 @@ func (p *Partition) AwaitFollower(ready *Ready, slot int, sent Sent) bool {
 // Propose decides whether the ISR should change, as [rules.Replica.Propose] does, and
 // resigns while the disk does not answer. live must not block, nor call the partition.
 func (p *Partition) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.unavailable != nil {
 		return false
@@ -198,7 +198,7 @@ func (p *Partition) Propose(now time.Time, maxLag time.Duration, live func(clust
 
 // Proposal returns the change of the ISR that waits for its outcome, if any.
 func (p *Partition) Proposal() (rules.ISRProposal, bool) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.unavailable != nil {
 		return rules.ISRProposal{}, false

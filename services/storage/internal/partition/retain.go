@@ -47,8 +47,14 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 	}
 	rule := rules.Retention{NowMs: now.UnixMilli(), RetentionMs: config.RetentionMs, RetentionBytes: config.RetentionBytes}
 	p.mu.Lock()
-	rule.LogStart, rule.HighWatermark = p.replica.StartWritten(), p.replica.HighWatermark()
-	leads := p.roleLocked() == rules.Leading
+	leads := true
+	if p.awake == nil {
+		state := p.state()
+		rule.LogStart, rule.HighWatermark = state.LogStart, state.HighWatermark
+	} else {
+		rule.LogStart, rule.HighWatermark = p.replica.StartWritten(), p.replica.HighWatermark()
+		leads = p.roleLocked() == rules.Leading
+	}
 	p.mu.Unlock()
 	if !leads {
 		return spans
@@ -77,9 +83,9 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 	return spans
 }
 
-// retention asks the partitions that this node leads to remove what they need
-// not keep, until ctx ends.
-func (h *Host) retention(ctx context.Context) {
+// visit asks the partitions that this node leads to remove what they need not keep,
+// and lets them rest, until ctx ends.
+func (h *Host) visit(ctx context.Context) {
 	ticker := time.NewTicker(h.config.RetentionEvery)
 	defer ticker.Stop()
 	var spans []store.Span
@@ -94,6 +100,7 @@ func (h *Host) retention(ctx context.Context) {
 				return
 			}
 			spans = p.Retain(h.config.Now(), spans)
+			p.rest()
 		}
 	}
 }

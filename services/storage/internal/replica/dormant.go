@@ -10,16 +10,17 @@ import (
 // A partition of which the store has nothing is dormant: there is no object for
 // it until somebody asks for it, as there is nothing that it could know but its
 // assignment. A cluster has many partitions that nobody has written to, and they
-// cost a pointer each. One that has woken up stays awake.
+// cost a pointer each. One that has woken up has an object for good, which forgets
+// most of itself while nobody uses it, see package partition.
 
 // wakeLocked makes a dormant partition. What the cluster has agreed on meanwhile
 // is the same to an empty log as the latest of it. The mutex is held.
 func (r *Replicas) wakeLocked(t *topic, index int32) *partition.Partition {
 	p := partition.New(r.host, t.shared, index, r.store.Log(store.PartitionID{Topic: t.seen.ID, Index: index}))
 	t.partitions[index] = p
-	assignment := t.seen.Partitions[index]
+	assignment := &t.seen.Partitions[index]
 	roles := t.dormant
-	roles.Add(r.role(assignment), -1)
+	roles.Add(r.role(*assignment), -1)
 	r.countDormant(t, roles)
 	r.applyTo(p, assignment)
 	return p

@@ -3,10 +3,13 @@ package replica
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+	dto "github.com/prometheus/client_model/go"
 
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -155,5 +158,79 @@ func TestWakingUpWhileTheTopicIsActedOn(t *testing.T) {
 	}
 	if _, epoch := woken.Role(); epoch != 9 {
 		t.Fatalf("leader epoch %d, want 9", epoch)
+	}
+}
+
+// awaitAsleep waits until so many partitions are asleep.
+func (n *node) awaitAsleep(want float64) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)
+	defer cancel()
+	for tick := time.NewTicker(10 * time.Millisecond); ; {
+		families, err := n.metrics.Gather()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		at := slices.IndexFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == "runnel_storage_partitions_asleep" })
+		got := families[at].GetMetric()[0].GetGauge().GetValue()
+		if got == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			n.t.Fatalf("%g partitions are asleep, want %g", got, want)
+		}
+	}
+}
+
+// Partitions that were written to fall asleep, and what the cluster agrees on
+// meanwhile, and a restart, find in the store what they knew.
+func TestWrittenPartitionsFallAsleep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := startNode(t, dir, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- n.host.Run(ctx) }()
+	topic := newTopic("a", 1, 1, 1)
+	topic.Config[rules.RetentionMs] = "-1"
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(1)
+	for i := range topic.PartitionCount {
+		for range i + 1 {
+			write(t, n.mustHave("a", i, rules.Leading))
+		}
+	}
+	n.awaitAsleep(3)
+	// Only the partition that changes wakes up.
+	topic.Partitions[1].LeaderEpoch, topic.Partitions[1].PartitionEpoch = 7, 7
+	n.act(2)
+	n.awaitAsleep(3)
+	for i := range topic.PartitionCount {
+		p := n.mustHave("a", i, rules.Leading)
+		want := partition.Bounds{HighWatermark: int64(i) + 1}
+		if i == 1 {
+			want.LeaderEpoch = 7
+		}
+		if got, err := p.Bounds(rules.NoEpoch); err != nil || got != want {
+			t.Errorf("partition %d: %+v, %v; want %+v", i, got, err, want)
+		}
+		if r := write(t, p); r.Err != nil || r.BaseOffset != int64(i)+1 {
+			t.Errorf("partition %d: %+v", i, r)
+		}
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+	n.stop()
+	n = startNode(t, dir, 0)
+	n.snapshot.Topics = append(n.snapshot.Topics, topic)
+	n.act(2)
+	for i := range topic.PartitionCount {
+		if end := n.mustHave("a", i, rules.Leading).LogEnd(); end != int64(i)+2 {
+			t.Errorf("partition %d ends at %d", i, end)
+		}
 	}
 }

@@ -192,13 +192,15 @@ func (r *Replicas) apply(st *store.Store, now *cluster.Topic, found []int32) {
 	r.mu.RLock()
 	copy(partitions, t.partitions)
 	r.mu.RUnlock()
-	for i, assignment := range now.Partitions {
+	for i := range now.Partitions {
+		assignment := &now.Partitions[i]
 		if partitions[i] == nil {
-			if _, stored := slices.BinarySearch(found, int32(i)); !stored || !r.holds(assignment) {
+			if _, stored := slices.BinarySearch(found, int32(i)); !stored || !r.holds(*assignment) {
 				continue
 			}
 			partitions[i] = partition.New(r.host, t.shared, int32(i), st.Log(store.PartitionID{Topic: now.ID, Index: int32(i)}))
 		} else if assignment.PartitionEpoch == before.Partitions[i].PartitionEpoch && !reconfigured {
+			partitions[i].Share(assignment)
 			continue
 		}
 		r.applyTo(partitions[i], assignment)
@@ -210,12 +212,14 @@ func (r *Replicas) apply(st *store.Store, now *cluster.Topic, found []int32) {
 	r.countDormant(t, r.dormantRoles(t))
 	r.mu.Unlock()
 	for _, i := range woken {
-		r.applyTo(partitions[i], now.Partitions[i])
+		r.applyTo(partitions[i], &now.Partitions[i])
 	}
 }
 
-func (r *Replicas) applyTo(p *partition.Partition, assignment cluster.Partition) {
-	if err := p.Apply(assignment); err != nil {
+// applyTo tells a partition what was agreed on, which must not change any more.
+func (r *Replicas) applyTo(p *partition.Partition, assignment *cluster.Partition) {
+	defer p.Share(assignment)
+	if err := p.Apply(*assignment); err != nil {
 		r.logger.Error("a partition is not served", "topic", p.Topic().Name, "partition", p.Index(), "error", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +32,8 @@ const self cluster.NodeID = 1
 
 type node struct {
 	t        *testing.T
+	host     *partition.Host
+	metrics  *prometheus.Registry
 	store    *store.Store
 	view     *clusterview.View
 	replicas *Replicas
@@ -52,9 +55,12 @@ func startNode(t *testing.T, dir string, from int64) *node {
 		t: t, store: st, view: clusterview.New(logger),
 		snapshot: &metadatav1.ClusterSnapshot{ClusterId: make([]byte, 16), Nodes: []*metadatav1.Node{{NodeId: 2, Address: "other:7070"}}},
 	}
-	host := partition.NewHost(partition.DefaultConfig(), func(id cluster.NodeID) string { return Address(n.view, id) }, nil)
-	host.SetSelf(self)
-	n.replicas = New(host, n.view, logger)
+	n.metrics = prometheus.NewRegistry()
+	partitions := partition.DefaultConfig()
+	partitions.RetentionEvery = 20 * time.Millisecond
+	n.host = partition.NewHost(partitions, func(id cluster.NodeID) string { return Address(n.view, id) }, n.metrics)
+	n.host.SetSelf(self)
+	n.replicas = New(n.host, n.view, logger)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.replicas.Run(ctx, st, from) }()

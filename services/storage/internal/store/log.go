@@ -63,8 +63,7 @@ type Log struct {
 	settled sync.Cond
 	// fault is why the log cannot be used; nil otherwise.
 	fault error
-	// loaded and producers are what Loaded returns.
-	loaded    State
+	// producers are as found when the store was opened, until the first append.
 	producers []Producer
 
 	// set takes the appends; empty before the first of this process.
@@ -128,13 +127,13 @@ func (l *Log) Err() error {
 	return l.fault
 }
 
-// Loaded returns the state and the producers as found when the store was opened;
-// without producers after the first append. The slices are the caller's to read,
-// not to change.
+// Loaded returns the state, which is as it is on disk while nothing is pending, and
+// the producers as found when the store was opened; without producers after the
+// first append. The slices are the caller's to read, not to change.
 func (l *Log) Loaded() (State, []Producer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.loaded, l.producers
+	return l.durable.State, l.producers
 }
 
 // Admit says whether the disk has room for that many bytes of batches: if not,

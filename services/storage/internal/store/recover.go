@@ -333,7 +333,6 @@ func (s *Store) restore(r *recovery) {
 		l.durable = *p.durable
 		l.home, l.stateVolume, l.stateGeneration, l.stateBytes = p.home, p.stateVolume, p.stateGeneration, l.durable.needed(p.stateBytes)
 		s.volumes.account(use{volume: l.stateVolume, records: l.stateBytes})
-		l.loaded = l.durable.State
 		if l.durable.Deleted {
 			l.doomed = true
 			s.cleaner.doom(l)

@@ -178,7 +178,6 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	if !slices.Contains(l.stateVolumes, v.number) {
 		l.stateVolumes = append(l.stateVolumes, v.number)
 	}
-	l.loaded = d.State
 	l.start, l.next, l.readable = d.LogStart, d.LogEnd, d.LogEnd
 	for i := range l.producers {
 		p := &l.producers[i]
