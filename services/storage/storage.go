@@ -195,7 +195,7 @@ func (s *Service) run(ctx context.Context) error {
 	var damage damageReport
 	config := s.config.storeConfig()
 	config.BootID = boot
-	config.Logger = s.logger
+	config.Logger = withTopicNames(s.logger, s.view)
 	config.Registerer = s.tel.Registry
 	config.OnFatal = func(err error) { fail(fmt.Errorf("store: %w", err)) }
 	config.OnStall = s.stalled

@@ -121,7 +121,7 @@ func (s *Store) failLog(l *Log, f failure) {
 func (s *Store) noteFailed(l *Log, f failure) {
 	s.failures.add(1)
 	s.cfg.Logger.Error("a partition has failed: it takes no more records, what is left is served",
-		"partition", l.id.String(), "reason", f.reason, "volume", f.volume, "log_end_unknown", f.logEndUnknown)
+		"partition", l.id, "reason", f.reason, "volume", f.volume, "log_end_unknown", f.logEndUnknown)
 }
 
 // rewriteState writes the state record of a log anew, to the set in which the
@@ -133,7 +133,7 @@ func (s *Store) rewriteState(l *Log) {
 		return true, nil
 	}}, func(err error) {
 		if err != nil && !errors.Is(err, ErrClosed) {
-			s.cfg.Logger.Error("the state of a partition cannot be recorded", "partition", l.id.String(), "error", err)
+			s.cfg.Logger.Error("the state of a partition cannot be recorded", "partition", l.id, "error", err)
 		}
 		if err == nil {
 			s.scrub.unrecorded.Add(-1)

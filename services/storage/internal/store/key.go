@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"math"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -17,6 +18,10 @@ type PartitionID struct {
 
 // String returns the topic's id and the index.
 func (id PartitionID) String() string { return fmt.Sprintf("%v/%d", id.Topic, id.Index) }
+
+// LogValue makes log lines have the same as [PartitionID.String]. A [slog.Handler]
+// of the caller may know more of the partition.
+func (id PartitionID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // kind is the first byte of a key. What is read when a store opens comes first,
 // so that opening never walks over batches.

@@ -354,7 +354,7 @@ func (s *Store) condemn(l *Log, volume uint64, offset int64, cause error) {
 	l.fault = err
 	s.metrics.corrupt.Inc()
 	s.failures.add(1)
-	s.cfg.Logger.Error("a partition is damaged", "partition", l.id.String(), "error", err)
+	s.cfg.Logger.Error("a partition is damaged", "partition", l.id, "error", err)
 }
 
 // finishRecovery checks the volumes that were being written, and seals all but

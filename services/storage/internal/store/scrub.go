@@ -209,7 +209,7 @@ func (c *scrubber) follow(ctx context.Context, s suspect) {
 	if ctx.Err() != nil {
 		return
 	}
-	c.store.cfg.Logger.Warn("a batch could not be read, but is not lost", "partition", s.log.id.String(), "offset", s.fault.Offset,
+	c.store.cfg.Logger.Warn("a batch could not be read, but is not lost", "partition", s.log.id, "offset", s.fault.Offset,
 		"volume", s.fault.Volume, "reason", s.fault.Error(), "now", err)
 }
 

@@ -186,6 +186,6 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 	l.producers = slices.DeleteFunc(l.producers, func(p Producer) bool { return len(p.Batches) == 0 })
 	s.metrics.shortened.Inc()
 	s.cfg.Logger.Warn("the machine has crashed, and a partition that is not synced has lost its last records",
-		"partition", l.id.String(), "log_end", offset, "log_end_before", before)
+		"partition", l.id, "log_end", offset, "log_end_before", before)
 	return nil
 }
