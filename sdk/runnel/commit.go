@@ -118,7 +118,8 @@ func (c *Consumer) CommitAsync(callback func(error), offsets ...GroupOffset) {
 
 // logCommit is told of commits that nobody else wants to hear of.
 func (c *Consumer) logCommit(err error) {
-	if err != nil {
+	// That a partition is lost the membership finds out, and tells.
+	if err != nil && !lostPartition(err) {
 		c.client.config.Logger.Warn("commit failed", "group", c.config.group, "error", err)
 	}
 }

@@ -111,11 +111,19 @@ func (m *membership) expire(now time.Time) {
 // lose takes everything from the member at once, which then joins anew. Callers hold
 // mu.
 func (m *membership) lose(why error) {
+	c, member := m.consumer, m.id
+	if m.forfeit() {
+		c.client.config.Logger.Warn("the consumer has lost its place in the group", "group", c.config.group, "member", member, "error", why)
+	}
+}
+
+// forfeit takes everything from the member at once, and reports whether it had a place.
+// Callers hold mu.
+func (m *membership) forfeit() bool {
 	c := m.consumer
 	if m.over || m.epoch == 0 {
-		return
+		return false
 	}
-	c.client.config.Logger.Warn("the consumer has lost its place in the group", "group", c.config.group, "member", m.id, "error", why)
 	for _, o := range m.owned {
 		if o.reading != nil && !o.revoking {
 			m.lost = append(m.lost, o.partition)
@@ -129,4 +137,5 @@ func (m *membership) lose(why error) {
 	c.held = Records{}
 	m.reopen()
 	c.broadcast()
+	return true
 }

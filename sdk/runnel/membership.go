@@ -3,6 +3,7 @@ package runnel
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -186,10 +187,10 @@ func (m *membership) failed(err error) bool {
 	return m.fatal != nil
 }
 
-// fail ends the membership for good. Callers hold mu.
+// fail ends the membership for good; Poll says why. Callers hold mu.
 func (m *membership) fail(err error) {
 	former := m.id
-	if m.lose(err); m.id == former {
+	if !m.forfeit() {
 		former = ""
 	}
 	m.fatal, m.former = err, former
@@ -364,6 +365,11 @@ func (m *membership) leave(ctx context.Context, keep bool) {
 		return err
 	})
 	if err != nil {
-		c.client.config.Logger.Warn("leaving the group failed; the session times out", "group", c.config.group, "error", err)
+		level := slog.LevelWarn
+		if m.fatal != nil {
+			// The program knows that the place is lost.
+			level = slog.LevelDebug
+		}
+		c.client.config.Logger.Log(ctx, level, "leaving the group failed; the session times out", "group", c.config.group, "error", err)
 	}
 }

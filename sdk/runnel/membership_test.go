@@ -1,8 +1,10 @@
 package runnel
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -188,6 +190,8 @@ func TestTwoProcessesWithOneInstanceID(t *testing.T) {
 		c.createTopic("t", 1)
 		lost := 0
 		a := c.member(t, "a", WithInstanceID("one"), WithRebalance(Rebalance{Lost: func(context.Context, []TopicPartition) { lost++ }}))
+		var logged bytes.Buffer
+		a.client.config.Logger = slog.New(slog.NewTextHandler(&logged, nil))
 		subscribe(t, a, "t")
 		nothing(t, a)
 		b := c.member(t, "b", WithInstanceID("one"))
@@ -205,6 +209,9 @@ func TestTwoProcessesWithOneInstanceID(t *testing.T) {
 		}
 		if err := b.Close(); err != nil {
 			t.Error(err)
+		}
+		if err := a.Close(); err != nil || logged.Len() > 0 {
+			t.Errorf("Close of the older = %v, logged beside its error: %s", err, logged.String())
 		}
 		if !slices.Contains(g.history(), "leave b for a while") {
 			t.Errorf("events = %v", g.history())
