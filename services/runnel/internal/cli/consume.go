@@ -43,7 +43,8 @@ value_encoding (also in a header) is "base64".
 
 The groups themselves are kept in the topic __consumer_offsets. --decode prints what
 its records mean, each as an object with a field kind: fence (a coordinator takes
-a partition over), group, member or offset, and deleted where the record removes it.
+a partition over, and an older one writes there no more), group, member or offset, and
+deleted where the record removes it.
 With -o json that is the field record, after topic, partition, offset and
 timestamp_ms.`
 
@@ -143,7 +144,7 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	defer client.Close()
 	topic, err := p.describeTopic(ctx, client, name)
 	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
-		return noTopic(name, "create it with \"runnel topics create %[1]s\", or by sending a record with \"runnel produce %[1]s\"", shellWord(name))
+		return noTopicToRead(name)
 	}
 	if err != nil {
 		return err
@@ -183,6 +184,11 @@ func (p *program) consume(command *cobra.Command, name string, o *consumeOptions
 	}
 	// A script must not take what is left for the whole.
 	return incomplete
+}
+
+// noTopicToRead says that the topic does not exist, and how it comes to.
+func noTopicToRead(name string) error {
+	return noTopic(name, "create it with \"runnel topics create %[1]s\", or by sending a record with \"runnel produce %[1]s\"", shellWord(name))
 }
 
 // records returns the writer of records in the form that was asked for.

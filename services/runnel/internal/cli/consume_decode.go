@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -19,32 +20,35 @@ import (
 type decodedRecord struct {
 	Kind string `json:"kind"`
 	// Deleted says that the record removes what its kind and names stand for.
-	Deleted     bool                `json:"deleted,omitempty"`
-	Group       string              `json:"group,omitempty"`
-	Member      string              `json:"member,omitempty"`
-	Instance    string              `json:"instance_id,omitempty"`
-	ClientID    string              `json:"client_id,omitempty"`
-	ClientHost  string              `json:"client_host,omitempty"`
-	Epoch       int64               `json:"epoch,omitempty"`
-	TargetEpoch int64               `json:"target_epoch,omitempty"`
-	Node        int32               `json:"node,omitempty"`
-	Assignor    string              `json:"assignor,omitempty"`
-	EmptyMS     int64               `json:"empty_ms,omitempty"`
-	Topics      []string            `json:"topics,omitempty"`
-	Pattern     string              `json:"topic_pattern,omitempty"`
-	SessionMS   int64               `json:"session_timeout_ms,omitempty"`
-	Target      []decodedTarget     `json:"target,omitempty"`
-	Assigned    []decodedPartitions `json:"assigned,omitempty"`
-	Revoking    []decodedPartitions `json:"revoking,omitempty"`
-	Away        bool                `json:"away,omitempty"`
-	Topic       string              `json:"topic,omitempty"`
-	TopicID     string              `json:"topic_id,omitempty"`
-	Partition   *int32              `json:"partition,omitempty"`
-	Offset      *int64              `json:"offset,omitempty"`
-	LeaderEpoch *int32              `json:"leader_epoch,omitempty"`
-	Metadata    string              `json:"metadata,omitempty"`
-	CommittedAt string              `json:"committed_at,omitempty"`
-	Error       string              `json:"error,omitempty"`
+	Deleted     bool   `json:"deleted,omitempty"`
+	Group       string `json:"group,omitempty"`
+	Member      string `json:"member,omitempty"`
+	Instance    string `json:"instance_id,omitempty"`
+	ClientID    string `json:"client_id,omitempty"`
+	ClientHost  string `json:"client_host,omitempty"`
+	Epoch       int64  `json:"epoch,omitempty"`
+	TargetEpoch int64  `json:"target_epoch,omitempty"`
+	// Coordinator is the node that has taken the partition over, Meaning says so.
+	Coordinator      int32               `json:"coordinator,omitempty"`
+	CoordinatorEpoch int64               `json:"coordinator_epoch,omitempty"`
+	Meaning          string              `json:"meaning,omitempty"`
+	Assignor         string              `json:"assignor,omitempty"`
+	EmptyMS          int64               `json:"empty_ms,omitempty"`
+	Topics           []string            `json:"topics,omitempty"`
+	Pattern          string              `json:"topic_pattern,omitempty"`
+	SessionMS        int64               `json:"session_timeout_ms,omitempty"`
+	Target           []decodedTarget     `json:"target,omitempty"`
+	Assigned         []decodedPartitions `json:"assigned,omitempty"`
+	Revoking         []decodedPartitions `json:"revoking,omitempty"`
+	Away             bool                `json:"away,omitempty"`
+	Topic            string              `json:"topic,omitempty"`
+	TopicID          string              `json:"topic_id,omitempty"`
+	Partition        *int32              `json:"partition,omitempty"`
+	Offset           *int64              `json:"offset,omitempty"`
+	LeaderEpoch      *int32              `json:"leader_epoch,omitempty"`
+	Metadata         string              `json:"metadata,omitempty"`
+	CommittedAt      string              `json:"committed_at,omitempty"`
+	Error            string              `json:"error,omitempty"`
 }
 
 type decodedTarget struct {
@@ -75,7 +79,10 @@ func decode(key, value []byte) decodedRecord {
 	}
 	switch r := record.(type) {
 	case *groups.FenceRecord:
-		return decodedRecord{Kind: kindFence, Epoch: int64(r.Epoch), Node: int32(r.Node)}
+		return decodedRecord{
+			Kind: kindFence, Coordinator: int32(r.Node), CoordinatorEpoch: int64(r.Epoch),
+			Meaning: fmt.Sprintf("node %d coordinates the groups of this partition from here on", r.Node),
+		}
 	case *groups.GroupRecord:
 		d := decodedRecord{
 			Kind: kindGroup, Group: string(r.Group), Epoch: int64(r.Epoch), TargetEpoch: int64(r.TargetEpoch),

@@ -25,7 +25,7 @@ func TestDecode(t *testing.T) {
 		want       string
 	}{
 		{"fence", key(&logv1.RecordKey{Key: &logv1.RecordKey_Fence{Fence: &logv1.FenceKey{}}}), marshalled(t, &logv1.FenceValue{CoordinatorEpoch: 7, NodeId: 3}),
-			`{"kind":"fence","epoch":7,"node":3}`},
+			`{"kind":"fence","coordinator":3,"coordinator_epoch":7,"meaning":"node 3 coordinates the groups of this partition from here on"}`},
 		{"group", group, marshalled(t, &logv1.GroupValue{Epoch: 5, TargetEpoch: 4, Assignor: "sticky", EmptyMs: 9, Target: []*logv1.TargetAssignment{
 			{MemberId: "m", Partitions: []*logv1.PartitionSet{{TopicId: id, Partitions: []int32{0, 2}}}}}}),
 			`{"kind":"group","group":"g","epoch":5,"target_epoch":4,"assignor":"sticky","empty_ms":9,"target":[{"member":"m","partitions":[{"topic_id":"` + uuid + `","partitions":[0,2]}]}]}`},

@@ -107,8 +107,12 @@ func (p *program) consumeInGroup(command *cobra.Command, name string, o *consume
 	defer client.Close()
 	m := &membership{p: p, o: o, client: client, topic: name, group: o.group.name.value, ends: make(map[runnel.TopicPartition]int64)}
 	topic, err := p.describeTopic(ctx, client, name)
-	if err != nil && runnel.ReasonOf(err) != errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+	switch {
+	case err == nil:
+	case runnel.ReasonOf(err) != errorsv1.Reason_REASON_TOPIC_NOT_FOUND:
 		return err
+	case o.exitAtEnd:
+		return noTopicToRead(name)
 	}
 	if o.fromBeginning {
 		if err := m.tellWhereItGoesOn(ctx); err != nil {
@@ -129,6 +133,10 @@ func (p *program) consumeInGroup(command *cobra.Command, name string, o *consume
 	if closeErr := m.consumer.Close(); closeErr != nil && !isClosedPipe(err) {
 		p.complain("how far the group has come could not be committed, and records that were printed are printed again: %s", sentence(closeErr))
 		err = cmp.Or(err, errReported)
+	}
+	if runnel.ReasonOf(err) == errorsv1.Reason_REASON_INSTANCE_FENCED {
+		err = &failure{cause: err, message: fmt.Sprintf("another process has joined group %q as instance %q and has the partitions now; give each process an --instance-id of its own",
+			m.group, o.group.instance.value)}
 	}
 	return o.ending(err)
 }
@@ -331,7 +339,14 @@ func (m *membership) commit(ctx context.Context) error {
 // atEnd reports whether, with --exit-at-end, the member has read all partitions that it
 // has and is to have up to what was their end when they came.
 func (m *membership) atEnd(ctx context.Context) (bool, error) {
-	if !m.o.exitAtEnd || !m.joined || m.missing {
+	switch {
+	case !m.o.exitAtEnd || !m.joined:
+		return false, nil
+	case m.missing:
+		// The coordinator may be behind, or the topic was deleted.
+		if _, err := m.p.describeTopic(ctx, m.client, m.topic); runnel.ReasonOf(err) == errorsv1.Reason_REASON_TOPIC_NOT_FOUND {
+			return false, noTopicToRead(m.topic)
+		}
 		return false, nil
 	}
 	if err := m.findEnds(ctx); err != nil {
@@ -379,4 +394,5 @@ count only where the group has not been before. Partitions that come and go are 
 on the standard error. How far it has come is committed every few seconds, and when
 the command ends. After a crash records since the last commit are printed again;
 with --delivery at-most-once, which commits before it prints, they are not, and some
-may be missing. A topic that does not exist is waited for.`
+may be missing. A topic that does not exist is waited for, but is an error with
+--exit-at-end.`

@@ -61,6 +61,13 @@ func (r *running) stop() int {
 	return code
 }
 
+// text returns what the command has written so far.
+func (r *running) text(i int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out[i].String()
+}
+
 // awaitPatience bounds how long something may take that should happen at once.
 const awaitPatience = 30 * time.Second
 
@@ -333,6 +340,13 @@ func TestUnknownTopicIsWaitedFor(t *testing.T) {
 	if code := member.stop(); code != exitSuccess {
 		t.Errorf("ends with %d", code)
 	}
+	absent := topic + "-absent"
+	missing := start(t, "consume", absent, "--group", absent, "--exit-at-end")
+	missing.await(t, 1, `runnel: topic "`+absent+`" does not exist.*runnel topics create `+absent)
+	if code := <-missing.done; code != exitFailure {
+		t.Errorf("without a topic to come to the end of: %d", code)
+	}
+	missing.done <- exitFailure
 }
 
 // TestStaticMemberTwice: the older of two processes with one static id is told, and
@@ -348,7 +362,10 @@ func TestStaticMemberTwice(t *testing.T) {
 		t.Errorf("the older ends with %d", code)
 	}
 	older.done <- exitFailure
-	older.await(t, 1, `runnel: another process has joined group .* as instance "one"`)
+	older.await(t, 1, `runnel: another process has joined group .* as instance "one" and has the partitions now; give each process an --instance-id of its own\n$`)
+	if text := older.text(1); strings.Contains(text, "level=") {
+		t.Errorf("the older says %s", text)
+	}
 	newer.await(t, 1, "assigned by group")
 	if code := newer.stop(); code != exitSuccess {
 		t.Errorf("the newer ends with %d", code)
