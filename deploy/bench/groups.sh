@@ -109,7 +109,12 @@ rebalance() {
 # from when it was due.
 commits() {
 	local groups=${GROUPS_OF_ONE:-200}
+	local partition records=$(((${SECONDS_EACH:-60} + ${WARM_UP:-5} + 1) * ${RATE:-5000} / groups + 1))
 	start "commits: ${RATE:-5000} per second, $groups groups, ${SECONDS_EACH:-60} s, $(coordinating)" "${PARTITIONS:-10}" "${one[@]}"
+	# What is committed has to be there.
+	for ((partition = 0; partition < ${PARTITIONS:-10}; partition++)); do
+		seq "$records" | runnel produce read --partition "$partition" >/dev/null 2>&1
+	done
 	load commits -topic read -groups "$groups" -connections "${CONNECTIONS:-$groups}" -rate "${RATE:-5000}" -seconds "${SECONDS_EACH:-60}" -warm-up "${WARM_UP:-5}s"
 	row "answered per second" "$(values commits_per_s)"
 	row "p50" "$(values commit_p50_ms) ms"

@@ -84,6 +84,7 @@ func TestMembersShareOutAndRestartKeepsAll(t *testing.T) {
 		}
 		a, _ = first.latest()
 		p := a.GetPartitions()[0].GetPartitions()[0]
+		m.setEnd(p, 20)
 		res, err := n.offsets.CommitOffsets(t.Context(), &coordinatorv1.CommitOffsetsRequest{Group: "g", MemberId: "a", MemberEpoch: a.GetMemberEpoch(), Offsets: []*coordinatorv1.OffsetCommit{commit(p, 17)}})
 		if err != nil || res.GetResults()[0].GetFailure() != nil {
 			t.Fatalf("%v, %v", res, err)
@@ -261,6 +262,7 @@ func TestAppendsThatFail(t *testing.T) {
 						return now
 					}
 				}
+				synctest.Wait() // Other partitions have appended their fences.
 				m.mu.Lock()
 				m.refuse, m.lose = once(test.refuse), once(test.lose)
 				m.mu.Unlock()

@@ -53,6 +53,8 @@ type mesh struct {
 	appends      int
 	checks       int
 	listed       int
+	// leaderless fails the questions for ends of the other topics.
+	leaderless bool
 }
 
 // fencedLog is a partition of __consumer_offsets.
@@ -283,6 +285,9 @@ func (m *mesh) ListOffsets(_ context.Context, req *storagev1.ListOffsetsRequest)
 			start = 100
 		}
 		out := &storagev1.PartitionOffset{Topic: p.GetTopic(), Partition: p.GetPartition(), Offset: end}
+		if m.leaderless {
+			out.Failure = rpcerr.AsFailure(rpcerr.New(errorsv1.Reason_REASON_OFFSET_NOT_AVAILABLE, "too new"))
+		}
 		switch at := p.GetPosition().GetPosition().(type) {
 		case *logv1.StartPosition_Earliest:
 			out.Offset = start
@@ -298,6 +303,15 @@ func (m *mesh) setEnd(partition int32, end int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ends[fmt.Sprintf("orders/%d", partition)] = end
+}
+
+// elect gives a partition of orders another leadership, with a log that ends elsewhere.
+func (m *mesh) elect(partition int32, end int64) {
+	m.setEnd(partition, end)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.snapshot.Topics[0].Partitions[partition].LeaderEpoch++
+	m.publish()
 }
 
 // gate is a transport whose calls wait while the process that makes them stands still.

@@ -189,6 +189,76 @@ func TestBadCommits(t *testing.T) {
 	})
 }
 
+// A member cannot commit what nobody can have read. Asking costs nothing where the answer
+// is known, and nobody is refused for what the coordinator has yet to hear.
+func TestCommitBeyondTheEnd(t *testing.T) {
+	inMesh(t, func(t *testing.T, m *mesh) {
+		n := m.start(2, t.TempDir())
+		m.setEnd(0, 500)
+		s := n.join(t, orders("g", "m"))
+		synctest.Wait()
+		if err := beat(t, n, "g", s); err != nil {
+			t.Fatal(err)
+		}
+		a, _ := s.latest()
+		call := func(member string, offsets ...*coordinatorv1.OffsetCommit) (*coordinatorv1.CommitOffsetsResponse, error) {
+			return n.offsets.CommitOffsets(t.Context(), &coordinatorv1.CommitOffsetsRequest{Group: "g", MemberId: member, MemberEpoch: a.GetMemberEpoch(), Offsets: offsets})
+		}
+		// listed returns how often leaders were asked.
+		listed := func() int {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return m.listed
+		}
+		check := func(what string, want errorsv1.Reason, asked int, offset *coordinatorv1.OffsetCommit) {
+			t.Helper()
+			before := listed()
+			res, err := call("m", offset, commit(1, 0))
+			if err != nil || len(res.GetResults()) != 2 || res.GetResults()[1].GetFailure() != nil {
+				t.Fatalf("%s: %v, %v", what, res, err)
+			}
+			failure := res.GetResults()[0].GetFailure()
+			if failure.GetReason() != want || want != 0 && !strings.Contains(failure.GetMessage(), fmt.Sprint("which is ", m.ends["orders/0"])) {
+				t.Errorf("%s: %v", what, failure)
+			}
+			if got := listed() - before; got != asked {
+				t.Errorf("%s: leaders are asked %d times, want %d", what, got, asked)
+			}
+		}
+		const beyond = errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE
+		check("one too many", beyond, 2, commit(0, 501))
+		check("the end", 0, 0, commit(0, 500))
+		check("below what is known", 0, 0, commit(0, 10))
+		m.setEnd(0, 510)
+		check("a fresh append", 0, 1, commit(0, 510))
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			m.setEnd(0, 520)
+		}()
+		check("an append that the leader is late to tell of", 0, 2, commit(0, 520))
+		newer := commit(0, 900)
+		newer.LeaderEpoch = proto.Int32(4)
+		check("a leader that is not known here", 0, 0, newer)
+		m.elect(0, 300)
+		synctest.Wait()
+		check("what an unclean election has cut off", beyond, 2, commit(0, 520))
+		check("what it has not", 0, 0, commit(0, 300))
+		m.mu.Lock()
+		m.leaderless = true
+		m.mu.Unlock()
+		check("no leader can say", 0, 1, commit(0, 400))
+		if _, err := call("nobody", commit(0, 400)); reason(err) != errorsv1.Reason_REASON_UNKNOWN_MEMBER {
+			t.Errorf("a member that is none: %v", err)
+		}
+		m.mu.Lock()
+		m.leaderless = false
+		m.mu.Unlock()
+		if _, err := call("nobody", commit(0, 400)); reason(err) != errorsv1.Reason_REASON_UNKNOWN_MEMBER {
+			t.Errorf("a member that is none, beyond the end: %v", err)
+		}
+	})
+}
+
 func second[A any](_ A, err error) error { return err }
 
 // A member that stops its heartbeats loses its place although its stream stands.

@@ -111,6 +111,11 @@ func grouped(t *testing.T, bootstrap, name string) {
 	if d.State != sdk.GroupStable || len(d.Members) != 2 || !slices.Equal(slices.Collect(maps.Values(owned)), []int{2, 2}) {
 		t.Errorf("two members of a group are described as %+v", d)
 	}
+	for _, p := range members[0].Assigned() {
+		// Nobody can have read so far.
+		err := members[0].Commit(ctx, sdk.GroupOffset{TopicPartition: p, Position: sdk.Position{Offset: 1000, LeaderEpoch: -1}})
+		refused(t, err, errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE, "1000", name)
+	}
 	reset := sdk.GroupReset{Group: name, Resets: []sdk.OffsetReset{{Topic: name, Target: sdk.MoveBy(-1)}}}
 	for _, reset.Execute = range []bool{false, true} {
 		_, err := admin.ResetOffsets(ctx, reset)

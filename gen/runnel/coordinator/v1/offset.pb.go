@@ -109,7 +109,9 @@ type OffsetCommit struct {
 	TopicId []byte `protobuf:"bytes,2,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
 	// Partition, from 0. Set by the client.
 	Partition int32 `protobuf:"varint,3,opt,name=partition,proto3" json:"partition,omitempty"`
-	// Offset of the next record to read, from 0. Set by the client.
+	// Offset of the next record to read, from 0. One beyond the end of the partition for
+	// readers is refused with REASON_OFFSET_OUT_OF_RANGE; that of a member is recorded
+	// where no leader can say. Set by the client.
 	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
 	// Leader epoch of the last record that was read; unset where it is not known. Set
 	// by the client.

@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
+	peerv1 "github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/peer/v1/peerv1connect"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -33,15 +34,19 @@ type Leaders struct {
 
 	mu    sync.Mutex
 	nodes map[cluster.NodeID]*storageNode
+
+	// ends are those of which commits need not ask.
+	ends knownEnds
 }
 
-// storageNode is what is known of how to reach a node. It is immutable, but for the
-// fences.
+// storageNode is what is known of how to reach a node. It is immutable, but for who waits
+// for it.
 type storageNode struct {
 	address, peerAddress string
 	log                  storagev1connect.LogServiceClient
 	fenced               peerv1connect.FencedAppendServiceClient
-	fences               fenceQueue
+	fences               line[*peerv1.Fence]
+	ends                 line[*endQuestion]
 }
 
 // NewLeaders returns the leaders that the view shows. tel may be nil.

@@ -49,13 +49,18 @@ func (s *Server) CommitOffsets(ctx context.Context, req *coordinatorv1.CommitOff
 		commit.Offsets, at = append(commit.Offsets, offset), append(at, i)
 	}
 	if req.GetMemberId() == "" {
-		// By hand, mistakes are likely, and nothing is in a hurry. A member has read what it
-		// commits, and asking the leaders each time would cost as much as the commit.
+		// By hand, mistakes are likely, and nothing is in a hurry.
 		commit.Offsets, at = s.withinLog(ctx, commit.Offsets, at, res)
+	} else {
+		commit.Offsets, at = s.withinEnd(ctx, commit.Offsets, at, res)
 	}
-	if len(commit.Offsets) == 0 {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if len(commit.Offsets) == 0 && req.GetMemberId() == "" {
 		return res, nil
 	}
+	// A member is told if it is none any more, whatever it wanted to commit.
 	value, err := s.host.Do(ctx, index, commit)
 	if err != nil {
 		return nil, s.translate(req.GetGroup(), err)
@@ -113,6 +118,28 @@ func (s *Server) withinLog(ctx context.Context, in []rules.CommitOffset, at []in
 		}
 		if err != nil {
 			res.Results[at[i]].Failure = rpcerr.AsFailure(err)
+			continue
+		}
+		out, outAt = append(out, offset), append(outAt, at[i])
+	}
+	return out, outAt
+}
+
+// withinEnd returns the offsets that do not lie beyond the ends of their partitions, and
+// refuses the others. A member has read what it commits, as a rule. So one whose leader is
+// away is recorded: refused, it would be read again, or not be read at most once, whenever
+// a leader goes; recorded, what is wrong about it is found when somebody reads there. One
+// that lies before the first record is recorded, too: records may go while they are in hand.
+func (s *Server) withinEnd(ctx context.Context, in []rules.CommitOffset, at []int, res *coordinatorv1.CommitOffsetsResponse) (out []rules.CommitOffset, outAt []int) {
+	ends := s.leaders.BeyondEnd(ctx, in)
+	for i, offset := range in {
+		if ends[i].Err != nil {
+			s.unchecked.Inc()
+		}
+		if ends[i].Beyond {
+			res.Results[at[i]].Failure = rpcerr.New(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,
+				"offset %d lies beyond the end of partition %d of topic %q, which is %d for readers; commit the offset behind the last record that was read, or if records were lost since, seek to the committed offset", offset.Offset, offset.Index, offset.TopicName, ends[i].End).
+				WithDetail(&errorsv1.OffsetOutOfRange{Topic: offset.TopicName, Partition: offset.Index, Offset: offset.Offset, LatestOffset: ends[i].End}).Failure()
 			continue
 		}
 		out, outAt = append(out, offset), append(outAt, at[i])

@@ -83,6 +83,8 @@ type Server struct {
 	drain   *rpc.Drain
 	streams *rpc.Streams
 	joined  prometheus.Gauge
+	// unchecked counts offsets that were recorded without knowing the log's end.
+	unchecked prometheus.Counter
 	// preparing has a token while the offsets topic is being asked for.
 	preparing chan struct{}
 }
@@ -100,9 +102,12 @@ func New(config Config, deps Deps) *Server {
 		joined: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "runnel_coordinator_join_streams", Help: "Join streams being served.",
 		}),
+		unchecked: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "runnel_coordinator_unchecked_commits_total", Help: "Offsets that members have committed while no leader could say whether the partition reaches that far.",
+		}),
 	}
 	if deps.Registerer != nil {
-		deps.Registerer.MustRegister(s.joined)
+		deps.Registerer.MustRegister(s.joined, s.unchecked)
 	}
 	return s
 }
