@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"weak"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
@@ -41,9 +42,10 @@ type View struct {
 	cut atomic.Int64
 
 	mu sync.Mutex
-	// snapshot is the wire form of image, nil until someone needs it. Like
-	// everything in a queue it is shared, and never changed.
-	snapshot *metadatav1.WatchClusterResponse
+	// snapshot is the wire form of image, for as long as it is in a queue or being
+	// sent: it is as large as all that there is of the cluster. Like everything in a
+	// queue it is shared, and never changed.
+	snapshot weak.Pointer[metadatav1.WatchClusterResponse]
 	// changed is closed and replaced with each publication.
 	changed       chan struct{}
 	subscriptions map[*Subscription]struct{}
@@ -89,7 +91,7 @@ func (v *View) Publish(image *cluster.Image, update *metadatav1.ClusterDelta) {
 		return
 	}
 	v.image.Store(image)
-	v.snapshot = nil
+	v.snapshot = weak.Pointer[metadatav1.WatchClusterResponse]{}
 	close(v.changed)
 	v.changed = make(chan struct{})
 	for s := range v.subscriptions {
@@ -129,14 +131,17 @@ func (w *watcher) push(response *metadatav1.WatchClusterResponse, size int) {
 	}
 }
 
-// snapshotLocked returns the newest image as a response. There is one.
+// snapshotLocked returns the newest image as a response. There is one while it is
+// being sent.
 func (v *View) snapshotLocked() *metadatav1.WatchClusterResponse {
-	if v.snapshot == nil {
-		v.snapshot = &metadatav1.WatchClusterResponse{
-			Update: &metadatav1.WatchClusterResponse_Snapshot{Snapshot: v.image.Load().Snapshot()},
-		}
+	if shared := v.snapshot.Value(); shared != nil {
+		return shared
 	}
-	return v.snapshot
+	response := &metadatav1.WatchClusterResponse{
+		Update: &metadatav1.WatchClusterResponse_Snapshot{Snapshot: v.image.Load().Snapshot()},
+	}
+	v.snapshot = weak.Make(response)
+	return response
 }
 
 // watch registers a watcher, with a snapshot as the first thing in its queue. It

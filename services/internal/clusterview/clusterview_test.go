@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -205,6 +206,28 @@ func TestSlowWatcherIsCutAndComesBack(t *testing.T) {
 			t.Errorf("%d watchers were counted as cut", n)
 		}
 	})
+}
+
+// Watchers that come together share one snapshot, and nobody keeps it after them.
+func TestSnapshotIsSharedAndForgotten(t *testing.T) {
+	t.Parallel()
+	v := New(nil)
+	v.Publish(imageOf(t, snapshotOf(ours, 5, "a")), nil)
+	one, _, _ := v.watch(0)
+	other, _, _ := v.watch(0)
+	if one.queue[0] != other.queue[0] {
+		t.Error("two watchers have a snapshot each")
+	}
+	for _, w := range []*watcher{one, other} {
+		v.take(w)
+		v.unwatch(w)
+	}
+	runtime.GC()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.snapshot.Value() != nil {
+		t.Error("the snapshot is kept though nobody watches")
+	}
 }
 
 func TestQueueIsBoundedInBytes(t *testing.T) {
