@@ -135,6 +135,8 @@ func (c Config) directory() string { return filepath.Join(c.DataDir, "coordinato
 const (
 	// queue is how many requests of one partition of __consumer_offsets may wait.
 	queue = 10_000
+	// commits is how many of them may be commits: about what one round writes.
+	commits = 5_000
 	// roundBytes leaves a batch well below max.message.bytes.
 	roundBytes = 512 << 10
 	// confidence is how old the last sign that nobody has taken a partition over may be
@@ -151,6 +153,7 @@ func (c Config) rulesConfig() rules.Config {
 		Groups:            c.MaxGroups,
 		OffsetsPerGroup:   c.MaxGroupOffsets,
 		Queue:             queue,
+		Commits:           commits,
 		RoundBytes:        roundBytes,
 		HeartbeatInterval: c.HeartbeatInterval,
 		Confidence:        confidence,

@@ -52,7 +52,7 @@ func newCrowd(w *world, nodes int) *crowd {
 	}
 	confidence := w.between(500*time.Millisecond, 3*time.Second)
 	g.config = groups.Config{
-		MembersPerGroup: 20, Groups: 10, OffsetsPerGroup: 100, Queue: 200, RoundBytes: []int{2000, 1 << 16}[w.rng.IntN(2)],
+		MembersPerGroup: 20, Groups: 10, OffsetsPerGroup: 100, Queue: 200, Commits: 150, RoundBytes: []int{2000, 1 << 16}[w.rng.IntN(2)],
 		HeartbeatInterval: w.between(200*time.Millisecond, 600*time.Millisecond),
 		Confidence:        confidence, CheckInterval: confidence / 3,
 		Retention: []time.Duration{0, 1, 1, 1}[w.rng.IntN(4)] * w.between(1500, 5000) * time.Millisecond,

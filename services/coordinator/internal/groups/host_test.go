@@ -41,7 +41,7 @@ func (l *memoryLog) Load(_ context.Context, _ rules.Partition, end int64, delive
 
 func config() rules.Config {
 	return rules.Config{
-		MembersPerGroup: 10, Groups: 10, OffsetsPerGroup: 10, Queue: 10, RoundBytes: 1 << 20,
+		MembersPerGroup: 10, Groups: 10, OffsetsPerGroup: 10, Queue: 10, Commits: 10, RoundBytes: 1 << 20,
 		HeartbeatInterval: 5 * time.Second, Confidence: 5 * time.Second, CheckInterval: 3 * time.Second,
 	}
 }

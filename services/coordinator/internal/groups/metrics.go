@@ -12,6 +12,8 @@ type metrics struct {
 	rounds   *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	loading  prometheus.Histogram
+	// throttled counts requests that found the queue of their partition full.
+	throttled prometheus.Counter
 }
 
 func newMetrics(h *Host, registerer prometheus.Registerer) *metrics {
@@ -31,6 +33,10 @@ func newMetrics(h *Host, registerer prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
 		}),
 	}
+	m.throttled = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "runnel_coordinator_throttled_total",
+		Help: "Requests refused since too many, or too many commits, waited for a round of their partition of __consumer_offsets.",
+	})
 	for _, kind := range []string{"append", "check", "load"} {
 		for _, o := range []rules.Outcome{rules.Done, rules.Refused, rules.Doubtful, rules.Fenced} {
 			m.rounds.WithLabelValues(kind, outcomeName(o))
@@ -60,7 +66,7 @@ func newMetrics(h *Host, registerer prometheus.Registerer) *metrics {
 	gauge := func(name, help string, count func(*shard) int64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "runnel", Subsystem: "coordinator", Name: name, Help: help}, sum(count))
 	}
-	registerer.MustRegister(m.rounds, m.duration, m.loading,
+	registerer.MustRegister(m.rounds, m.duration, m.loading, m.throttled,
 		gauge("partitions_serving", "Partitions of __consumer_offsets whose groups this node serves.", in(shardServing)),
 		gauge("partitions_loading", "Partitions of __consumer_offsets that this node coordinates and does not serve yet.", in(shardLoading)),
 		gauge("groups", "Consumer groups on this node.", func(s *shard) int64 { return s.groups.Load() }),

@@ -262,6 +262,9 @@ func (s *shard) step() time.Time {
 // carryOut lets out what a step has decided, in its order, and begins its I/O.
 func (s *shard) carryOut(effects rules.Effects) {
 	for _, reply := range effects.Replies {
+		if reply.Refusal != nil && reply.Refusal.Reason == errorsv1.Reason_REASON_THROTTLED {
+			s.host.metrics.throttled.Inc()
+		}
 		if done := s.calls[reply.Ticket]; done != nil {
 			delete(s.calls, reply.Ticket)
 			done <- answer{value: reply.Value, refusal: reply.Refusal, certain: s.certain}

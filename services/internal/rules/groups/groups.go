@@ -24,7 +24,8 @@
 // the fence and the log. A round without records that has to answer reads asks the leader
 // instead whether the fence still holds.
 // Heartbeats that change nothing are answered at once while the last append or check was
-// sent at most [Config.Confidence] ago.
+// sent at most [Config.Confidence] ago, unless the round has records of a group or a member:
+// commits hold nobody's session up.
 //
 // # Who has a partition
 //
@@ -103,8 +104,9 @@ type Config struct {
 	Groups int
 	// OffsetsPerGroup is how many partitions a group may have offsets of, from 1.
 	OffsetsPerGroup int
-	// Queue is how many requests may wait for a round, from 1.
-	Queue int
+	// Queue is how many requests may wait for a round, from 1, and Commits how many of
+	// them may be commits: the rest of the queue is left to those that a session needs.
+	Queue, Commits int
 	// RoundBytes is about how many bytes of records the requests of one round make at
 	// most, and about how many more go into one append; a larger commit is refused.
 	RoundBytes int

@@ -211,12 +211,11 @@ func (s *Shard) beat(w waiting) bool {
 	}
 	m.hear(s.now)
 	confident := s.now.Sub(s.proven) <= s.config.Confidence
-	ahead := len(s.records) > 0
 	switch {
-	case !confident && (ahead || s.now.Before(s.paused)):
+	case !confident && (len(s.records) > 0 || s.now.Before(s.paused)):
 		s.refuseNow(w, unavailable("its coordinator cannot reach the leader of its log"))
 		return true
-	case !confident || ahead || r.Epoch == m.Epoch && len(m.Revoking) > 0:
+	case !confident || s.decisive || r.Epoch == m.Epoch && len(m.Revoking) > 0:
 		return false
 	}
 	m.confirmed = max(m.confirmed, r.Epoch)

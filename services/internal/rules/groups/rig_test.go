@@ -104,7 +104,7 @@ func (l *fakeLog) check(c *Check) Outcome {
 }
 
 var testConfig = Config{
-	MembersPerGroup: 10, Groups: 20, OffsetsPerGroup: 50, Queue: 1000, RoundBytes: 1 << 18,
+	MembersPerGroup: 10, Groups: 20, OffsetsPerGroup: 50, Queue: 1000, Commits: 900, RoundBytes: 1 << 18,
 	HeartbeatInterval: 3 * time.Second, Confidence: 5 * time.Second, CheckInterval: 2 * time.Second,
 	Retention: 7 * 24 * time.Hour, Aging: time.Minute,
 }

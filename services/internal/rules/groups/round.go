@@ -70,6 +70,9 @@ func (s *Shard) handle(w waiting) bool {
 // emit writes a record with the round, and applies it.
 func (s *Shard) emit(r Record) {
 	s.records = append(s.records, r)
+	if _, offset := r.(*OffsetRecord); !offset {
+		s.decisive = true
+	}
 	s.bytes += recordBytes(r)
 	s.fold(r)
 }

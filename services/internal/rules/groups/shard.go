@@ -39,8 +39,10 @@ type Shard struct {
 	// and heartbeats may wait outside: until grace no session ends.
 	asked, grace time.Time
 
-	// queue are requests that no round has taken, the oldest first.
-	queue []waiting
+	// queue are requests that no round has taken, the oldest first; commits of them are
+	// commits.
+	queue   []waiting
+	commits int
 	state
 	patterns patterns
 	// stale are groups that a round has to settle although no request names them.
@@ -49,14 +51,16 @@ type Shard struct {
 	// The round: what it has yet to write, how many of these records are under way, how
 	// many come from requests and timers, how many bytes all are about, the groups it has
 	// yet to settle, the streams it opens, and what it lets out once it is written. While
-	// there are records memory is ahead of the log.
-	records []Record
-	sent    int
-	decided int
-	bytes   int
-	touched []*group
-	joins   []Ticket
-	held    Effects
+	// there are records memory is ahead of the log; decisive says that not only its offsets
+	// are.
+	records  []Record
+	decisive bool
+	sent     int
+	decided  int
+	bytes    int
+	touched  []*group
+	joins    []Ticket
+	held     Effects
 	// out is what the next [Shard.Step] returns.
 	out Effects
 }
@@ -146,9 +150,20 @@ func (s *Shard) Submit(ticket Ticket, request Request, now time.Time) {
 	case len(s.queue) >= s.config.Queue:
 		s.refuseNow(w, refusal(errorsv1.Reason_REASON_THROTTLED,
 			"%d requests wait for this coordinator: try again after a pause", len(s.queue)))
+	case isCommit(w) && s.commits >= s.config.Commits:
+		s.refuseNow(w, refusal(errorsv1.Reason_REASON_THROTTLED,
+			"%d commits wait for this coordinator, as many as it lets wait: commit again after a pause", s.commits))
 	default:
 		s.queue = append(s.queue, w)
+		if isCommit(w) {
+			s.commits++
+		}
 	}
+}
+
+func isCommit(w waiting) bool {
+	_, is := w.request.(*Commit)
+	return is
 }
 
 // Appended brings the outcome of an [Append]; with Done, end is the offset after the batch.
@@ -320,6 +335,11 @@ func (s *Shard) stuck() bool {
 
 // take removes the oldest requests from the queue.
 func (s *Shard) take(n int) {
+	for _, w := range s.queue[:n] {
+		if isCommit(w) {
+			s.commits--
+		}
+	}
 	s.queue = s.queue[n:]
 	if len(s.queue) == 0 {
 		s.queue = nil
@@ -375,7 +395,7 @@ func (s *Shard) release() {
 
 // clear forgets the round.
 func (s *Shard) clear() {
-	s.records, s.sent, s.decided, s.bytes = nil, 0, 0, 0
+	s.records, s.sent, s.decided, s.bytes, s.decisive = nil, 0, 0, 0, false
 	s.touched, s.joins, s.held = nil, nil, Effects{}
 }
 
@@ -434,7 +454,7 @@ func (s *Shard) stand(phase phase, why *Refusal) {
 	for _, w := range s.queue {
 		s.refuseNow(w, why)
 	}
-	s.queue, s.phase, s.why = nil, phase, why
+	s.queue, s.commits, s.phase, s.why = nil, 0, phase, why
 }
 
 func (s *Shard) deposedBy() *Refusal {

@@ -276,6 +276,45 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 }
 
+func TestCommitsHoldNoSessionUp(t *testing.T) {
+	config := testConfig
+	config.Commits, config.Queue = 2, 3
+	r := newRig(t, config)
+	stream, a := r.join(joinOf("m1", "a"))
+	r.follow(stream)
+	commit := &Commit{Group: "g", Member: "m1", Epoch: a.Epoch, Offsets: []CommitOffset{{Partition: a.Partitions[0].Partition, TopicName: "a", LeaderEpoch: -1}}}
+	var flight Effects
+	r.outcome = func(e Effects) (Outcome, bool) {
+		flight = e
+		return Done, false
+	}
+	written := r.submit(commit)
+	r.step()
+	tickets := []Ticket{r.submit(commit), r.submit(commit), r.submit(commit)}
+	beat, read := r.submit(&Heartbeat{Group: "g", Member: "m1", Epoch: a.Epoch}), r.submit(&Describe{Group: "g"})
+	r.step()
+	if reply, answered := r.replies[beat]; !answered || reply.Refusal != nil {
+		t.Errorf("while commits are written, a heartbeat got %+v", reply)
+	}
+	checkRefusal(t, r.replies[tickets[2]].Refusal, errorsv1.Reason_REASON_THROTTLED)
+	for _, ticket := range []Ticket{written, tickets[0], tickets[1], read} {
+		if reply, answered := r.replies[ticket]; answered {
+			t.Errorf("while commits are written, request %d got %+v", ticket, reply)
+		}
+	}
+	r.outcome = nil
+	r.serve(flight)
+	r.step()
+	for _, ticket := range append(tickets[:2], written, read) {
+		if reply, answered := r.replies[ticket]; !answered || reply.Refusal != nil {
+			t.Errorf("request %d got %+v", ticket, reply)
+		}
+	}
+	for range 3 {
+		r.ok(commit) // Those that a round has taken do not count.
+	}
+}
+
 func TestRequestsWaitForTheTopics(t *testing.T) {
 	s := NewShard(testConfig, 1)
 	log := &fakeLog{}
