@@ -63,13 +63,22 @@ func (e *CommitError) Unwrap() []error {
 
 // Commit records how far the consumer's group has come, and returns once that survives
 // any crash: the offsets given, see [After], or else those behind all that Poll has
-// returned. Whatever can be tried again is, until ctx ends; the outcome is then unknown.
+// returned. Whatever can be tried again is, also at another coordinator.
 //
-// A [CommitError] says that partitions are not the member's any more, among other
-// things. What it has in hand of them somebody else does as well.
+// When ctx ends Commit returns its cause. What is under way then may still take effect,
+// what has not been sent does not.
 //
-// Commits take effect in the order of their calls. A consumer with partitions by Assign
-// commits for a group that has no members.
+// A [CommitError] says which partitions failed, most often since they are not the
+// member's any more: what was read of a partition before it was taken away or lost is not
+// committed afterwards, even if the member has it again. What the program has in hand of
+// it somebody else does as well. The place for the last commit is the Revoked callback of
+// [Rebalance], during which the partitions are still the member's.
+//
+// Commits take effect in the order of their calls, asynchronous and automatic ones among
+// them, and one that has returned leaves none before it under way. A Commit that Close
+// finds waiting returns [ErrClosed], its outcome unknown; in the callbacks that Close
+// runs commits work. A consumer with partitions by Assign commits for a group that has
+// no members.
 func (c *Consumer) Commit(ctx context.Context, offsets ...GroupOffset) error {
 	c.decide(offsets)
 	return c.commit(ctx, nil, offsets)
@@ -105,9 +114,15 @@ func (c *Consumer) decide(offsets []GroupOffset) {
 	}
 }
 
-// CommitAsync is Commit for those who do not wait: it is tried for 30 s, and callback,
-// which may be nil, is told what came of it. Callbacks run one after the other in a
-// goroutine that commits for the consumer, and must not wait for it.
+// CommitAsync is Commit for those who do not wait: it is tried for 30 s, and callback is
+// told what came of it, exactly once; where it is nil a failure is logged. Callbacks run
+// one after the other in the goroutine that commits for the consumer, and must not wait
+// for it, as by Commit. Some run in CommitAsync itself: those of calls that fail at once,
+// as when the consumer is closed.
+//
+// Close does not wait for such commits: callbacks of those that it finds under way get
+// [ErrClosed], their outcome unknown. A program that wants them settled calls
+// [Consumer.Commit] before Close.
 func (c *Consumer) CommitAsync(callback func(error), offsets ...GroupOffset) {
 	if callback == nil {
 		callback = c.logCommit

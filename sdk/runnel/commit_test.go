@@ -253,6 +253,34 @@ func TestCloseEndsAPollThatCommits(t *testing.T) {
 	})
 }
 
+// TestCloseDoesNotWaitForCommits of the program: they are told that it has closed.
+func TestCloseDoesNotWaitForCommits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, "0")
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault { return fault{wait: make(chan struct{})} }
+		a := c.member(t, "a", WithAutoCommit(0))
+		subscribe(t, a, "t")
+		poll(t, a, 1)
+		outcomes := make(chan error, 2)
+		go func() { outcomes <- a.Commit(context.Background()) }()
+		synctest.Wait()
+		a.CommitAsync(func(err error) { outcomes <- err })
+		synctest.Wait()
+		before := time.Now()
+		if err := a.Close(); err != nil || time.Since(before) > time.Second {
+			t.Errorf("Close took %v: %v", time.Since(before), err)
+		}
+		for range 2 {
+			if err := <-outcomes; !errors.Is(err, ErrClosed) {
+				t.Errorf("a commit under way = %v", err)
+			}
+		}
+	})
+}
+
 // TestCloseCommits what the program has done with, and nothing else.
 func TestCloseCommits(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -283,7 +283,8 @@ const closeTimeout = 10 * time.Second
 // once, or, those of a static member, stay for the next process with its instance id.
 // What the last Poll returned counts as done only if another Poll has followed: a
 // program that has done with it and does not poll again calls [Consumer.Commit] first.
-// The error says what was not committed. Closing again does nothing.
+// Committing takes 10 s at most, leaving 3 s more. Other commits that are under way end
+// with [ErrClosed]. The error says what was not committed. Closing again does nothing.
 func (c *Consumer) Close() error {
 	var err error
 	c.shutdown.Do(func() {

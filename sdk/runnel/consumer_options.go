@@ -47,12 +47,16 @@ func (p ResetPolicy) start() (start Start, ok bool) {
 type Delivery int8
 
 const (
-	// AtLeastOnce, the default, loses nothing: an offset is committed after the
-	// program has done with the records before it. What was in hand when a member
-	// died is read once more by its successor.
+	// AtLeastOnce, the default, loses nothing of what is written behind the place where
+	// the group has begun: an offset is committed after the program has done with the
+	// records before it. What was done with since the last commit, at most an auto-commit
+	// interval ago, and what was in hand when a member died is read once more by its
+	// successor. It holds as long as retention does not remove records unread, and, with
+	// WithAutoCommit(0), as long as the program commits nothing ahead of its work.
 	AtLeastOnce Delivery = iota
 	// AtMostOnce repeats nothing: Poll commits the offset behind its records before
-	// it returns them. What was in hand when a member died is not read again.
+	// it returns them. What was in hand when a member died is not read again. It holds as
+	// long as nobody seeks back or resets the group's offsets.
 	AtMostOnce
 )
 

@@ -238,11 +238,16 @@ func ExampleAdmin() {
 	// REASON_INVALID_TOPIC_NAME
 }
 
-// write creates a topic of one partition with these values.
-func write(ctx context.Context, client *runnel.Client, topic string, values ...string) {
-	if _, err := client.Admin().CreateTopic(ctx, runnel.TopicSpec{Name: topic, Partitions: 1}); err != nil {
+// create makes a topic.
+func create(ctx context.Context, client *runnel.Client, topic string, partitions int32) {
+	if _, err := client.Admin().CreateTopic(ctx, runnel.TopicSpec{Name: topic, Partitions: partitions}); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// write creates a topic of one partition with these values.
+func write(ctx context.Context, client *runnel.Client, topic string, values ...string) {
+	create(ctx, client, topic, 1)
 	producer, err := client.NewProducer()
 	if err != nil {
 		log.Fatal(err)

@@ -89,13 +89,11 @@ func ExampleConsumer_Commit() {
 func ExampleRebalance() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	client, err := runnel.NewClient(bootstrap())
-	if err == nil {
-		_, err = client.Admin().CreateTopic(ctx, runnel.TopicSpec{Name: "shared", Partitions: 4})
-	}
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer client.Close()
+	create(ctx, client, "shared", 4)
 	var polls sync.WaitGroup
 	for _, name := range []string{"first", "second"} {
 		settled := make(chan int, 1)

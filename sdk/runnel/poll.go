@@ -13,13 +13,21 @@ import (
 //
 // A [PartitionError] says that one partition cannot be read on. It stops until
 // the program seeks or removes it, and Poll repeats the error every second while
-// the others go on; but see [ResetPolicy] about truncated logs. [ErrEnd] says that all partitions are at their bounds.
-// Everything else that can go wrong heals by itself and is not returned.
+// the others go on; but see [ResetPolicy] about truncated logs. [ErrEnd] says that all
+// partitions are at their bounds, [ErrNotAssigned] that there are none and no
+// subscription, [ErrClosed] that Close has begun. An [Error] is why the consumer cannot
+// be a member of its group as it is, such as REASON_INSTANCE_FENCED; it is returned until
+// the program subscribes anew. Everything else that can go wrong heals by itself and is
+// not returned.
 //
 // A member of a group carries out in Poll what its group wants, before anything else:
-// the callbacks of [Rebalance] run here, and take their time beyond ctx. Calling Poll
-// says that the program has done with all that it returned before; with auto-commit
-// that is what gets committed.
+// the callbacks of [Rebalance] run here, and take their time beyond ctx, as does the
+// commit of what is given up (up to 10 s). Calling Poll says that the program has done
+// with all that it returned before; with auto-commit that is what gets committed.
+//
+// With [AtMostOnce] Poll commits the offset behind its records before it returns them,
+// and returns none whose commit has not succeeded. If ctx ends meanwhile they stay for
+// the next Poll, as long as their partitions are the member's.
 func (c *Consumer) Poll(ctx context.Context) (Records, error) {
 	select {
 	case <-c.stage:

@@ -14,8 +14,13 @@ import (
 //
 // In a group with [AtLeastOnce] the record that handler failed on and those behind it
 // count as not done with: whoever reads the partition next begins with it. Run commits
-// what is done with before it returns, unless the program commits; called again it
-// begins with the record that handler failed on.
+// what is done with before it returns, unless the program commits, and takes up to 10 s
+// for that also when ctx has ended; called again it begins with the record that handler
+// failed on. Records of a partition that the member has lost meanwhile are left out.
+//
+// With [AtMostOnce] records are committed when handler gets the first of those that were
+// polled together: those that it did not come to, and the one that it failed on, are not
+// read again by anybody.
 func (c *Consumer) Run(ctx context.Context, handler func(context.Context, ConsumedRecord) error) error {
 	for {
 		records, err := c.Poll(ctx)
