@@ -89,8 +89,10 @@ type commitFact struct {
 	// logged says that the log has it, deleted that it has it no more, refused that the
 	// coordinator has refused it for good.
 	logged, deleted, refused bool
-	// by is the epoch of the coordinator that has recorded it.
+	// by is the epoch of the coordinator that has recorded it, and at the place of that in
+	// the order of what happens.
 	by cluster.CoordinatorEpoch
+	at int64
 }
 
 // progress is what members of a group have processed of a partition: all below upTo, and
@@ -257,7 +259,7 @@ func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord, d dec
 	if c.refused {
 		h.fail(29, "the log has a commit of member %s at epoch %d that was refused", c.member, c.epoch)
 	}
-	c.logged, c.by = true, h.epoch
+	c.logged, c.by, c.at = true, h.epoch, h.k.tick()
 	if c.member == "" {
 		h.reset(r, d)
 		return

@@ -129,10 +129,17 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 			h.read(readKey, 10, 11, 1)
 		}},
 		{"a commit without an answer is seen late", 0, func(h *groupHistory) {
+			h.k.clock = 9
 			h.commitsLogged(2, "a", 1, 3)
 			h.wrote(readKey, 7, 0, 2, false)
 			h.read(readKey, 8, 9, 1)
-			h.read(readKey, 10, 11, 2)
+			h.read(readKey, 11, 12, 2)
+		}},
+		{"a commit without an answer is in the log and not seen", 28, func(h *groupHistory) {
+			h.k.clock = 9
+			h.commitsLogged(2, "a", 1, 3)
+			h.wrote(readKey, 7, 0, 2, false)
+			h.read(readKey, 11, 12, 1)
 		}},
 		{"a commit of another", 29, func(h *groupHistory) { h.commitsLogged(2, "b", 1, 3) }},
 		{"a commit of an epoch to come", 29, func(h *groupHistory) { h.commitsLogged(2, "a", 2, 3) }},
@@ -265,6 +272,7 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 				h.processes("g", readPartition, i)
 			}
 			h.read(readKey, 1, 2, 0)
+			h.k.clock = 3
 			h.commitsLogged(1, "a", 1, 2)
 			h.wrote(readKey, 3, 4, 1, true)
 			h.read(readKey, 5, 6, 1)

@@ -57,7 +57,12 @@ func (g *crowd) sawCommit(group int, session, sent int64, c *groups.Commit) {
 
 // sawReply is what a shard answers to a request.
 func (g *crowd) sawReply(s *shard, a asked, r groups.Reply) {
-	h, now := g.checks[s.number], g.tick()
+	h := g.checks[s.number]
+	if g.answering != g.w.steps || g.answered < a.began {
+		// Nothing begins while a round is let out.
+		g.answering, g.answered = g.w.steps, g.tick()
+	}
+	now := g.answered
 	ok := r.Refusal == nil
 	if c, is := a.request.(*groups.Commit); is {
 		g.sawCommitted(h, c, a.began, now, r)

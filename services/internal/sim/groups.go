@@ -26,6 +26,10 @@ type crowd struct {
 	// payloads are what the batches of offsets partitions hold, by their values.
 	payloads map[int64]payload
 	config   groups.Config
+	// answering is the step in which a round was let out last, and answered its place in the
+	// order of what happens to registers.
+	answering int
+	answered  int64
 	// vacant is until when members of a group stay away.
 	vacant []time.Duration
 	// commits numbers what is committed.
