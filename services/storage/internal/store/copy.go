@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -439,7 +438,7 @@ func (c *copier) commit(d *destination) error {
 	failpoint.Hit("clean/before-commit")
 	keys := d.cost.size + d.cost.entries*memEntry
 	if _, err := d.files.prepare(d.cost.values, keys); err != nil {
-		if !errors.Is(err, ErrDiskFull) && !outOfSpace(err) {
+		if !noRoom(err) {
 			err = c.store.fail(err)
 		}
 		return c.lost(d, err)

@@ -37,6 +37,9 @@ const (
 	// file system has a limit, and volumeFiles how many a volume may need.
 	minFiles    = 64
 	volumeFiles = 16
+	// keptHandles is how many files the process can still open where batches are
+	// refused: those of a volume, and as many for whoever opens one meanwhile.
+	keptHandles = 2 * volumeFiles
 	// awaitEvery is how often somebody looks who waits for space.
 	awaitEvery = 20 * time.Millisecond
 	// exhausted is how little is free when whoever takes the space meets the end of
@@ -56,6 +59,9 @@ const (
 // it name the directory and the remedy. Nothing was written; the store goes on,
 // and takes appends again once there is space.
 var ErrDiskFull = errors.New("the disk is full")
+
+// ErrFewFiles is the same for the files that the process may have open.
+var ErrFewFiles = errors.New("the process has too many files open")
 
 // usage is what a file system says about its space, in bytes.
 type usage struct {
@@ -89,6 +95,9 @@ type disk struct {
 	failed <-chan struct{}
 	// measure is statfs; tests replace it.
 	measure func(dir string) (usage, error)
+	// fewHandles says that the process can open hardly more files: Badger would not
+	// survive that it cannot, so that this counts like space.
+	fewHandles atomic.Bool
 
 	// min is the watermark: below it batches are refused, until there are resume.
 	min, resume int64
@@ -171,19 +180,18 @@ func (d *disk) ballastPath() string { return filepath.Join(d.dir, ballastFile) }
 
 // run looks at the disk until stop is closed, and keeps the ballast.
 func (d *disk) run(stop <-chan struct{}) {
-	if d.blind {
-		<-stop
-		return
-	}
 	for {
-		d.mu.Lock()
-		d.lookLocked()
-		d.trimLocked()
+		d.lookForHandles()
 		pause := lookEvery
-		if d.free < d.min {
-			pause = lookLow
+		if !d.blind {
+			d.mu.Lock()
+			d.lookLocked()
+			d.trimLocked()
+			if d.free < d.min {
+				pause = lookLow
+			}
+			d.mu.Unlock()
 		}
-		d.mu.Unlock()
 		select {
 		case <-stop:
 			return
@@ -191,6 +199,46 @@ func (d *disk) run(stop <-chan struct{}) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// lookForHandles tries whether the process can open more files.
+func (d *disk) lookForHandles() {
+	few := openable(d.dir, keptHandles) < keptHandles
+	if d.fewHandles.Swap(few) == few {
+		return
+	}
+	if few {
+		d.logger.Error("records are refused until the process can open more files; reads of what is open and deletes go on", "reason", d.handlesError().Error())
+	} else {
+		d.logger.Warn("the process can open files again: records are taken", "directory", d.dir)
+	}
+}
+
+// openable returns how many files the process can still open, up to most.
+func openable(dir string, most int) int {
+	opened := make([]*os.File, 0, most)
+	defer func() {
+		for _, f := range opened {
+			_ = f.Close()
+		}
+	}()
+	for len(opened) < most {
+		f, err := os.Open(dir)
+		if comesFrom(err, syscall.EMFILE) || comesFrom(err, syscall.ENFILE) {
+			return len(opened)
+		}
+		if err != nil {
+			// It says nothing about how many.
+			return most
+		}
+		opened = append(opened, f)
+	}
+	return most
+}
+
+func (d *disk) handlesError() error {
+	return fmt.Errorf("%w: it can open fewer than %d more, which the store in %s may need at any time; "+
+		"allow it more (ulimit -n; fs.file-max for the machine), or close connections; records are taken again then", ErrFewFiles, keptHandles, d.dir)
 }
 
 // lookLocked asks the file system.
@@ -298,6 +346,10 @@ func (d *disk) loadLocked() {
 
 // admit says whether batches may be appended.
 func (d *disk) admit(bytes int64) error {
+	if d.fewHandles.Load() {
+		d.metrics.refused.Inc()
+		return d.handlesError()
+	}
 	if d.blind {
 		return nil
 	}
@@ -347,8 +399,11 @@ func (d *disk) low() bool {
 
 // has says whether so many bytes are free, and nobody is about to take them: near
 // the end of the disk that is so only once the free space has stopped falling. If
-// need be the ballast is given up.
+// need be the ballast is given up. As many files as a volume needs can be opened.
 func (d *disk) has(bytes int64) error {
+	if openable(d.dir, volumeFiles) < volumeFiles {
+		return d.handlesError()
+	}
 	if d.blind {
 		return nil
 	}
@@ -360,6 +415,9 @@ func (d *disk) has(bytes int64) error {
 // claim is has for somebody who writes soon, and whom nothing reserves space
 // for: for a while nobody else is promised the same.
 func (d *disk) claim(bytes int64) error {
+	if openable(d.dir, volumeFiles) < volumeFiles {
+		return d.handlesError()
+	}
 	if d.blind {
 		return nil
 	}
@@ -410,7 +468,7 @@ func (d *disk) awaitWith(has func(int64) error, bytes int64, calledOff func() bo
 	if err == nil {
 		return nil
 	}
-	d.logger.Error("the store waits for space on the disk", "error", err)
+	d.logger.Error("the store waits for space on the disk, or files to open", "error", err)
 	ticker := time.NewTicker(awaitEvery)
 	defer ticker.Stop()
 	for err != nil && !calledOff() {
@@ -422,6 +480,9 @@ func (d *disk) awaitWith(has func(int64) error, bytes int64, calledOff func() bo
 
 // ample says whether more is free than what is kept for emergencies.
 func (d *disk) ample() bool {
+	if d.fewHandles.Load() {
+		return false
+	}
 	if d.blind {
 		return true
 	}
@@ -522,5 +583,7 @@ func outOfSpace(err error) bool {
 	return comesFrom(err, syscall.ENOSPC) || comesFrom(err, syscall.EDQUOT)
 }
 
-// noRoom says that an error is only about space on the disk.
-func noRoom(err error) bool { return errors.Is(err, ErrDiskFull) || outOfSpace(err) }
+// noRoom says that an error is only about space on the disk, or files to open.
+func noRoom(err error) bool {
+	return errors.Is(err, ErrDiskFull) || errors.Is(err, ErrFewFiles) || outOfSpace(err)
+}

@@ -122,7 +122,7 @@ var machineErrors = []syscall.Errno{
 
 // transient says that an error may be gone at the next try, with the same files.
 func transient(err error) bool {
-	for _, other := range []error{context.Canceled, context.DeadlineExceeded, ErrClosed, ErrDiskFull} {
+	for _, other := range []error{context.Canceled, context.DeadlineExceeded, ErrClosed, ErrDiskFull, ErrFewFiles} {
 		if errors.Is(err, other) {
 			return true
 		}
@@ -151,7 +151,7 @@ func DamagedVolume(dir, reason string) error {
 func remedied(err error) error {
 	remedy := ""
 	switch {
-	case errors.Is(err, ErrDiskFull):
+	case errors.Is(err, ErrDiskFull), errors.Is(err, ErrFewFiles):
 		// It names its own.
 	case outOfSpace(err):
 		remedy = "make room on the disk, or for more files where it has bytes left (df -i)"

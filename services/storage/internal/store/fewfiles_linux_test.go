@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
 // fewFiles makes the test binary a child that works on the store in that directory
@@ -28,10 +31,13 @@ func init() {
 			fmt.Println("fail", err)
 			return
 		}
-		if limit > 0 {
+		switch {
+		case limit > 0:
 			startWithFewFiles(dir, limit)
-		} else {
+		case limit == 0:
 			readWithFewFiles(dir)
+		default:
+			appendWithFewFiles(dir)
 		}
 	}
 }
@@ -69,48 +75,13 @@ func readWithFewFiles(dir string) {
 			s.volumes.closeReadOnly(v)
 		}
 		s.volumes.mu.Unlock()
-		open, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			fmt.Println("fail", err)
-			return
-		}
-		highest := 0
-		for _, fd := range open {
-			var n int
-			_, _ = fmt.Sscan(fd.Name(), &n)
-			highest = max(highest, n)
-		}
-		// Files may be open anywhere below.
-		var fillers []*os.File
-		for {
-			f, err := os.Open(os.DevNull)
-			if err != nil {
-				fmt.Println("fail", err)
-				return
-			}
-			fillers = append(fillers, f)
-			if int(f.Fd()) >= highest {
-				highest = int(f.Fd())
-				break
-			}
-		}
-		var before unix.Rlimit
-		err = unix.Getrlimit(unix.RLIMIT_NOFILE, &before)
-		if err == nil {
-			err = limitFiles(highest + 1 + all)
-		}
+		restore, err := leaveFiles(all)
 		if err != nil {
 			fmt.Println("fail", err)
 			return
 		}
 		denied := read()
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
-			fmt.Println("fail", err)
-			return
-		}
-		for _, f := range fillers {
-			_ = f.Close()
-		}
+		restore()
 		if err := read(); err != nil {
 			fmt.Printf("lost with %d files left: %v, then %v\n", all, denied, err)
 			return
@@ -129,6 +100,95 @@ func readWithFewFiles(dir string) {
 		return
 	}
 	fmt.Println("sound", refused)
+}
+
+// leaveFiles lets the process open that many more files, until restore is called.
+func leaveFiles(n int) (restore func(), err error) {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil, err
+	}
+	highest := 0
+	for _, fd := range open {
+		var n int
+		_, _ = fmt.Sscan(fd.Name(), &n)
+		highest = max(highest, n)
+	}
+	// Files may be open anywhere below.
+	var fillers []*os.File
+	for len(fillers) == 0 || int(fillers[len(fillers)-1].Fd()) < highest {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return nil, err
+		}
+		fillers = append(fillers, f)
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		return nil, err
+	}
+	if err := limitFiles(int(fillers[len(fillers)-1].Fd()) + 1 + n); err != nil {
+		return nil, err
+	}
+	return func() {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+		for _, f := range fillers {
+			_ = f.Close()
+		}
+	}, nil
+}
+
+// appendWithFewFiles begins a new volume when no file can be opened.
+func appendWithFewFiles(dir string) {
+	s, err := Open(damageConfig(dir))
+	if err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	l := s.Log(PartitionID{Topic: cluster.TopicID{0xfe}, Index: 1})
+	write := func(offset int64) error {
+		outcome := make(chan error, 1)
+		l.Append(Append{Set: SetSynced, Batches: []Batch{makeBatch(offset, 1, 100, 0, 1000, 1)},
+			State: State{LogEnd: offset + 1, Epochs: epochZero}}, func(err error) { outcome <- err })
+		return <-outcome
+	}
+	// admitted waits until records are taken, or are not.
+	admitted := func(want bool) (err error) {
+		for range 1000 {
+			if err = l.Admit(100); (err == nil) == want {
+				return err
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+		return fmt.Errorf("records are still taken, or refused: %v", err)
+	}
+	if err := write(0); err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	restore, err := leaveFiles(0)
+	if err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	refusal := admitted(false)
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	roll := s.sets[SetSynced].roll(ctx)
+	restore()
+	if s.failure() != nil || roll == nil {
+		fmt.Println("fail", roll, s.failure())
+		return
+	}
+	if err := admitted(true); err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	if err := errors.Join(write(1), s.sets[SetSynced].roll(context.Background()), write(2), s.Close(1)); err != nil {
+		fmt.Println("fail", err)
+		return
+	}
+	fmt.Println("went on after", refusal)
 }
 
 func limitFiles(n int) error {
@@ -217,6 +277,19 @@ func TestFewFilesLive(t *testing.T) {
 	}
 	if list := condemnedIn(t, dir); len(list) > 0 {
 		t.Errorf("%v were set aside", list)
+	}
+	if err := verifyVictim(dir, end, append(damagedPartitions[:2:2], soundPartition)...); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFewFilesForANewVolume appends when no file can be opened any more: what comes is
+// refused with the remedy, what was taken waits, and all goes on once there are some.
+func TestFewFilesForANewVolume(t *testing.T) {
+	dir, end := victim(t, "clean")
+	out := runWithFewFiles(t, dir, -1)
+	if !strings.HasPrefix(out, "went on after") || !strings.Contains(out, "ulimit -n") {
+		t.Errorf("the child says %q", out)
 	}
 	if err := verifyVictim(dir, end, append(damagedPartitions[:2:2], soundPartition)...); err != nil {
 		t.Error(err)

@@ -137,7 +137,7 @@ func (l *Log) Loaded() (State, []Producer) {
 }
 
 // Admit says whether the disk has room for that many bytes of batches: if not,
-// with an error that wraps [ErrDiskFull]. What was admitted is appended, if need
+// with an error that wraps [ErrDiskFull] or [ErrFewFiles]. What was admitted is appended, if need
 // be once there is room.
 func (l *Log) Admit(bytes int) error { return l.store.disk.admit(int64(bytes)) }
 
