@@ -16,13 +16,13 @@ import (
 type Drain struct {
 	c chan struct{}
 
-	mu    sync.Mutex
-	begun bool
-	hooks map[*func()]struct{}
+	mu        sync.Mutex
+	begun     bool
+	unblocked map[*unblocker]struct{}
 }
 
 // NewDrain returns a Drain that has not begun.
-func NewDrain() *Drain { return &Drain{c: make(chan struct{}), hooks: map[*func()]struct{}{}} }
+func NewDrain() *Drain { return &Drain{c: make(chan struct{}), unblocked: map[*unblocker]struct{}{}} }
 
 // Begin closes C. It may be called more than once and from any goroutine.
 func (d *Drain) Begin() {
@@ -33,8 +33,8 @@ func (d *Drain) Begin() {
 	}
 	d.begun = true
 	close(d.c)
-	for hook := range d.hooks {
-		(*hook)()
+	for u := range d.unblocked {
+		u.arm()
 	}
 }
 
@@ -47,19 +47,20 @@ func (d *Drain) Err() error {
 	return rpcerr.New(errorsv1.Reason_REASON_DRAINING, "draining: this node is shutting down; reconnect")
 }
 
-// onBegin calls hook, which must not block, when the drain begins, or at once if
-// it has. Remove undoes it.
-func (d *Drain) onBegin(hook func()) (remove func()) {
+// add arms a response when the drain begins, or at once if it has.
+func (d *Drain) add(u *unblocker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.begun {
-		hook()
-		return func() {}
+		u.arm()
+		return
 	}
-	d.hooks[&hook] = struct{}{}
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		delete(d.hooks, &hook)
-	}
+	d.unblocked[u] = struct{}{}
+}
+
+// remove undoes add.
+func (d *Drain) remove(u *unblocker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.unblocked, u)
 }

@@ -9,18 +9,10 @@ const (
 	maxJoinedBytes = 16 << 10
 )
 
-// joinEnvelopes makes the prefix and the message of each small response of a
-// stream one write, hence one HTTP/2 frame and one system call: the RPC library
-// writes them one after the other.
-func joinEnvelopes(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		joined := &envelopeWriter{ResponseWriter: w}
-		defer joined.release()
-		next.ServeHTTP(joined, r)
-	})
-}
-
-// envelopeWriter holds a write of the size of a prefix back until the next one.
+// envelopeWriter makes the prefix and the message of each small response of a
+// stream one write, hence one HTTP/2 frame and one system call, where the RPC library
+// writes them one after the other: it holds a write of the size of a prefix back until
+// the next one.
 type envelopeWriter struct {
 	http.ResponseWriter
 

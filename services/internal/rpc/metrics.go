@@ -3,6 +3,7 @@ package rpc
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,22 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Help:    "Time that unary RPCs took in the server.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"procedure", "code"})),
+	}
+}
+
+// begin counts an RPC and returns the gauge that is to be lowered at its end.
+func (m *metrics) begin(procedure string) prometheus.Gauge {
+	m.started.WithLabelValues(procedure).Inc()
+	inFlight := m.inFlight.WithLabelValues(procedure)
+	inFlight.Inc()
+	return inFlight
+}
+
+func (m *metrics) end(spec connect.Spec, err error, elapsed time.Duration) {
+	code := codeName(err)
+	m.finished.WithLabelValues(spec.Procedure, code).Inc()
+	if spec.StreamType == connect.StreamTypeUnary {
+		m.unary.WithLabelValues(spec.Procedure, code).Observe(elapsed.Seconds())
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func extractTrace(propagator propagation.TextMapPropagator) connect.ServerInterceptor {
 	return func(next connect.ServerFunc) connect.ServerFunc {
 		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
-			if spec.StreamType == connect.StreamTypeUnary && !trace.SpanContextFromContext(ctx).IsValid() {
+			if !trace.SpanContextFromContext(ctx).IsValid() {
 				if info, ok := connect.CallInfoForServerContext(ctx); ok {
 					ctx = propagator.Extract(ctx, headers{info.RequestHeader()})
 				}
@@ -31,7 +31,7 @@ func extractTrace(propagator propagation.TextMapPropagator) connect.ServerInterc
 func injectTrace(propagator propagation.TextMapPropagator) connect.ClientInterceptor {
 	return func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-			if spec.StreamType == connect.StreamTypeUnary && trace.SpanContextFromContext(ctx).IsValid() {
+			if trace.SpanContextFromContext(ctx).IsValid() {
 				info, ok := connect.CallInfoForClientContext(ctx)
 				if !ok {
 					ctx, info = connect.NewClientContext(ctx)

@@ -192,20 +192,45 @@ type guardedMux struct {
 // Handle implements connecthttp.ServeMux.
 func (m *guardedMux) Handle(pattern string, handler http.Handler) {
 	kind, known := m.kinds[pattern]
-	switch {
-	case known && kind == connect.StreamTypeBidi:
-		handler = m.needHTTP2(pattern, unblock(m.drain, joinEnvelopes(handler)))
-	case known && kind == connect.StreamTypeClient:
-		// Many messages, each of which has its own limit.
-	default:
-		// A single message, or none for an unknown method. Beyond its limit the RPC
-		// library would read on in order to answer in good form.
-		handler = http.MaxBytesHandler(handler, transport.MaxRequestBytes+envelopeSlack)
-		if known && kind == connect.StreamTypeServer {
-			handler = unblock(m.drain, joinEnvelopes(handler))
-		}
+	if !known {
+		kind = connect.StreamTypeUnary
+	}
+	// A single message, or none for an unknown method. Beyond its limit the RPC
+	// library would read on in order to answer in good form. Each of many messages has
+	// its own limit.
+	const single = transport.MaxRequestBytes + envelopeSlack
+	switch kind {
+	case connect.StreamTypeUnary:
+		handler = http.MaxBytesHandler(handler, single)
+	case connect.StreamTypeServer:
+		handler = m.stream(single, handler)
+	case connect.StreamTypeBidi:
+		handler = m.needHTTP2(pattern, m.stream(0, handler))
+	case connect.StreamTypeClient:
 	}
 	m.mux.Handle(pattern, handler)
+}
+
+// stream serves a stream whose response has many messages and whose request at most so
+// many bytes, or any number if that is 0. It is one handler with one allocation, since
+// there may be thousands of streams that have nothing to do.
+func (m *guardedMux) stream(maxRequest int64, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		response := &struct {
+			envelopeWriter
+			unblocker
+		}{envelopeWriter{ResponseWriter: w}, unblocker{response: w}}
+		if maxRequest > 0 {
+			r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
+		}
+		m.drain.add(&response.unblocker)
+		defer func() {
+			_ = response.release() // The handler, which could be told of an error, has returned.
+			m.drain.remove(&response.unblocker)
+			response.disarm()
+		}()
+		next.ServeHTTP(&response.envelopeWriter, r)
+	})
 }
 
 // needHTTP2 says what to do, where the RPC library would answer with a bare

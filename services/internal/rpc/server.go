@@ -27,7 +27,7 @@ type ServerOptions struct {
 	// Logger gets every RPC at debug level, and what nobody foresaw at error
 	// level; nil discards.
 	Logger *slog.Logger
-	// Telemetry gets metrics of all RPCs and traces of unary ones; nil discards.
+	// Telemetry gets metrics and traces of all RPCs; nil discards.
 	Telemetry *telemetry.Telemetry
 }
 
@@ -48,7 +48,7 @@ func NewServer(o ServerOptions) *connect.Server {
 	interceptors := []connect.ServerInterceptor{observe(logger, newMetrics(tel.Registry))}
 	if tel.Silent() {
 		interceptors = append(interceptors, extractTrace(tel.Propagator))
-	} else if trace, err := otelconnect.NewServerInterceptor(otelOptions(tel)...); err != nil {
+	} else if trace, err := traceCalls(tel); err != nil {
 		logger.Error("RPCs are not traced", "error", err)
 	} else {
 		interceptors = append(interceptors, trace)
@@ -57,7 +57,7 @@ func NewServer(o ServerOptions) *connect.Server {
 	return connect.NewServer(interceptors...)
 }
 
-// NewClient returns a client whose unary calls are traced as part of the call
+// NewClient returns a client whose calls and streams are traced as part of the call
 // that ctx belongs to; tel may be nil.
 func NewClient(t connect.Transport, tel *telemetry.Telemetry) *connect.Client {
 	if tel == nil {
@@ -78,53 +78,38 @@ func NewClient(t connect.Transport, tel *telemetry.Telemetry) *connect.Client {
 // be changed after it was sent. Sends are unbuffered.
 func InProcess(s *connect.Server) connect.Transport { return connectinprocess.New(s) }
 
-// otelOptions leaves streams out: a span that lasts for days, or one per message,
-// helps nobody.
-func otelOptions(tel *telemetry.Telemetry) []otelconnect.Option {
-	return []otelconnect.Option{
-		otelconnect.WithTracerProvider(tel.TracerProvider),
-		otelconnect.WithMeterProvider(tel.MeterProvider),
-		otelconnect.WithPropagator(tel.Propagator),
-		otelconnect.WithTrustRemote(),
-		otelconnect.WithFilter(func(_ context.Context, spec connect.Spec) bool {
-			return spec.StreamType == connect.StreamTypeUnary
-		}),
-	}
-}
-
-// observe counts and, at debug level, logs every RPC.
+// observe counts and, at debug level, logs every RPC. Its parts are functions of their
+// own, so that little of them lies on the stack of a stream while that is open.
 func observe(logger *slog.Logger, m *metrics) connect.ServerInterceptor {
 	return func(next connect.ServerFunc) connect.ServerFunc {
 		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 			start := time.Now()
-			m.started.WithLabelValues(spec.Procedure).Inc()
-			inFlight := m.inFlight.WithLabelValues(spec.Procedure)
-			inFlight.Inc()
+			inFlight := m.begin(spec.Procedure)
 			err := next(ctx, spec, stream)
 			inFlight.Dec()
 			elapsed := time.Since(start)
-			code := codeName(err)
-			m.finished.WithLabelValues(spec.Procedure, code).Inc()
-			if spec.StreamType == connect.StreamTypeUnary {
-				m.unary.WithLabelValues(spec.Procedure, code).Observe(elapsed.Seconds())
-			}
+			m.end(spec, err, elapsed)
 			if logger.Enabled(ctx, slog.LevelDebug) {
-				attrs := []slog.Attr{
-					slog.String("procedure", spec.Procedure),
-					slog.String("code", code),
-					slog.Duration("duration", elapsed),
-				}
-				if info, ok := connect.CallInfoForServerContext(ctx); ok {
-					attrs = append(attrs, slog.String("peer", info.PeerAddr), slog.String("protocol", info.Protocol))
-				}
-				if err != nil {
-					attrs = append(attrs, slog.Any("error", err), slog.Any("cause", errors.Unwrap(err)))
-				}
-				logger.LogAttrs(ctx, slog.LevelDebug, "rpc", attrs...)
+				logCall(ctx, logger, spec.Procedure, err, elapsed)
 			}
 			return err
 		}
 	}
+}
+
+func logCall(ctx context.Context, logger *slog.Logger, procedure string, err error, elapsed time.Duration) {
+	attrs := []slog.Attr{
+		slog.String("procedure", procedure),
+		slog.String("code", codeName(err)),
+		slog.Duration("duration", elapsed),
+	}
+	if info, ok := connect.CallInfoForServerContext(ctx); ok {
+		attrs = append(attrs, slog.String("peer", info.PeerAddr), slog.String("protocol", info.Protocol))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.Any("error", err), slog.Any("cause", errors.Unwrap(err)))
+	}
+	logger.LogAttrs(ctx, slog.LevelDebug, "rpc", attrs...)
 }
 
 // translate turns panics and whatever a handler returns into connect errors.

@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -37,36 +38,56 @@ func TestInProcessErrors(t *testing.T) {
 	}
 }
 
-func TestTracesOfUnaryCallsOnly(t *testing.T) {
+func TestOneTracePerCallAndStream(t *testing.T) {
 	t.Parallel()
 	spans := tracetest.NewInMemoryExporter()
 	tel := telemetry.Discard()
 	tel.TracerProvider = trace.NewTracerProvider(trace.WithSyncer(spans))
 	server := NewServer(ServerOptions{Telemetry: tel})
-	storagev1connect.RegisterLogServiceHandler(server, &logService{drain: NewDrain()})
+	drain := NewDrain()
+	storagev1connect.RegisterLogServiceHandler(server, &logService{drain: drain})
 	client := storagev1connect.NewLogServiceClient(NewClient(InProcess(server), tel))
 	if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
 		t.Fatal(err)
 	}
-	stream, err := client.Consume(t.Context(), &storagev1.ConsumeRequest{StopAtEnd: true})
-	if err != nil {
-		t.Fatal(err)
+	consume := func(request *storagev1.ConsumeRequest) {
+		stream, err := client.Consume(t.Context(), request)
+		for err == nil {
+			_, err = stream.Receive()
+		}
 	}
-	for err == nil {
-		_, err = stream.Receive()
-	}
-	var kinds []string
-	var traces []string
+	consume(&storagev1.ConsumeRequest{StopAtEnd: true})
+	drain.Begin()
+	consume(&storagev1.ConsumeRequest{})
+
+	var ended []string
+	traces := map[string]int{}
 	for _, s := range spans.GetSpans() {
-		kinds = append(kinds, s.SpanKind.String()+" "+s.Name)
-		traces = append(traces, s.SpanContext.TraceID().String())
+		status := ""
+		for _, a := range s.Attributes {
+			if a.Key == "rpc.response.status_code" {
+				status = a.Value.AsString()
+			}
+		}
+		ended = append(ended, fmt.Sprint(s.SpanKind, " ", s.Name, " ", status, " ", s.Status.Code))
+		traces[s.SpanContext.TraceID().String()]++
 	}
-	slices.Sort(kinds)
-	if !slices.Equal(kinds, []string{"client runnel.storage.v1.LogService/Append", "server runnel.storage.v1.LogService/Append"}) {
-		t.Errorf("spans %v", kinds)
+	slices.Sort(ended)
+	want := []string{
+		"client runnel.storage.v1.LogService/Append OK Unset",
+		"client runnel.storage.v1.LogService/Consume OK Unset",
+		"client runnel.storage.v1.LogService/Consume UNAVAILABLE Error",
+		"server runnel.storage.v1.LogService/Append OK Unset",
+		"server runnel.storage.v1.LogService/Consume OK Unset",
+		"server runnel.storage.v1.LogService/Consume UNAVAILABLE Error",
 	}
-	if len(traces) == 2 && traces[0] != traces[1] {
-		t.Error("the server's span is in another trace than the client's")
+	if !slices.Equal(ended, want) {
+		t.Errorf("spans %q", ended)
+	}
+	for id, count := range traces {
+		if count != 2 {
+			t.Errorf("trace %s has %d spans, must have those of the client and the server", id, count)
+		}
 	}
 }
 
@@ -148,7 +169,7 @@ func TestCancelledCallIsNoIncident(t *testing.T) {
 	}
 }
 
-func TestJoinEnvelopes(t *testing.T) {
+func TestEnvelopesAreJoined(t *testing.T) {
 	t.Parallel()
 	prefix := []byte{0, 0, 0, 0, 3}
 	small, large := []byte("abc"), bytes.Repeat([]byte("x"), maxJoinedBytes+1)
@@ -165,17 +186,19 @@ func TestJoinEnvelopes(t *testing.T) {
 		"flushed in between": {[][]byte{prefix, nil, small}, [][]byte{prefix, small}},
 	} {
 		recorder := &writes{ResponseRecorder: httptest.NewRecorder()}
-		joinEnvelopes(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			for _, p := range tc.writes {
-				if p == nil {
-					w.(http.Flusher).Flush()
-					continue
-				}
-				if n, err := w.Write(p); n != len(p) || err != nil {
-					t.Errorf("%s: wrote %d of %d, %v", name, n, len(p), err)
-				}
+		joined := &envelopeWriter{ResponseWriter: recorder}
+		for _, p := range tc.writes {
+			if p == nil {
+				joined.Flush()
+				continue
 			}
-		})).ServeHTTP(recorder, nil)
+			if n, err := joined.Write(p); n != len(p) || err != nil {
+				t.Errorf("%s: wrote %d of %d, %v", name, n, len(p), err)
+			}
+		}
+		if err := joined.release(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 		if !slices.EqualFunc(recorder.all, tc.want, bytes.Equal) {
 			t.Errorf("%s: %d writes, want %d", name, len(recorder.all), len(tc.want))
 		}

@@ -10,25 +10,12 @@ import (
 // once the drain has begun.
 const sendGrace = time.Second
 
-// unblock makes a stream that is draining fail in Send instead of waiting for a
-// client that does not read: such a client would hold up the stop for as long as
-// it likes. What has been sent already still reaches it.
-func unblock(drain *Drain, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		u := &unblocker{response: http.NewResponseController(w)}
-		remove := drain.onBegin(u.arm)
-		defer func() {
-			remove()
-			u.disarm()
-		}()
-		next.ServeHTTP(w, r)
-	})
-}
-
-// unblocker ends the writes of one response.
+// unblocker makes the response of a stream that is draining fail in Send instead of
+// waiting for a client that does not read: such a client would hold up the stop for as
+// long as it likes. What has been sent already still reaches it.
 type unblocker struct {
 	mu       sync.Mutex
-	response *http.ResponseController
+	response http.ResponseWriter
 	timer    *time.Timer
 	over     bool // The handler has returned: response may not be used any more.
 }
@@ -46,7 +33,7 @@ func (u *unblocker) fire() {
 	defer u.mu.Unlock()
 	if !u.over {
 		// A time in the past: writes fail at once. Not all writers can do it.
-		_ = u.response.SetWriteDeadline(time.Unix(1, 0))
+		_ = http.NewResponseController(u.response).SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1/coordinatorv1connect"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
+	"github.com/runnel-mesh/runnel/services/coordinator/internal/groups"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
@@ -28,27 +29,15 @@ func (s *Server) Join(ctx context.Context, req *coordinatorv1.JoinRequest, strea
 	defer s.streams.Leave()
 	s.joined.Inc()
 	defer s.joined.Dec()
-	join, err := s.checkJoin(req)
-	if err != nil {
-		return err
-	}
-	join.ClientHost = clientHost(ctx)
 	group := req.GetGroup()
-	index, err := s.find(ctx, group)
+	assignments, err := s.join(ctx, req, stream)
 	if err != nil {
 		return err
-	}
-	// The headers tell the client that it is being served, even if the group is still
-	// being loaded.
-	if err := stream.SendHeaders(); err != nil {
-		return err
-	}
-	assignments, err := s.host.Join(ctx, index, join)
-	if err != nil {
-		return s.translate(group, err)
 	}
 	defer assignments.Close()
 	for {
+		// Members without news are parked here, thousands of them: what is on the stack or
+		// reached from it, which the request is not any more, counts.
 		select {
 		case <-assignments.C():
 		case <-s.drain.C():
@@ -71,6 +60,29 @@ func (s *Server) Join(ctx context.Context, req *coordinatorv1.JoinRequest, strea
 			return err
 		}
 	}
+}
+
+// join makes a member of who asks, and returns what it is to be told.
+func (s *Server) join(ctx context.Context, req *coordinatorv1.JoinRequest, stream coordinatorv1connect.GroupServiceJoinServerStream) (*groups.Stream, error) {
+	join, err := s.checkJoin(req)
+	if err != nil {
+		return nil, err
+	}
+	join.ClientHost = clientHost(ctx)
+	index, err := s.find(ctx, req.GetGroup())
+	if err != nil {
+		return nil, err
+	}
+	// The headers tell the client that it is being served, even if the group is still
+	// being loaded.
+	if err := stream.SendHeaders(); err != nil {
+		return nil, err
+	}
+	assignments, err := s.host.Join(ctx, index, join)
+	if err != nil {
+		return nil, s.translate(req.GetGroup(), err)
+	}
+	return assignments, nil
 }
 
 // checkJoin reads a request, with defaults in place of what it leaves open.
