@@ -183,7 +183,7 @@ func (c *Cluster) startEtcd(ctx context.Context) (*embedetcd.Etcd, error) {
 	ctx, cancel := context.WithTimeout(ctx, etcdStartTimeout)
 	defer cancel()
 	return embedetcd.Start(ctx, embedetcd.Config{
-		Dir: c.config.etcdDir(), QuotaBytes: c.config.EtcdQuotaBytes, Logger: c.logger,
+		Dir: c.config.etcdDir(), QuotaBytes: c.config.EtcdQuotaBytes, Logger: c.logger.With("service", "etcd"),
 	})
 }
 

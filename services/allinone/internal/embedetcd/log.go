@@ -60,7 +60,7 @@ func (c *slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for key, value := range encoder.Fields {
 		attrs = append(attrs, slog.Any(key, value))
 	}
-	c.logger.LogAttrs(context.Background(), level, "etcd: "+entry.Message, attrs...)
+	c.logger.LogAttrs(context.Background(), level, entry.Message, attrs...)
 	return nil
 }
 
