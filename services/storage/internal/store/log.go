@@ -59,8 +59,8 @@ type Log struct {
 	// mu guards the fields below. The commit goroutine of the set that has appends
 	// pending changes the committed ones; there is one such set at a time.
 	mu sync.Mutex
-	// settled tells that nothing is pending any more.
-	settled sync.Cond
+	// settled tells that nothing is pending any more; nil before somebody waits.
+	settled *sync.Cond
 	// fault is why the log cannot be used; nil otherwise.
 	fault error
 	// producers are as found when the store was opened, until the first append.
@@ -75,8 +75,6 @@ type Log struct {
 
 	// durable is the state after the latest group that was put together.
 	durable durable
-	// known says that a state record of the partition was written.
-	known bool
 	// stateVolume holds the state record of stateGeneration, which progress
 	// records may continue; 0 where there is none.
 	stateVolume uint64
@@ -88,8 +86,6 @@ type Log struct {
 	// stateVolumes are those in which the partition has a state record, and may
 	// have producers.
 	stateVolumes []uint64
-	// rewrite says that spans or epochs have changed since that record.
-	rewrite bool
 	// unindexed counts the bytes of batches since the latest entry of the time
 	// index.
 	unindexed int64
@@ -100,19 +96,20 @@ type Log struct {
 	readable int64
 	// cuts counts truncations, for readers to notice one that they raced with.
 	cuts uint64
-	// doomed says that the cleaner has the log, which is deleted, and forgotten that
-	// the disk knows nothing of it any more: it must never be written again.
-	doomed, forgotten bool
 	// group is the number of the last group with operations of this log, and
 	// grouped says that it is being written; both are the commit goroutine's.
 	group   uint64
 	grouped bool
+	// known says that a state record of the partition was written, and rewrite that
+	// spans or epochs have changed since.
+	known, rewrite bool
+	// doomed says that the cleaner has the log, which is deleted, and forgotten that
+	// the disk knows nothing of it any more: it must never be written again.
+	doomed, forgotten bool
 }
 
 func newLog(s *Store, id PartitionID) *Log {
-	l := &Log{store: s, id: id}
-	l.settled.L = &l.mu
-	return l
+	return &Log{store: s, id: id}
 }
 
 // ID returns the partition that the log belongs to.
@@ -181,8 +178,16 @@ func (l *Log) Append(a Append, done func(error)) {
 // awaitSetLocked waits for the operations that are pending in another set.
 func (l *Log) awaitSetLocked(set Set) {
 	for l.set != set && l.pending > 0 {
-		l.settled.Wait()
+		l.settleLocked()
 	}
+}
+
+// settleLocked waits until nothing is pending for a moment.
+func (l *Log) settleLocked() {
+	if l.settled == nil {
+		l.settled = sync.NewCond(&l.mu)
+	}
+	l.settled.Wait()
 }
 
 // leaveLocked records in the set of the newest state record that later ones are
@@ -266,7 +271,9 @@ func (l *Log) complete() {
 	if l.pending > 0 {
 		return
 	}
-	l.settled.Broadcast()
+	if l.settled != nil {
+		l.settled.Broadcast()
+	}
 	if l.doomed && !l.forgotten {
 		// The cleaner leaves alone what is busy.
 		l.store.cleaner.poke()
@@ -304,7 +311,7 @@ func (l *Log) cut(ctx context.Context, o *operation, state State) (end int64, er
 	l.mu.Lock()
 	l.producers = nil
 	for l.pending > 0 {
-		l.settled.Wait()
+		l.settleLocked()
 	}
 	admit := l.admitTruncateLocked
 	if o.restart {
