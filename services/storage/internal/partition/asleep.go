@@ -22,6 +22,10 @@ import (
 // a partition unused before it falls asleep.
 const restsAfter = 2
 
+// givesBack is how many partitions fall asleep before their memory is given back to
+// the system at once: an idle process collects no garbage for minutes.
+const givesBack = 1000
+
 // lock takes mu, and wakes the partition up.
 func (p *Partition) lock() {
 	p.mu.Lock()
@@ -62,19 +66,19 @@ func (p *Partition) Share(assignment *cluster.Partition) {
 }
 
 // rest is a visit of the host, and lets the partition fall asleep if it was not used
-// since the visits before.
-func (p *Partition) rest() {
+// since the visits before. It reports whether it does.
+func (p *Partition) rest() bool {
 	if !p.appending.TryLock() {
-		return
+		return false
 	}
 	defer p.appending.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.awake == nil || !p.idleLocked() {
-		return
+		return false
 	}
 	if p.rested++; p.rested < restsAfter {
-		return
+		return false
 	}
 	if p.producers != nil {
 		p.loaded = storedProducers(p.producers)
@@ -82,6 +86,7 @@ func (p *Partition) rest() {
 	p.host.tails.drop(&p.tail)
 	p.awake = nil
 	p.host.metrics.asleep.Inc()
+	return true
 }
 
 // idleLocked says that the partition knows nothing but what its log and its

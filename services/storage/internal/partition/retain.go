@@ -2,6 +2,7 @@ package partition
 
 import (
 	"context"
+	"runtime/debug"
 	"time"
 
 	"github.com/runnel-mesh/runnel/services/internal/rules"
@@ -89,6 +90,7 @@ func (h *Host) visit(ctx context.Context) {
 	ticker := time.NewTicker(h.config.RetentionEvery)
 	defer ticker.Stop()
 	var spans []store.Span
+	slept := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -100,7 +102,13 @@ func (h *Host) visit(ctx context.Context) {
 				return
 			}
 			spans = p.Retain(h.config.Now(), spans)
-			p.rest()
+			if p.rest() {
+				slept++
+			}
+		}
+		if slept >= givesBack {
+			debug.FreeOSMemory()
+			slept = 0
 		}
 	}
 }
