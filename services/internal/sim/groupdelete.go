@@ -57,7 +57,10 @@ func (h *groupHistory) buried(key recordKey, d decision) {
 		h.offsetBuried(key, before, d)
 	default:
 		if !d.asked(key) {
-			h.expires(key, d)
+			// Its offsets have gone before, each by its own; without any it goes soon.
+			if n, empty := h.members(key.group), h.isEmptied(key.group); n > 0 || !empty {
+				h.fail(28, "group %s goes by itself, and has %d members (none: %t)", key.group, n, empty)
+			}
 			h.k.counts.GroupsExpired++
 		} else {
 			h.k.counts.GroupsDeleted++
@@ -101,6 +104,12 @@ func (h *groupHistory) expires(key recordKey, d decision) {
 		h.fail(28, "what group %s has of %+v expires at %s; it has %d members, and none since %s (%t), and keeps offsets for %s",
 			key.group, key.partition, d.at, n, since, empty, h.retention)
 	}
+}
+
+// isEmptied reports whether the group has been without members since it last had some.
+func (h *groupHistory) isEmptied(group groups.GroupID) bool {
+	_, empty := h.emptied[group]
+	return empty
 }
 
 // reset is an offset that an operator sets: what lies below is passed over with leave, and

@@ -207,7 +207,8 @@ func (x *Subscription) GetTopicPattern() string {
 // JoinRequest asks for membership.
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Group: 1 to 255 bytes of UTF-8. Set by the member.
+	// Group: 1 to 255 bytes of UTF-8 without control characters, as all names here. Set by
+	// the member.
 	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// Name of the member, unique in the group: 1 to 255 bytes. A new one should be
 	// random (a UUID), and stay the same in retries. Empty asks for one to be made up.

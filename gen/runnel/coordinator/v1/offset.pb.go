@@ -116,7 +116,8 @@ type OffsetCommit struct {
 	// Leader epoch of the last record that was read; unset where it is not known. Set
 	// by the client.
 	LeaderEpoch *int32 `protobuf:"varint,5,opt,name=leader_epoch,json=leaderEpoch,proto3,oneof" json:"leader_epoch,omitempty"`
-	// Anything, at most 4,096 bytes. Set by the client.
+	// Any text, at most 4,096 bytes of UTF-8 without control characters but tabs and line
+	// ends. Set by the client.
 	Metadata      string `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
@@ -139,8 +138,8 @@ func checkName(field, value string) error {
 	if len(value) > maxNameBytes {
 		return invalid("%s has %d bytes, must have at most %d", field, len(value), maxNameBytes)
 	}
-	if !utf8.ValidString(value) {
-		return invalid("%s is not UTF-8", field)
+	if !isText(value) {
+		return invalid("%s %q is not UTF-8 or has control characters", field, value)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -93,8 +92,6 @@ func checkCommit(image *cluster.Image, in *coordinatorv1.OffsetCommit) (rules.Co
 		return rules.CommitOffset{}, invalid("leader_epoch of partition %d of topic %q is %d, must be 0 or more, or unset where it is not known", in.GetPartition(), topic.Name, in.GetLeaderEpoch())
 	case len(in.GetMetadata()) > maxMetadataBytes:
 		return rules.CommitOffset{}, rpcerr.New(errorsv1.Reason_REASON_METADATA_TOO_LARGE, "metadata of partition %d of topic %q has %d bytes, must have at most %d; keep it elsewhere, and commit where", in.GetPartition(), topic.Name, len(in.GetMetadata()), maxMetadataBytes)
-	case !utf8.ValidString(in.GetMetadata()):
-		return rules.CommitOffset{}, invalid("metadata of partition %d of topic %q is not UTF-8", in.GetPartition(), topic.Name)
 	}
 	epoch := int32(-1)
 	if in.LeaderEpoch != nil {
@@ -193,8 +190,16 @@ func (s *Server) DeleteOffsets(ctx context.Context, req *coordinatorv1.DeleteOff
 		}
 	}
 	image := s.view.Image()
-	for name := range wanted {
-		if _, err := topicNamed(image, name); err != nil && !known[name] {
+	for name, indexes := range wanted {
+		topic, err := topicNamed(image, name)
+		switch {
+		case err == nil:
+			for index := range indexes {
+				if err := checkPartition(topic, index); err != nil {
+					return nil, err
+				}
+			}
+		case !known[name]:
 			return nil, err
 		}
 	}

@@ -6,7 +6,9 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -127,10 +129,15 @@ func checkGroup(group string) error {
 		return rpcerr.New(errorsv1.Reason_REASON_INVALID_GROUP_ID, "the group id is empty; give the group a name of 1 to %d bytes", maxNameBytes)
 	case len(group) > maxNameBytes:
 		return rpcerr.New(errorsv1.Reason_REASON_INVALID_GROUP_ID, "the group id has %d bytes; give the group a name of 1 to %d bytes", len(group), maxNameBytes)
-	case !utf8.ValidString(group):
-		return rpcerr.New(errorsv1.Reason_REASON_INVALID_GROUP_ID, "the group id is not UTF-8; give the group a name that is")
+	case !isText(group):
+		return rpcerr.New(errorsv1.Reason_REASON_INVALID_GROUP_ID, "group id %q is not UTF-8 or has control characters; give the group a name without", group)
 	}
 	return nil
+}
+
+// isText reports whether people can be shown a name as it is.
+func isText(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
 // find returns the partition of a group that this node coordinates, or an error that

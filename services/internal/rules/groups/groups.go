@@ -54,10 +54,10 @@ import (
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
-// GroupID names a group, 1 to 255 bytes of UTF-8.
+// GroupID names a group, 1 to 255 bytes of UTF-8 without control characters.
 type GroupID string
 
-// MemberID names a member in its group, 1 to 255 bytes.
+// MemberID names a member in its group, 1 to 255 bytes of UTF-8 without control characters.
 type MemberID string
 
 // Epoch rises with each change of a group, from 1 or more, over its deletion too; a
@@ -98,7 +98,8 @@ type Topics interface {
 
 // Config bounds and times a shard.
 type Config struct {
-	// MembersPerGroup is how many members a group may have, from 1.
+	// MembersPerGroup is how many members a group may have, from 1; and one more for the
+	// time that one waits for a member that it supersedes.
 	MembersPerGroup int
 	// Groups is how many groups a shard may have, from 1.
 	Groups int
@@ -118,7 +119,8 @@ type Config struct {
 	// long without either a shard with members checks.
 	Confidence, CheckInterval time.Duration
 	// Retention is how long the offsets of a group are kept that coordinators have seen
-	// without members; 0 is for ever.
+	// without members; 0 is for ever. A group without offsets, of which nothing would
+	// be missed, is kept for Aging.
 	Retention time.Duration
 	// Aging is after how long at least that time is written, so that no more of it is lost
 	// with the process. A hundredth of a longer Retention takes its place, up to an hour.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
@@ -13,11 +14,20 @@ import (
 const maxName = 255
 
 func checkGroup(group GroupID) *Refusal {
-	if len(group) == 0 || len(group) > maxName || !utf8.ValidString(string(group)) {
+	switch {
+	case len(group) == 0 || len(group) > maxName:
 		return refusal(errorsv1.Reason_REASON_INVALID_GROUP_ID,
 			"a group id has %d bytes: it takes 1 to %d of UTF-8", len(group), maxName)
+	case !isText(string(group)):
+		return refusal(errorsv1.Reason_REASON_INVALID_GROUP_ID,
+			"group id %q is not UTF-8 or has control characters: give the group a name without", group)
 	}
 	return nil
+}
+
+// isText reports whether people can be shown a name as it is.
+func isText(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
 func checkJoin(r *Join) *Refusal {
@@ -25,12 +35,18 @@ func checkJoin(r *Join) *Refusal {
 		return refusal(errorsv1.Reason_REASON_INVALID_REQUEST, format, args...)
 	}
 	switch {
-	case len(r.Member) == 0 || len(r.Member) > maxName || !utf8.ValidString(string(r.Member)):
+	case len(r.Member) == 0 || len(r.Member) > maxName:
 		return invalid("the member id has %d bytes: it takes 1 to %d of UTF-8", len(r.Member), maxName)
-	case len(r.Instance) > maxName || !utf8.ValidString(r.Instance):
+	case !isText(string(r.Member)):
+		return invalid("member id %q is not UTF-8 or has control characters", r.Member)
+	case len(r.Instance) > maxName:
 		return invalid("the instance id of member %q has %d bytes: it takes up to %d of UTF-8", r.Member, len(r.Instance), maxName)
-	case len(r.ClientID) > maxName || !utf8.ValidString(r.ClientID):
+	case !isText(r.Instance):
+		return invalid("instance id %q of member %q is not UTF-8 or has control characters", r.Instance, r.Member)
+	case len(r.ClientID) > maxName:
 		return invalid("the client id of member %q has %d bytes: it takes up to %d of UTF-8", r.Member, len(r.ClientID), maxName)
+	case !isText(r.ClientID):
+		return invalid("client id %q of member %q is not UTF-8 or has control characters", r.ClientID, r.Member)
 	case r.Epoch < 0:
 		return invalid("the member epoch of member %q is %d: it is 0 for a new member, else that of its assignment", r.Member, r.Epoch)
 	case r.SessionTimeout <= 0 || r.RebalanceTimeout <= 0:
@@ -139,15 +155,22 @@ func (s *Shard) admit(g *group, m, older *member, r *Join) *Refusal {
 	if g == nil {
 		return s.admitGroup(r.Group)
 	}
-	count := 0
+	// The one whose place it takes may stay beside it for a session. Those that were
+	// superseded before count, so that a process that dies again and again is held up.
+	count, superseded := 0, 0
 	for _, other := range g.members {
-		if !other.superseded && other != older {
-			count++
+		if other == older {
+			continue
+		}
+		count++
+		if other.superseded {
+			superseded++
 		}
 	}
 	if count >= s.config.MembersPerGroup {
 		return refusal(errorsv1.Reason_REASON_GROUP_FULL,
-			"group %q has %d members, as many as it may have: try again once one has left", g.id, count)
+			"group %q has %d members, as many as it may have, %d of them superseded by another process with their instance id until they leave or their session ends: try again once one is gone",
+			g.id, count, superseded)
 	}
 	return nil
 }

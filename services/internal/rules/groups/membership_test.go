@@ -216,6 +216,8 @@ func TestJoinIsRefused(t *testing.T) {
 		"empty group id":     {with(func(r *Join) { r.Group = "" }), errorsv1.Reason_REASON_INVALID_GROUP_ID},
 		"long group id":      {with(func(r *Join) { r.Group = GroupID(strings.Repeat("x", 256)) }), errorsv1.Reason_REASON_INVALID_GROUP_ID},
 		"group id not UTF-8": {with(func(r *Join) { r.Group = "\xff" }), errorsv1.Reason_REASON_INVALID_GROUP_ID},
+		"control characters": {with(func(r *Join) { r.Group = "g\n" }), errorsv1.Reason_REASON_INVALID_GROUP_ID},
+		"in the instance id": {with(func(r *Join) { r.Instance = "i\x1b" }), errorsv1.Reason_REASON_INVALID_REQUEST},
 		"empty member id":    {with(func(r *Join) { r.Member = "" }), errorsv1.Reason_REASON_INVALID_REQUEST},
 		"long instance id":   {with(func(r *Join) { r.Instance = strings.Repeat("x", 256) }), errorsv1.Reason_REASON_INVALID_REQUEST},
 		"negative epoch":     {with(func(r *Join) { r.Epoch = -1 }), errorsv1.Reason_REASON_INVALID_REQUEST},
@@ -256,6 +258,25 @@ func TestLimits(t *testing.T) {
 	third.Group = "g3"
 	r.refused(third, errorsv1.Reason_REASON_LIMIT_REACHED)
 	r.refused(&Commit{Group: "g3", Offsets: []CommitOffset{{Partition: partition(1, 0)}}}, errorsv1.Reason_REASON_LIMIT_REACHED)
+}
+
+// A process with an instance id that dies again and again leaves members behind, which
+// count until their sessions end.
+func TestSupersededMembersCount(t *testing.T) {
+	r := newRig(t, testConfig)
+	for i := range 9 {
+		r.join(joinOf(MemberID(fmt.Sprint("m", i)), "a"))
+	}
+	for i := range 3 {
+		request := instance(MemberID(fmt.Sprint("i", i)), "i")
+		if i < 2 {
+			r.join(request)
+		} else if message := r.refused(request, errorsv1.Reason_REASON_GROUP_FULL); !strings.Contains(message, "1 of them superseded") {
+			t.Error(message)
+		}
+	}
+	r.ok(&Leave{Group: "g", Member: "i0"})
+	r.join(instance("i3", "i"))
 }
 
 func TestSubscriptionByPattern(t *testing.T) {

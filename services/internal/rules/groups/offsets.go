@@ -2,9 +2,12 @@ package groups
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 )
@@ -57,6 +60,7 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 	}
 	if len(records) > 0 && (g == nil || len(g.members) == 0) {
 		// The time without members counts from the last commit.
+		defer func() { s.rest(s.groups[r.Group]) }()
 		if g == nil || g.record.Empty > 0 {
 			record := GroupRecord{Group: r.Group}
 			if g != nil {
@@ -65,7 +69,6 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 			}
 			s.emit(&record)
 		}
-		s.rest(s.groups[r.Group])
 	}
 	for _, record := range records {
 		s.emit(record)
@@ -103,6 +106,10 @@ func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset) *Refusal {
 		return refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
 			"offset %d of partition %d of topic %q has to be at least 0, and its leader epoch %d at least -1",
 			o.Offset, o.Index, o.TopicName, o.LeaderEpoch)
+	case !utf8.ValidString(o.Metadata) || strings.ContainsFunc(o.Metadata, notInMetadata):
+		return refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
+			"the metadata %.80q of partition %d of topic %q is not UTF-8 or has control characters: encode it, such as in base64",
+			o.Metadata, o.Index, o.TopicName)
 	case len(o.Metadata) > maxMetadata:
 		return refusal(errorsv1.Reason_REASON_METADATA_TOO_LARGE,
 			"the metadata of partition %d of topic %q has %d bytes, more than %d: shorten it",
@@ -125,6 +132,12 @@ func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset) *Refusal {
 			m.Member, r.Group, o.Index, o.TopicName, owned.Since, r.Epoch)
 	}
 	return nil
+}
+
+// notInMetadata reports whether metadata must not have a character: it is text, possibly
+// of several lines.
+func notInMetadata(r rune) bool {
+	return unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r'
 }
 
 func (s *Shard) fetch(r *Fetch) []*OffsetRecord {
@@ -189,11 +202,15 @@ func compareOffsets(a, b *OffsetRecord) int {
 		comparePartitions(a.Partition, b.Partition))
 }
 
-func (s *Shard) deleteOffsets(ticket Ticket, r *DeleteOffsets) {
+// deleteOffsets reports whether it is through: many offsets take several rounds.
+func (s *Shard) deleteOffsets(w *waiting, r *DeleteOffsets) bool {
 	g := s.groups[r.Group]
+	if g == nil && w.deleted == nil {
+		s.refuse(w.ticket, groupNotFound(r.Group))
+		return true
+	}
 	if g == nil {
-		s.refuse(ticket, groupNotFound(r.Group))
-		return
+		g = &group{id: r.Group}
 	}
 	offsets := g.pick(r.Partitions)
 	for _, o := range offsets {
@@ -202,15 +219,24 @@ func (s *Shard) deleteOffsets(ticket Ticket, r *DeleteOffsets) {
 			name = t.Name
 		}
 		if s.subscribed(g, []string{name}) {
-			s.refuse(ticket, refusal(errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
+			s.refuse(w.ticket, refusal(errorsv1.Reason_REASON_GROUP_NOT_EMPTY,
 				"members of group %q are subscribed to topic %q (the group has %s): stop them first; "+stillMembers, g.id, name, g.names()))
-			return
+			return true
 		}
 	}
-	for _, o := range offsets {
-		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+	if w.deleted == nil {
+		w.deleted = make(map[Partition]*OffsetRecord, len(offsets))
 	}
-	s.reply(ticket, offsets)
+	for _, o := range offsets {
+		if s.bytes > 0 && s.bytes >= s.config.RoundBytes {
+			return false
+		}
+		s.emit(&Tombstone{Group: g.id, Offset: &o.Partition})
+		w.deleted[o.Partition] = o
+	}
+	s.restIfBare(g)
+	s.reply(w.ticket, slices.SortedFunc(maps.Values(w.deleted), compareOffsets))
+	return true
 }
 
 // deleteGroup reports whether it is through: a group with many offsets takes several
@@ -266,7 +292,9 @@ func (s *Shard) purgeDeleted(g *group) {
 	g.purge = !s.bury(g, func(o *OffsetRecord) bool { return s.topics.Deleted(o.Topic) })
 	if g.purge {
 		s.list(g)
+		return
 	}
+	s.restIfBare(g)
 }
 
 func groupNotFound(group GroupID) *Refusal {

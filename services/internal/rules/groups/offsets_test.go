@@ -52,7 +52,11 @@ func TestCommitIsCheckedByOffset(t *testing.T) {
 		{Partition: partition(1, 1), TopicName: "a", Offset: 7, Metadata: strings.Repeat("x", 4097)},
 		{Partition: partition(1, 2), TopicName: "a", Offset: -1},
 		{Partition: partition(2, 0), TopicName: "b", Offset: 1},
+		{Partition: partition(1, 3), TopicName: "a", Offset: 1, Metadata: "a\x00b"},
 	}}).(CommitAnswer)
+	if why := answer.Refusals[4]; why == nil || !strings.Contains(why.Message, `"a\x00b"`) {
+		t.Errorf("control characters: %v", why)
+	}
 	if answer.Refusals[0] != nil {
 		t.Fatalf("got %+v", answer.Refusals[0])
 	}
@@ -247,7 +251,8 @@ func TestOffsetsExpireByTheTimeThatWasSeen(t *testing.T) {
 // notice nothing of the time between until it is over.
 func TestExpiryDoesNotCountTimeWithMembers(t *testing.T) {
 	r := newRig(t, testConfig)
-	r.join(joinOf("m1", "a"))
+	_, a := r.join(joinOf("m1", "a"))
+	r.commit("m1", a.Epoch, partition(1, 0), 3)
 	r.ok(&Leave{Group: "g", Member: "m1"})
 	r.pass(time.Minute)
 	r.join(joinOf("m2", "a"))
@@ -264,6 +269,35 @@ func TestExpiryDoesNotCountTimeWithMembers(t *testing.T) {
 	r.pass(time.Second)
 	if got := r.ok(&List{}).([]Summary); len(got) != 0 {
 		t.Fatal("did not expire")
+	}
+}
+
+func TestGroupWithoutAnythingGoesSoon(t *testing.T) {
+	config := testConfig
+	config.Retention = 0
+	r := newRig(t, config)
+	r.join(instance("m1", "i1"))
+	r.pass(40 * time.Second)
+	r.ok(&Leave{Group: "g", Member: "m1", Keep: true})
+	r.pass(44 * time.Second)
+	_, a := r.join(instance("m2", "i1")) // A static member that comes back has a group.
+	r.commit("m2", a.Epoch, partition(1, 0), 3)
+	r.ok(&Leave{Group: "g", Member: "m2"})
+	r.pass(time.Hour)
+	if got := r.ok(&List{}).([]Summary); len(got) != 1 {
+		t.Fatal("a group with an offset is gone")
+	}
+	r.ok(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(1, 0)}})
+	r.pass(59 * time.Second)
+	r.commit("", 0, partition(1, 0), 3)
+	r.pass(time.Hour)
+	if got := r.ok(&List{}).([]Summary); len(got) != 1 {
+		t.Fatal("a group with a new offset is gone")
+	}
+	r.ok(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(1, 0)}})
+	r.pass(time.Minute)
+	if got := r.ok(&List{}).([]Summary); len(got) != 0 || !r.wake.IsZero() {
+		t.Fatalf("got %v, wakes at %v", got, r.wake)
 	}
 }
 
@@ -342,6 +376,16 @@ func TestLargeGroupIsForgottenInSeveralRounds(t *testing.T) {
 	}
 	for name, end := range map[string]func(r *rig){
 		"deleted": func(r *rig) { r.ok(&DeleteGroup{Group: "g"}) },
+		"offsets deleted": func(r *rig) {
+			var all []Partition
+			for i := range 100 {
+				all = append(all, partition(2, int32(i)))
+			}
+			if got := r.ok(&DeleteOffsets{Group: "g", Partitions: all}).([]*OffsetRecord); len(got) != 100 {
+				r.t.Fatalf("%d offsets deleted", len(got))
+			}
+			r.pass(2 * time.Minute)
+		},
 		"expired": func(r *rig) { r.pass(8 * 24 * time.Hour) },
 		"topic deleted": func(r *rig) {
 			r.topics = r.topics.without("b")

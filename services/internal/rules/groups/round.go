@@ -12,7 +12,7 @@ import (
 func (s *Shard) round() {
 	n := 0
 	for n < len(s.queue) && (n == 0 || s.bytes < s.config.RoundBytes) {
-		if !s.handle(s.queue[n]) {
+		if !s.handle(&s.queue[n]) {
 			break
 		}
 		n++
@@ -37,7 +37,7 @@ func (s *Shard) round() {
 
 // handle decides a request. It reports whether that is done: if not, it comes first in
 // the next round.
-func (s *Shard) handle(w waiting) bool {
+func (s *Shard) handle(w *waiting) bool {
 	switch r := w.request.(type) {
 	case *Join:
 		s.join(w.ticket, r)
@@ -62,7 +62,7 @@ func (s *Shard) handle(w waiting) bool {
 	case *DeleteGroup:
 		return s.deleteGroup(w.ticket, r)
 	case *DeleteOffsets:
-		s.deleteOffsets(w.ticket, r)
+		return s.deleteOffsets(w, r)
 	}
 	return true
 }
@@ -190,9 +190,27 @@ const mostAging = time.Hour
 // rest begins or goes on to count the time that the group is without members.
 func (s *Shard) rest(g *group) {
 	g.seen = s.now
-	if s.config.Retention > 0 {
-		part := min(max(s.config.Retention/100, s.config.Aging), mostAging)
-		s.timers.set(&g.timer, s.now.Add(min(part, max(s.config.Retention-g.record.Empty, 0))))
+	retention := s.retention(g)
+	if retention == 0 {
+		s.timers.remove(&g.timer)
+		return
+	}
+	part := min(max(retention/100, s.config.Aging), mostAging)
+	s.timers.set(&g.timer, s.now.Add(min(part, max(retention-g.record.Empty, 0))))
+}
+
+// retention is how long a group without members stays; 0 is for ever.
+func (s *Shard) retention(g *group) time.Duration {
+	if len(g.offsets) > 0 || s.config.Retention > 0 && s.config.Retention < s.config.Aging {
+		return s.config.Retention
+	}
+	return s.config.Aging
+}
+
+// restIfBare has a group go soon that has nothing left.
+func (s *Shard) restIfBare(g *group) {
+	if s.groups[g.id] == g && len(g.members) == 0 && len(g.offsets) == 0 {
+		s.rest(g)
 	}
 }
 
@@ -201,7 +219,7 @@ func (s *Shard) rest(g *group) {
 // seen it.
 func (s *Shard) age(g *group) {
 	empty := g.record.Empty + max(g.timer.at.Sub(g.seen), 0).Truncate(time.Millisecond)
-	if empty >= s.config.Retention.Truncate(time.Millisecond) {
+	if retention := s.retention(g); retention > 0 && empty >= retention.Truncate(time.Millisecond) {
 		s.forget(g) // What does not fit is due again in the next round.
 		return
 	}

@@ -89,6 +89,9 @@ type waiting struct {
 	ticket  Ticket
 	request Request
 	arrived time.Time
+	// deleted is what a DeleteOffsets that takes several rounds has come to. It outlives
+	// that the shard begins anew: what is not deleted then is deleted again.
+	deleted map[Partition]*OffsetRecord
 }
 
 // NewShard returns a shard that coordinates nothing yet.
