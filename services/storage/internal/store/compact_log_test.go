@@ -3,8 +3,11 @@ package store
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -392,5 +395,71 @@ func TestCompactionIsOvertaken(t *testing.T) {
 		if err := l.Failed(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestDamagedTableHidesNothing: of a sparse span nothing is passed over because a block
+// of a table is damaged, neither by a reader nor by a copy.
+func TestDamagedTableHidesNothing(t *testing.T) {
+	for name, use := range map[string]func(*Log) error{
+		"read": func(l *Log) error {
+			_, err := l.Read(t.Context(), 0, l.next, 64<<20)
+			return err
+		},
+		"compact": func(l *Log) error {
+			_, err := l.Compact(t.Context(), CompactOptions{Set: SetSyncedCompacted, Below: l.next, Now: compactTime.Add(2 * time.Hour), DeleteRetention: time.Hour, MapBytes: 1 << 20})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t)
+			cfg.VolumeBytes = 64 << 10
+			s := open(t, cfg)
+			l := s.Log(partition(1))
+			for i := range 1000 {
+				appendPairs(t, l, nil, pair{fmt.Sprint("k", i), fmt.Sprintf("%0200d", i)})
+			}
+			compactAll(t, l, compactTime)
+			// A later start lists the files of the volume, and has all tables.
+			closeStore(t, s)
+			s = open(t, cfg)
+			l = s.Log(partition(1))
+			first := l.durable.spans[0]
+			v := s.volumes.sealed(first.volume)
+			if v == nil || !first.sparse {
+				t.Fatalf("the first span is %+v, in volume %+v", first, v)
+			}
+			appendPairs(t, l, nil, pair{"k0", "new"})
+			// Whoever opens the volume compares its tables; the damage comes later.
+			if _, err := l.Read(t.Context(), 0, 1, 1); err != nil {
+				t.Fatal(err)
+			}
+			v.tables.last = time.Time{}
+			tables, err := filepath.Glob(filepath.Join(v.path, "*.sst"))
+			if err != nil || len(tables) == 0 {
+				t.Fatal(tables, err)
+			}
+			for _, table := range tables {
+				raw, err := os.ReadFile(table)
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw[len(raw)/3] ^= 0x10
+				// In place, as the file is mapped.
+				f, err := os.OpenFile(table, os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = f.WriteAt(raw, 0)
+				if err := errors.Join(err, f.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var corrupt *ErrCorrupt
+			if err := use(l); !errors.As(err, &corrupt) {
+				t.Fatalf("got %v, want that the log is damaged", err)
+			}
+			eventually(t, "the volume was set aside", func() bool { return l.Failed() != nil })
+		})
 	}
 }

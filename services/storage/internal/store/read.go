@@ -127,10 +127,15 @@ func (s *Store) readSpan(ctx context.Context, id PartitionID, v view, batches []
 	defer s.volumes.release(volume)
 	r := spanReader{view: v, store: s, id: id, batches: batches, next: offset, after: v.span.end, ahead: s.readahead.resume(id, offset)}
 	defer func() { s.readahead.keep(r.ahead, r.next) }()
-	err = s.volumes.read(volume, func() (err error) {
-		full, err = r.run(ctx, volume.db, endOffset, room)
-		return err
-	})
+	if v.sparse {
+		err = s.checkTables(volume)
+	}
+	if err == nil {
+		err = s.volumes.read(volume, func() (err error) {
+			full, err = r.run(ctx, volume.db, endOffset, room)
+			return err
+		})
+	}
 	if IsDamagedVolume(err) {
 		err = r.corrupt(err, "its volume cannot be read")
 	}

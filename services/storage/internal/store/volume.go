@@ -104,6 +104,8 @@ type volume struct {
 	halfOpened bool
 	// version is that of the layout which the description names.
 	version int32
+
+	tables tableCheck
 }
 
 // writeSizes records what a closed volume that is not sealed has in its files, but
