@@ -305,6 +305,7 @@ func TestGroupRefusals(t *testing.T) {
 		{[]string{"groups", "delete", group}, noGroup},
 		{[]string{"groups", "delete-offsets", group, "--topic", topic}, noGroup},
 		{[]string{"groups", "reset-offsets", group, "--all-topics", "--to-latest"}, noGroup + `, and --create makes a new one`},
+		{[]string{"groups", "reset-offsets", group, "--all-topics", "--to-latest", "--create"}, `group "` + group + `" does not exist, so that --all-topics finds no offsets; name the topics with --topic`},
 		{[]string{"groups", "reset-offsets", group, "--topic", topic, "--to-latest"}, noGroup + `, and --create makes a new one`},
 		{[]string{"groups", "reset-offsets", group, "--topic", topic, "--to-latest", "--execute"}, noGroup + `, and --create makes a new one`},
 		{[]string{"groups", "reset-offsets", group, "--from-file", bad}, regexp.QuoteMeta(bad) + `: line 2: partition 0 of topic "` + topic + `" stands in line 1 already`},

@@ -192,6 +192,9 @@ func (o *resetOptions) resets(ctx context.Context, p *program, client *runnel.Cl
 		}
 		if len(committed) == 0 {
 			if _, err := p.describeGroup(ctx, client, group); err != nil {
+				if o.create && runnel.ReasonOf(err) == errorsv1.Reason_REASON_GROUP_NOT_FOUND {
+					return nil, failf("group %q does not exist, so that --all-topics finds no offsets; name the topics with --topic", group)
+				}
 				return nil, resetError(group, err)
 			}
 			return nil, failf("group %q has no offset; name the topics with --topic", group)
