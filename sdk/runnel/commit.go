@@ -243,7 +243,7 @@ func (c *Consumer) due(tenures func(yield func(*tenure) bool)) []GroupOffset {
 
 // commitAhead commits the offsets behind the records that Poll is about to return, and
 // returns those of which that succeeded. The others stay held for the next Poll as long
-// as they are the member's.
+// as they are the member's and in the log.
 func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	c.mu.Lock()
 	held := c.held
@@ -258,11 +258,17 @@ func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	}
 	err := c.commit(ctx, c.closing, offsets)
 	failed := make(map[TopicPartition]bool)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if partly, ok := errors.AsType[*CommitError](err); ok {
 		err = nil
 		for _, f := range partly.Failed {
 			failed[f.TopicPartition] = true
-			if !lostPartition(f.Err) {
+			switch {
+			case lostPartition(f.Err):
+			case ReasonOf(f.Err) == errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE:
+				c.readAgain(f.TopicPartition, f.Err)
+			default:
 				err = partly
 			}
 		}
@@ -270,13 +276,26 @@ func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	if err != nil {
 		return Records{}, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	records := c.held.without(func(held *chunk) bool {
 		return failed[held.partition] || held.tenure != nil && !c.holds(held.tenure)
 	})
 	c.held = Records{}
 	return records, nil
+}
+
+// readAgain gives up what is held of a partition and what is buffered behind it: the log
+// has been cut off below. It goes on with the first record held, and that its leader is
+// asked for that one tells where the log has gone another way. Callers hold mu.
+func (c *Consumer) readAgain(partition TopicPartition, why error) {
+	r := c.partitions[partition]
+	if r == nil || !slices.ContainsFunc(c.held.chunks, func(held chunk) bool { return held.partition == partition && held.tenure == r.tenure }) {
+		return
+	}
+	c.client.config.Logger.Warn("records that the log has lost since they were fetched are left out", "partition", partition, "error", why)
+	c.drop(r)
+	r.begin(From(r.next))
+	c.summon(r)
+	c.broadcast()
 }
 
 // lostPartition reports whether a commit failed since the partition is not the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -220,6 +221,54 @@ func TestAtMostOnceReturnsNothingUncommitted(t *testing.T) {
 			t.Errorf("committed = %d", g.committed(t0))
 		}
 	})
+}
+
+// TestAtMostOnceLeavesOutWhatTheLogHasLost: records that were fetched and are not in the
+// log any more cannot be committed, and hold neither their partition nor the others up.
+func TestAtMostOnceLeavesOutWhatTheLogHasLost(t *testing.T) {
+	for name, test := range map[string]struct {
+		cut  int64
+		want []string
+	}{
+		"all of them":  {1, []string{"0:1=another", "1:0=other"}},
+		"some of them": {2, []string{"0:1=1", "0:2=another", "1:0=other"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
+				c.createTopic("t", 2)
+				c.fill(t, "t", 0, recordbatch.None, "0")
+				a := c.member(t, "a", WithDelivery(AtMostOnce))
+				subscribe(t, a, "t")
+				want(t, poll(t, a, 1), "0:0=0")
+				c.fill(t, "t", 0, recordbatch.None, "1")
+				c.fill(t, "t", 0, recordbatch.None, "2")
+				c.fill(t, "t", 0, recordbatch.None, "3")
+				c.fill(t, "t", 1, recordbatch.None, "other")
+				synctest.Wait()
+				c.truncate("t", 0, test.cut)
+				c.fill(t, "t", 0, recordbatch.None, "another")
+				var got []string
+				for len(got) < len(test.want) {
+					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+					records, err := a.Poll(ctx)
+					cancel()
+					if err != nil && ReasonOf(err) != errorsv1.Reason_REASON_LOG_TRUNCATED {
+						t.Fatalf("Poll after %v: %v", got, err)
+					}
+					for r := range records.All() {
+						got = append(got, fmt.Sprintf("%d:%d=%s", r.Partition, r.Offset, r.Value))
+					}
+				}
+				slices.Sort(got)
+				want(t, got, test.want...)
+				if g.committed(t0) != test.cut+1 {
+					t.Errorf("committed = %d", g.committed(t0))
+				}
+			})
+		})
+	}
 }
 
 // TestCloseEndsAPollThatCommits: Close does not wait for a coordinator that never

@@ -153,7 +153,7 @@ func (c *Consumer) drop(r *reading) {
 	r.chunks = nil
 	for i := range c.held.chunks {
 		if held := &c.held.chunks[i]; held.partition == r.partition {
-			r.next = Position{Offset: held.from, LeaderEpoch: -1}
+			r.next = Position{Offset: held.from, LeaderEpoch: held.leaderEpoch}
 			break
 		}
 	}

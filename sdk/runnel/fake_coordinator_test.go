@@ -22,7 +22,8 @@ import (
 // fakeGroups is what coordinators know of groups, which is in the log and so survives
 // each of them. It keeps the rules of the public API: a partition goes on to another
 // member once the one that had it has confirmed an assignment without it, or its session
-// is over; a commit counts if its member has the partition under its epoch. Guarded by
+// is over; a commit counts if its member has the partition under its epoch, and the log
+// reaches that far. Guarded by
 // the cluster's mu, but for the scripts.
 type fakeGroups struct {
 	cluster *fakeCluster
@@ -481,6 +482,10 @@ func (s fakeCoordinator) CommitOffsets(ctx context.Context, request *coordinator
 			}
 		}
 		topic := c.topics[tp.Topic]
+		if o.GetOffset() > topic.partitions[tp.Partition].end {
+			result.Failure = failureOf(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE)
+			continue
+		}
 		group.offsets[tp] = &coordinatorv1.CommittedOffset{
 			Topic: tp.Topic, TopicId: slices.Clone(topic.id[:]), Partition: tp.Partition, Offset: o.GetOffset(), LeaderEpoch: o.LeaderEpoch, Metadata: o.GetMetadata(),
 		}
