@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 
 const (
 	checkVolumeName = "check-volume"
+	withParentFlag  = "with-parent"
 	// checkVolumeWithin bounds how long a child may take over a volume; a volume of
 	// 1 GiB takes seconds on a slow disk.
 	checkVolumeWithin = 5 * time.Minute
@@ -30,13 +33,17 @@ const (
 // checkVolumeCommand is what a storage node runs in a child process before it
 // opens a volume after an unclean stop: the child may die over damage.
 func (p *program) checkVolumeCommand() *cobra.Command {
-	return &cobra.Command{
+	withParent := false
+	command := &cobra.Command{
 		Use:    checkVolumeName + " DIR",
 		Short:  "Verify a volume that was not closed in good order",
 		Long:   "Verify a volume that was not closed in good order, and repair what a crash leaves. A storage node runs it when it starts.",
 		Hidden: true,
 		Args:   arguments("DIR"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if withParent {
+				go endWithParent(p.Stdin)
+			}
 			err := storage.CheckVolume(c.Context(), args[0])
 			switch {
 			case storage.IsDamagedVolume(err):
@@ -47,6 +54,16 @@ func (p *program) checkVolumeCommand() *cobra.Command {
 			return err
 		},
 	}
+	command.Flags().BoolVar(&withParent, withParentFlag, false, "end at once when the standard input ends")
+	return command
+}
+
+// endWithParent ends the process when its parent has ended, which holds the other
+// end of its standard input: nobody else may repair a volume that the next process of
+// the node has found.
+func endWithParent(stdin io.Reader) {
+	_, _ = io.Copy(io.Discard, stdin)
+	os.Exit(exitFailure)
 }
 
 // checkVolume returns what verifies a volume in a child process, or nil where the
@@ -59,8 +76,12 @@ func (p *program) checkVolume() func(context.Context, string) error {
 		ctx, cancel := context.WithTimeout(ctx, checkVolumeWithin)
 		defer cancel()
 		var stdout, stderr bytes.Buffer
-		child := exec.CommandContext(ctx, p.Executable, "storage", checkVolumeName, dir)
+		child := exec.CommandContext(ctx, p.Executable, "storage", checkVolumeName, "--"+withParentFlag, dir)
 		child.Stdout, child.Stderr = &stdout, &stderr
+		// It stays open until the child, or this process, has ended.
+		if _, err := child.StdinPipe(); err != nil {
+			return fmt.Errorf("verify volume %s: %w", dir, err)
+		}
 		err := child.Run()
 		if ctx.Err() != nil {
 			return fmt.Errorf("verify volume %s: the child process did not end within %v: %w", dir, checkVolumeWithin, ctx.Err())

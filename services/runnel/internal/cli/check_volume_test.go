@@ -1,9 +1,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/runnel-mesh/runnel/services/storage"
 )
@@ -38,5 +44,58 @@ func TestVolumeVerdict(t *testing.T) {
 				t.Errorf("%q does not say %q and which volume", err, test.says)
 			}
 		})
+	}
+}
+
+// checkedVolume makes the test binary a storage node that checks the volume in that
+// folder, or the child that the node starts for it.
+const checkedVolume = "RUNNEL_CLI_TEST_CHECKED_VOLUME"
+
+func checkInChild(dir string) int {
+	if len(os.Args) > 1 && os.Args[1] == "storage" {
+		return Run(context.Background(), Environment{
+			Program: "runnel", Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
+		})
+	}
+	if err := newProgram(Environment{Executable: os.Args[0]}).checkVolume()(context.Background(), dir); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// A node that is killed leaves nobody behind who works on a volume: its next process
+// would find a volume that changes meanwhile, and set it aside.
+func TestVolumeCheckEndsWithItsNode(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	// What is read first is a pipe that has nothing to say.
+	description := filepath.Join(dir, "volume.json")
+	if err := unix.Mkfifo(description, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	node := exec.Command(os.Args[0])
+	node.Env = append(os.Environ(), checkedVolume+"="+dir)
+	if err := node.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := os.OpenFile(description, os.O_WRONLY, 0) // It waits for the child.
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close() // With it the child ends in any case.
+	if err := node.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = node.Wait()
+	watched := []unix.PollFd{{Fd: int32(pipe.Fd())}}
+	for {
+		n, err := unix.Poll(watched, 30_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n != 1 || watched[0].Revents&unix.POLLERR == 0 {
+			t.Fatalf("the child is still there: %d, %v", n, err)
+		}
+		return
 	}
 }

@@ -32,8 +32,8 @@ type Environment struct {
 	Executable string
 	// Args are the arguments that follow it.
 	Args []string
-	// Stdin is read by produce only. A read that blocks outlives the command
-	// when that is interrupted.
+	// Stdin is read by produce, and by the child process of a storage node. A read
+	// that blocks outlives the command when that is interrupted.
 	Stdin io.Reader
 	// Stdout takes what was asked for, Stderr everything else.
 	Stdout, Stderr io.Writer

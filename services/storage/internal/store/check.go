@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -41,6 +43,11 @@ func checkVolume(ctx context.Context, dir string, options CheckOptions) error {
 	if v == nil {
 		return nil
 	}
+	lock, err := lockCheck(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	if err := checkLogs(dir, v.set, options.BootID); err != nil {
 		return err
 	}
@@ -66,6 +73,32 @@ func checkVolume(ctx context.Context, dir string, options CheckOptions) error {
 		err = damage(dir, "", closed)
 	}
 	return err
+}
+
+// lockCheck waits until no other process checks the volume, such as one that
+// outlives the process that has started it: while that one repairs the volume, it
+// looks damaged. The lock ends with the file.
+func lockCheck(ctx context.Context, dir string) (*os.File, error) {
+	file, err := os.Open(filepath.Join(dir, volumeFile))
+	if err != nil {
+		return nil, err
+	}
+	ticker := time.NewTicker(awaitEvery)
+	defer ticker.Stop()
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock volume %s to check it: %w", dir, err), file.Close())
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), file.Close())
+		}
+	}
 }
 
 // discardFile is Badger's: how much of each value log is garbage.

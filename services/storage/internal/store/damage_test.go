@@ -425,3 +425,26 @@ func gathered(t *testing.T, registry *prometheus.Registry, name string) float64 
 func init() {
 	children[damageVictim] = func(dir string) { fillVictim(dir, os.Getenv(damageStop)) }
 }
+
+// A volume that another process still repairs is not looked at before that one is done.
+func TestCheckWaitsForAnother(t *testing.T) {
+	t.Parallel()
+	dir, _ := victim(t, "clean")
+	volume := filepath.Join(dir, volumesFolder, "synced-000003")
+	other, err := lockCheck(t.Context(), volume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := CheckOptions{BootID: "boot", valueLogBytes: 1 << 20, memTableBytes: 1 << 20}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*awaitEvery)
+	defer cancel()
+	if err := CheckVolume(ctx, volume, options); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("beside another: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckVolume(t.Context(), volume, options); err != nil {
+		t.Error(err)
+	}
+}
