@@ -50,10 +50,13 @@ type batchState struct {
 	// Answers to any other are void.
 	attempt uint64
 	sentAt  time.Time
-	stream  *produceStream
+	// stream is that of the last attempt.
+	stream *produceStream
 	// attempted: it was sent. doubtful: an attempt ended without an answer, or
 	// with one that leaves open whether the batch was appended.
-	attempted, doubtful bool
+	// stray: it was sent over more than one stream under its identity, so that a
+	// server may take it from an older one after it has answered the latest.
+	attempted, doubtful, stray bool
 	// settled is closed when the batch is acknowledged or has failed; nil until
 	// someone waits for it.
 	settled chan struct{}

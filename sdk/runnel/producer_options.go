@@ -161,7 +161,9 @@ func WithRequestTimeout(d time.Duration) ProducerOption {
 
 // WithDeliveryTimeout bounds the time from the first record of a batch to its
 // acknowledgement, all repetitions included: default 2 min. Then its records
-// fail.
+// fail. When it is not known whether they were written, batches behind them that
+// were sent over a connection that broke may fail in doubt too, at once, since
+// sending them again might write them twice.
 func WithDeliveryTimeout(d time.Duration) ProducerOption {
 	return func(c *producerConfig) { c.deliveryTimeout = d }
 }

@@ -279,6 +279,8 @@ func orderUnderFailures(t *testing.T, seed uint64) {
 		case hurried && e.Reason == errorsv1.Reason_REASON_TIMED_OUT:
 		case compacted && e.Reason == errorsv1.Reason_REASON_KEY_REQUIRED && e.OutcomeUnknown():
 			// A doubtful batch with a record without a key fails as a whole.
+		case idempotent && e.OutcomeUnknown() && (e.Reason == errorsv1.Reason_REASON_OUT_OF_ORDER_SEQUENCE || e.Reason == errorsv1.Reason_REASON_UNKNOWN_PRODUCER):
+			// It was behind a batch that was given up in doubt.
 		case idempotent && !rejected[n]:
 			t.Errorf("record %d failed although nothing refused it: %v", n, err)
 		case !idempotent && !rejected[n] && !e.OutcomeUnknown():

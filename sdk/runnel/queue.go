@@ -44,12 +44,17 @@ const (
 //     or ever will be, since servers leave no gap. Renew at once.
 //   - It is doubtful: keep the epoch. If it was appended, what is behind goes
 //     on. If not, the server says OUT_OF_ORDER_SEQUENCE and expects a sequence
-//     that was given up, which shows that nothing behind was appended: renew.
+//     that was given up, which shows that nothing behind was appended so far:
+//     renew, if the batch went over one stream only, whose requests are taken in
+//     order. If it went over others too, their requests may yet be taken, before
+//     the new epoch is heard of, and the batch would stand twice: it fails with
+//     its outcome unknown, and what is behind is judged by its own answers.
 //   - UNKNOWN_PRODUCER for a batch that is not doubtful: the server has forgotten
 //     an idle producer. The batch was not appended: renew. Likewise when nothing
 //     was ever acknowledged under the epoch: then its very first sequences were
-//     given up, and the server has never heard of it. Otherwise nobody can tell
-//     any more: a doubtful batch fails with its outcome unknown.
+//     given up, and the server has never heard of it; again, if the batch went
+//     over one stream only. Otherwise nobody can tell any more: a doubtful batch
+//     fails with its outcome unknown.
 //   - OUT_OF_ORDER_SEQUENCE for any other reason: the server lacks batches that it
 //     acknowledged, or has more than was sent. With AcksLeader the former is
 //     within the promise, and the queue renews. With AcksAll it is not: what was

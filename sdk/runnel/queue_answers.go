@@ -78,7 +78,7 @@ func (q *partitionQueue) answer(b *batch, response *storagev1.ProduceResponse, n
 			return nil
 		}
 	case errorsv1.Reason_REASON_UNKNOWN_PRODUCER:
-		if b.identity != nil && (!b.doubtful || !q.known) {
+		if b.identity != nil && (!b.doubtful || !q.known && !b.stray) {
 			q.renew()
 			q.comeBack(err, false, now)
 			return nil
@@ -115,6 +115,9 @@ func (q *partitionQueue) outOfOrder(b *batch, err *Error, now time.Time) {
 	behind := detail != nil && b.identity != nil && before(detail.GetExpectedSequence(), b.sequence)
 	gaveUp := behind && q.gap >= 0 && !before(detail.GetExpectedSequence(), q.gap)
 	switch {
+	case gaveUp && b.stray:
+		err.Message = fmt.Sprintf("records for %s were sent behind others that were given up, and whether they are written is not known: %s", q.name(), err.Message)
+		q.give(b, err.withOutcome(unknown), now)
 	case gaveUp:
 		q.renew()
 		q.comeBack(err, false, now)
@@ -151,7 +154,8 @@ func (q *partitionQueue) lost(b *batch, id uint64, err error, sent bool, now tim
 		q.give(b, newError(errorsv1.Reason_REASON_TIMED_OUT, "records for %s were sent, but no answer came: %v", q.name(), err), now)
 		return
 	}
-	q.comeBack(err, sent, now)
+	// What is before b went over the same stream, even when b itself did not.
+	q.comeBack(err, sent || q.window[0] != b && !neverSent(err), now)
 }
 
 // comeBack puts the window back to the front of what waits, to be sent again in
@@ -189,10 +193,10 @@ func (q *partitionQueue) renew() {
 	}
 	q.nextSequence, q.gap, q.known = 0, -1, false
 	for _, b := range q.window {
-		b.identity, b.doubtful = nil, false
+		b.identity, b.attempted, b.doubtful, b.stray = nil, false, false, false
 	}
 	for _, b := range q.sealed {
-		b.identity, b.doubtful = nil, false
+		b.identity, b.attempted, b.doubtful, b.stray = nil, false, false, false
 	}
 }
 

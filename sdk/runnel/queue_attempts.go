@@ -49,7 +49,6 @@ func (q *partitionQueue) take(s *sender, now time.Time) (a attempt, needsIdentit
 	q.building = true
 	b.attempt = q.producer.attempts.Add(1)
 	b.sentAt = now
-	b.stream = nil
 	return attempt{batch: b, id: b.attempt, identity: b.identity, sequence: b.sequence}, false
 }
 
@@ -129,6 +128,7 @@ func (q *partitionQueue) launch(a attempt, encoded []byte, err error, stream *pr
 		q.give(b, newError(errorsv1.Reason_REASON_CORRUPT_BATCH, "building a batch for %s: %v", q.name(), err), now)
 		return false
 	}
+	b.stray = b.stray || b.attempted && b.stream != stream
 	b.stream = stream
 	b.attempted = true
 	return true
