@@ -215,7 +215,7 @@ idle() {
 	if [ -n "${TOUCHED:-}" ]; then
 		local targets=()
 		for i in $(seq "$topics"); do targets+=(-target "idle-$i:$partitions:0.01"); done
-		"$work/load" -bootstrap "$address" -record-size 1 -seconds $((partitions / 10000 + 3)) "${targets[@]}" >/dev/null
+		"$work/load" -bootstrap "$address" -record-size 1 -seconds $((partitions / 1000 + 3)) "${targets[@]}" >/dev/null
 	fi
 	table "idle: $topics x $partitions partitions${TOUCHED:+, each written to once}"
 	row "creating them" "$created ms"
@@ -225,6 +225,7 @@ idle() {
 	used=$(awk "BEGIN {print ($(ticks) - $begin) / $(getconf CLK_TCK) / 20 * 100}")
 	verdict "memory (RSS) under 200 MiB" "$(memory) < 200" "$(memory) MiB"
 	verdict "processor under 2 % of a core" "$used < 2" "$used %"
+	row "partitions that were written to and have fallen asleep" "$(curl -s "http://$address/metrics" | awk '$1 == "runnel_storage_partitions_asleep" {printf "%d", $2}')"
 	for how in -9 -TERM; do
 		stop "$how"
 		begin=$(now)

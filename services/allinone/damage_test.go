@@ -21,7 +21,7 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 )
 
-// damagedRecords is how many records the topics of a damaged cluster have.
+// damagedRecords is how many records the topics of a damaged cluster have at least.
 const damagedRecords = 60
 
 // damagedCluster is a cluster of which a test damages files. The topic "broken" lies
@@ -33,6 +33,8 @@ type damagedCluster struct {
 	address string
 	stop    func() error
 	client  *runnel.Client
+	// records is how many "broken" has.
+	records int
 }
 
 func newDamagedCluster(t *testing.T) *damagedCluster {
@@ -53,7 +55,16 @@ func newDamagedCluster(t *testing.T) *damagedCluster {
 			}
 		}
 	}
-	return d
+	// A volume is filled on until the next one is there, which takes its time on a slow
+	// machine. The last one shall be one of several, and have records.
+	for d.records = damagedRecords; ; d.records++ {
+		if found := d.synced(); len(found) > 2 && d.holdsRecords(found[len(found)-1]) {
+			return d
+		}
+		if _, err := d.append(t.Context(), "broken", valueOf(d.records)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func valueOf(n int) string { return fmt.Sprintf("%d %s", n, strings.Repeat("x", 3000)) }
@@ -83,6 +94,15 @@ func (d *damagedCluster) restart(between func()) {
 // volumes returns the folders of the volumes of "broken", oldest first.
 func (d *damagedCluster) volumes() []string {
 	d.t.Helper()
+	found := d.synced()
+	if len(found) < 3 {
+		d.t.Fatalf("there are the volumes %q only", found)
+	}
+	return found
+}
+
+func (d *damagedCluster) synced() []string {
+	d.t.Helper()
 	var found []string
 	err := filepath.WalkDir(d.config.DataDir, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() && regexp.MustCompile(`^synced-\d+$`).MatchString(e.Name()) {
@@ -93,9 +113,7 @@ func (d *damagedCluster) volumes() []string {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	if slices.Sort(found); len(found) < 3 {
-		d.t.Fatalf("there are the volumes %q only", found)
-	}
+	slices.Sort(found)
 	return found
 }
 
@@ -234,7 +252,7 @@ func (d *damagedCluster) wantFailed() (left []int64) {
 			d.t.Fatal("describe does not say that the partition has failed")
 		}
 	}
-	if len(left) >= damagedRecords {
+	if len(left) >= d.records {
 		d.t.Errorf("%d records can be read", len(left))
 	}
 	if _, err := d.append(d.t.Context(), "broken", "more"); rpcerr.ReasonOf(err) != errorsv1.Reason_REASON_CORRUPT_LOG {
@@ -331,7 +349,7 @@ func TestDamageMetByConsumer(t *testing.T) {
 	d := newDamagedCluster(t)
 	d.flip(d.volumes()[1], "*.vlog")
 	left := d.wantFailed()
-	if len(left) == 0 || left[0] != 0 || left[len(left)-1] != damagedRecords-1 {
+	if len(left) == 0 || left[0] != 0 || left[len(left)-1] != int64(d.records-1) {
 		t.Errorf("of the records %v are left", left)
 	}
 	d.heal()
