@@ -81,19 +81,16 @@ func (e *CommitError) Unwrap() []error {
 // no members.
 func (c *Consumer) Commit(ctx context.Context, offsets ...GroupOffset) error {
 	c.decide(offsets)
-	return c.commit(ctx, nil, offsets)
+	return c.commit(ctx, offsets)
 }
 
-// commit is Commit of what the consumer itself has found out; it ends with ended too,
-// if that is not nil.
-func (c *Consumer) commit(ctx context.Context, ended <-chan struct{}, offsets []GroupOffset) error {
+// commit is Commit of what the consumer itself has found out.
+func (c *Consumer) commit(ctx context.Context, offsets []GroupOffset) error {
 	done := make(chan error, 1)
 	c.enqueue(offsets, ctx.Done(), func(err error) { done <- err })
 	select {
 	case err := <-done:
 		return err
-	case <-ended:
-		return fmt.Errorf("consumer is %w", ErrClosed)
 	case <-ctx.Done():
 		return fmt.Errorf("committing for group %q: %w", c.config.group, context.Cause(ctx))
 	}
@@ -222,7 +219,7 @@ func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	return c.commit(ctx, nil, offsets)
+	return c.commit(ctx, offsets)
 }
 
 // due returns what the consumer has yet to commit by itself: where the policy has made
@@ -243,7 +240,8 @@ func (c *Consumer) due(tenures func(yield func(*tenure) bool)) []GroupOffset {
 
 // commitAhead commits the offsets behind the records that Poll is about to return, and
 // returns those of which that succeeded. The others stay held for the next Poll as long
-// as they are the member's and in the log.
+// as they are the member's and in the log; the error says why if there is nothing to
+// return.
 func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	c.mu.Lock()
 	held := c.held
@@ -256,8 +254,9 @@ func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 	for _, offset := range behind {
 		offsets = append(offsets, offset)
 	}
-	err := c.commit(ctx, c.closing, offsets)
-	failed := make(map[TopicPartition]bool)
+	stopped, err := c.settleAhead(ctx, offsets)
+	// waiting are the partitions whose records the next Poll tries to commit again.
+	failed, waiting := make(map[TopicPartition]bool), make(map[TopicPartition]bool)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if partly, ok := errors.AsType[*CommitError](err); ok {
@@ -269,18 +268,60 @@ func (c *Consumer) commitAhead(ctx context.Context) (Records, error) {
 			case ReasonOf(f.Err) == errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE:
 				c.readAgain(f.TopicPartition, f.Err)
 			default:
-				err = partly
+				waiting[f.TopicPartition], err = true, partly
 			}
 		}
+	} else if err != nil {
+		return Records{}, cmp.Or(stopped, err)
 	}
-	if err != nil {
-		return Records{}, err
+	gone := func(held *chunk) bool { return held.tenure != nil && !c.holds(held.tenure) }
+	records := c.held.without(func(held *chunk) bool { return failed[held.partition] || gone(held) })
+	c.held = c.held.without(func(held *chunk) bool { return !waiting[held.partition] || gone(held) })
+	if records.count > 0 {
+		return records, nil
 	}
-	records := c.held.without(func(held *chunk) bool {
-		return failed[held.partition] || held.tenure != nil && !c.holds(held.tenure)
-	})
-	c.held = Records{}
-	return records, nil
+	return Records{}, cmp.Or(stopped, err)
+}
+
+// stopGrace is how long a Poll that is to end waits for the answer to the commit of what
+// it is about to return.
+const stopGrace = time.Second
+
+// settleAhead commits what Poll is about to return, and returns what came of it. Where
+// ctx ends or the consumer closes meanwhile, stopped says so: then nothing more is sent,
+// but what is under way may have been carried out, and its answer is waited for: without
+// it those records are nobody's.
+func (c *Consumer) settleAhead(ctx context.Context, offsets []GroupOffset) (stopped, err error) {
+	done, abandoned := make(chan error, 1), make(chan struct{})
+	ahead := c.enqueue(offsets, abandoned, func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return nil, err
+	case <-c.closing:
+		stopped = fmt.Errorf("consumer is %w", ErrClosed)
+	case <-ctx.Done():
+		stopped = fmt.Errorf("committing for group %q: %w", c.config.group, context.Cause(ctx))
+	}
+	close(abandoned)
+	c.mu.Lock()
+	underWay := ahead != nil && ahead.underWay
+	c.mu.Unlock()
+	if !underWay {
+		select {
+		case err := <-done:
+			return stopped, err
+		default:
+			return stopped, stopped
+		}
+	}
+	grace := time.NewTimer(stopGrace)
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		return stopped, err
+	case <-grace.C:
+		return stopped, stopped
+	}
 }
 
 // readAgain gives up what is held of a partition and what is buffered behind it: the log

@@ -731,7 +731,7 @@ func TestRunKeepsWhatItDidNotComeTo(t *testing.T) {
 			both.chunks, both.count = append(both.chunks, records.chunks...), both.count+records.count
 		}
 		refused := errors.New("refused")
-		if err := a.handle(t.Context(), both, func(context.Context, ConsumedRecord) error { return refused }); !errors.Is(err, refused) {
+		if _, err := a.handle(t.Context(), both, func(context.Context, ConsumedRecord) error { return refused }); !errors.Is(err, refused) {
 			t.Errorf("handle = %v", err)
 		}
 		if got := settle(t, a)[0]; len(got) != 4 {

@@ -33,20 +33,34 @@ type commit struct {
 	// latest failed.
 	abandoned <-chan struct{}
 	last      error
+	// underWay says that a request with some of offsets is not answered. Guarded by the
+	// consumer's mu.
+	underWay bool
 	// done is called once, without the consumer's mu.
 	done func(error)
 }
 
+// givenUp reports whether the caller wants no more attempts.
+func (m *commit) givenUp() bool {
+	select {
+	case <-m.abandoned:
+		return true
+	default:
+		return false
+	}
+}
+
 // enqueue makes the committer commit offsets, or without any those behind all that Poll
-// has returned, as long as abandoned is open, and tell done.
-func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, done func(error)) {
+// has returned, as long as abandoned is open, and tell done. It returns the commit, or nil
+// if done has been told.
+func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, done func(error)) *commit {
 	if c.committer == nil {
 		done(noGroup())
-		return
+		return nil
 	}
 	if err := c.begin(); err != nil && !errors.Is(err, ErrClosed) {
 		done(err)
-		return
+		return nil
 	}
 	next := &commit{offsets: make(map[TopicPartition]GroupOffset), failed: make(map[TopicPartition]error), abandoned: abandoned, done: done}
 	c.mu.Lock()
@@ -54,11 +68,11 @@ func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, don
 	case c.committer.ended || !c.started:
 		c.mu.Unlock()
 		done(fmt.Errorf("consumer is %w", ErrClosed))
-		return
+		return nil
 	case len(c.committer.queue) >= maxQueuedCommits:
 		c.mu.Unlock()
 		done(newError(errorsv1.Reason_REASON_THROTTLED, "%d commits wait for the coordinator of group %q", maxQueuedCommits, c.config.group))
-		return
+		return nil
 	}
 	if len(offsets) == 0 {
 		for _, r := range c.order {
@@ -82,6 +96,7 @@ func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, don
 	}
 	c.committer.push(next)
 	c.mu.Unlock()
+	return next
 }
 
 // push puts a commit in line. Callers hold mu.
@@ -196,13 +211,9 @@ func (k *committer) settle(ctx context.Context, commits []*commit) {
 func (k *committer) live(ctx context.Context, commits []*commit) []*commit {
 	var left []*commit
 	for _, next := range commits {
-		select {
-		case <-next.abandoned:
-			next.abandon()
-			continue
-		default:
-		}
 		switch {
+		case next.givenUp():
+			next.abandon()
 		case ctx.Err() != nil:
 			next.done(fmt.Errorf("consumer is %w", ErrClosed))
 		case len(next.offsets) == 0:
@@ -235,6 +246,9 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 	defer c.mu.Unlock()
 	newest := make(map[TopicPartition]GroupOffset)
 	for _, next := range commits {
+		if next.givenUp() {
+			continue
+		}
 		for tp, offset := range next.offsets {
 			if offset.tenure != nil && !c.holds(offset.tenure) {
 				delete(next.offsets, tp)
@@ -242,6 +256,7 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 				continue
 			}
 			newest[tp] = offset
+			next.underWay = true
 		}
 	}
 	request := &coordinatorv1.CommitOffsetsRequest{Group: c.config.group}
@@ -327,7 +342,7 @@ func (k *committer) conclude(commits []*commit, request *coordinatorv1.CommitOff
 		}
 	}
 	for _, next := range commits {
-		next.last = repeat
+		next.last, next.underWay = repeat, false
 	}
 	return repeat
 }

@@ -55,8 +55,10 @@ const (
 	// WithAutoCommit(0), as long as the program commits nothing ahead of its work.
 	AtLeastOnce Delivery = iota
 	// AtMostOnce repeats nothing: Poll commits the offset behind its records before
-	// it returns them. What was in hand when a member died is not read again. It holds as
-	// long as nobody seeks back or resets the group's offsets.
+	// it returns them. What was in hand when a member died is not read again; one that is
+	// stopped by Close or the end of a context loses nothing, as long as the coordinator
+	// answers and the program handles all that Poll returns. It holds as long as nobody
+	// seeks back or resets the group's offsets.
 	AtMostOnce
 )
 

@@ -37,6 +37,8 @@ type fakeGroups struct {
 	onJoin      func(*coordinatorv1.JoinRequest) fault
 	onHeartbeat func(*coordinatorv1.HeartbeatRequest) fault
 	onCommit    func(*coordinatorv1.CommitOffsetsRequest) fault
+	// refuse makes commits of single partitions fail; nil lets all pass.
+	refuse func(TopicPartition) *errorsv1.Failure
 
 	// events tells what was carried out, members by what their programs call themselves.
 	events []string
@@ -478,6 +480,11 @@ func (s fakeCoordinator) CommitOffsets(ctx context.Context, request *coordinator
 			}
 			if assigned && (request.GetMemberEpoch() < since || request.GetMemberEpoch() > m.epoch) {
 				result.Failure = failureOf(errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+				continue
+			}
+		}
+		if g.refuse != nil {
+			if result.Failure = g.refuse(tp); result.Failure != nil {
 				continue
 			}
 		}

@@ -26,17 +26,26 @@ import (
 // with all that it returned before; with auto-commit that is what gets committed.
 //
 // With [AtMostOnce] Poll commits the offset behind its records before it returns them,
-// and returns none whose commit has not succeeded. If ctx ends meanwhile they stay for
-// the next Poll, as long as their partitions are the member's.
+// and returns none whose commit has not succeeded. If ctx ends or Close begins meanwhile
+// it waits up to 1 s for the answer to what it has sent, and returns the records if they
+// are committed: nobody else reads them. Otherwise they stay for the next Poll, as long as
+// their partitions are the member's.
 func (c *Consumer) Poll(ctx context.Context) (Records, error) {
 	select {
 	case <-c.stage:
-	case <-ctx.Done():
-		return Records{}, context.Cause(ctx)
+	default:
+		select {
+		case <-c.stage:
+		case <-ctx.Done():
+			return Records{}, context.Cause(ctx)
+		}
 	}
 	defer c.unstage()
 	c.finishAll()
 	for {
+		if ctx.Err() != nil {
+			return Records{}, context.Cause(ctx)
+		}
 		stepped, err := c.rebalance(ctx)
 		if err != nil {
 			return Records{}, err

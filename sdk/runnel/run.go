@@ -19,13 +19,17 @@ import (
 // failed on. Records of a partition that the member has lost meanwhile are left out.
 //
 // With [AtMostOnce] records are committed when handler gets the first of those that were
-// polled together: those that it did not come to, and the one that it failed on, are not
-// read again by anybody.
+// polled together. The one that it failed on is not read again by anybody; those that it
+// did not come to, since ctx has ended or handler has failed, are given back: Run commits
+// the offset before them, and whoever reads next begins there. The error says if that
+// failed. Records of a partition that the member has lost meanwhile are handed out here:
+// nobody else gets them.
 func (c *Consumer) Run(ctx context.Context, handler func(context.Context, ConsumedRecord) error) error {
 	for {
 		records, err := c.Poll(ctx)
+		var unread map[TopicPartition]GroupOffset
 		if err == nil {
-			err = c.handle(ctx, records, handler)
+			unread, err = c.handle(ctx, records, handler)
 		}
 		switch {
 		case err == nil:
@@ -39,46 +43,67 @@ func (c *Consumer) Run(ctx context.Context, handler func(context.Context, Consum
 			tenures = slices.Collect(maps.Values(c.member.owned))
 		}
 		c.mu.Unlock()
+		if c.config.delivery == AtMostOnce {
+			return errors.Join(err, c.giveBack(ctx, unread))
+		}
 		return errors.Join(err, c.commitFinished(ctx, tenures))
 	}
+}
+
+// giveBack takes back commits ahead of records that nobody has seen.
+func (c *Consumer) giveBack(ctx context.Context, unread map[TopicPartition]GroupOffset) error {
+	if len(unread) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return c.commit(ctx, slices.Collect(maps.Values(unread)))
 }
 
 // errHandler marks the errors of handlers.
 var errHandler = errors.New("handling a record failed")
 
-// handle gives records to a handler, as long as they are the consumer's. Those that it
-// does not come to are polled again, unless the group counts them as read.
-func (c *Consumer) handle(ctx context.Context, records Records, handler func(context.Context, ConsumedRecord) error) error {
+// handle gives records to a handler, as long as nobody else can get them. Those that it
+// does not come to are polled again; where they begin is returned.
+func (c *Consumer) handle(ctx context.Context, records Records, handler func(context.Context, ConsumedRecord) error) (unread map[TopicPartition]GroupOffset, err error) {
 	lost := make(map[*tenure]bool)
-	var err error
+	unread = make(map[TopicPartition]GroupOffset)
+	leave := func(record ConsumedRecord) {
+		c.unread(record)
+		tp := TopicPartition{Topic: record.Topic, Partition: record.Partition}
+		if _, ok := unread[tp]; !ok {
+			unread[tp] = GroupOffset{TopicPartition: tp, Position: Position{Offset: record.Offset, LeaderEpoch: -1}, tenure: record.tenure}
+		}
+	}
 	for record := range records.All() {
 		switch {
 		case err != nil:
-			c.unread(record)
+			leave(record)
 			continue
 		case lost[record.tenure]:
 			continue
 		}
-		if err = context.Cause(ctx); err == nil {
-			if err = handler(ctx, record); err != nil {
-				err = fmt.Errorf("%w: %s-%d, offset %d: %w", errHandler, record.Topic, record.Partition, record.Offset, err)
-			}
+		if err = context.Cause(ctx); err != nil {
+			leave(record)
+			continue
 		}
-		if err != nil {
-			c.unread(record)
-		} else if !c.finish(record) {
+		if err = handler(ctx, record); err != nil {
+			err = fmt.Errorf("%w: %s-%d, offset %d: %w", errHandler, record.Topic, record.Partition, record.Offset, err)
+		}
+		switch {
+		case c.config.delivery == AtMostOnce:
+		case err != nil:
+			leave(record)
+		case !c.finish(record):
 			lost[record.tenure] = true
 		}
 	}
-	return err
+	return unread, err
 }
 
 // unread makes the next Poll begin with a record again, or with an earlier one if it
 // does already.
 func (c *Consumer) unread(record ConsumedRecord) {
-	if c.config.delivery == AtMostOnce {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.partitions[TopicPartition{Topic: record.Topic, Partition: record.Partition}]
