@@ -74,7 +74,6 @@ func TestStopWhileCommittingAhead(t *testing.T) {
 					if outcome == "no answer" {
 						close(gate)
 					}
-					g.onCommit = nil
 				})
 			})
 		}
@@ -124,12 +123,12 @@ func TestAtMostOnceReturnsWhatIsCommitted(t *testing.T) {
 		a := c.member(t, "a", WithDelivery(AtMostOnce))
 		subscribe(t, a, "t")
 		nothing(t, a)
-		g.refuse = func(tp TopicPartition) *errorsv1.Failure {
+		g.refusing(func(tp TopicPartition) *errorsv1.Failure {
 			if tp == t0 {
 				return failureOf(errorsv1.Reason_REASON_LIMIT_REACHED)
 			}
 			return nil
-		}
+		})
 		c.fill(t, "t", 0, recordbatch.None, "zero")
 		c.fill(t, "t", 1, recordbatch.None, "one")
 		synctest.Wait()
@@ -137,7 +136,7 @@ func TestAtMostOnceReturnsWhatIsCommitted(t *testing.T) {
 		if _, err := a.Poll(t.Context()); ReasonOf(err) != errorsv1.Reason_REASON_LIMIT_REACHED {
 			t.Errorf("Poll = %v", err)
 		}
-		g.refuse = nil
+		g.refusing(nil)
 		want(t, poll(t, a, 1), "0:0=zero")
 	})
 }

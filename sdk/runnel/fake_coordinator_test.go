@@ -37,7 +37,8 @@ type fakeGroups struct {
 	onJoin      func(*coordinatorv1.JoinRequest) fault
 	onHeartbeat func(*coordinatorv1.HeartbeatRequest) fault
 	onCommit    func(*coordinatorv1.CommitOffsetsRequest) fault
-	// refuse makes commits of single partitions fail; nil lets all pass.
+	// refuse makes commits of single partitions fail; nil lets all pass. Guarded by the
+	// cluster's mu.
 	refuse func(TopicPartition) *errorsv1.Failure
 
 	// events tells what was carried out, members by what their programs call themselves.
@@ -128,6 +129,13 @@ func (g *fakeGroups) committed(tp TopicPartition) int64 {
 		return o.GetOffset()
 	}
 	return -1
+}
+
+// refusing makes commits of single partitions fail from now on.
+func (g *fakeGroups) refusing(refuse func(TopicPartition) *errorsv1.Failure) {
+	g.cluster.mu.Lock()
+	defer g.cluster.mu.Unlock()
+	g.refuse = refuse
 }
 
 // history returns the events so far.
