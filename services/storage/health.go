@@ -41,6 +41,14 @@ func (r *damageReport) end() {
 	r.health = nil
 }
 
+// failed is told by the store whether partitions have lost something.
+func (s *Service) failed(failed bool) {
+	s.host.SetFailed(failed)
+	if failed {
+		s.proposer.Sweep()
+	}
+}
+
 // stalled is told by the store when the disk does not answer, and when it does
 // again.
 func (s *Service) stalled(stalled bool) {

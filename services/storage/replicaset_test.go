@@ -217,6 +217,7 @@ func (c *controller) AlterPartition(_ context.Context, req *peerv1.AlterPartitio
 	for _, change := range req.GetChanges() {
 		proposal := rules.ISRProposal{
 			Leader: cluster.NodeID(req.GetNodeId()), LeaderEpoch: cluster.LeaderEpoch(change.GetLeaderEpoch()), PartitionEpoch: cluster.PartitionEpoch(change.GetPartitionEpoch()),
+			Withdraws: change.GetWithdraws(),
 		}
 		for _, m := range change.GetIsr() {
 			proposal.ISR = append(proposal.ISR, rules.ISRMember{Node: cluster.NodeID(m.GetNodeId()), Epoch: cluster.NodeEpoch(m.GetNodeEpoch())})

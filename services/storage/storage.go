@@ -138,7 +138,7 @@ func (s *Service) replicate(peers func(address string) connect.Transport, partit
 	}
 	config := s.config.replicationConfig()
 	metrics := replication.NewMetrics(s.tel.Registry, func() int { return replication.UnderReplicated(s.view, s.host.Self()) })
-	s.proposer = replication.NewProposer(config, s.view, partitions, s.host.Followed, s.logger, metrics)
+	s.proposer = replication.NewProposer(config, s.view, partitions, s.host.Proposing, s.logger, metrics)
 	s.replication = replication.NewServer(config, s.replicas, s.nodeEpoch, s.proposer, s.replicationDrain, s.logger, metrics)
 	s.followers = replication.NewFollowers(s.view, s.replicas, peers, s.logger, metrics)
 }
@@ -199,7 +199,10 @@ func (s *Service) run(ctx context.Context) error {
 	config.Registerer = s.tel.Registry
 	config.OnFatal = func(err error) { fail(fmt.Errorf("store: %w", err)) }
 	config.OnStall = s.stalled
-	config.OnFailed = damage.set
+	config.OnFailed = func(failed int) {
+		damage.set(failed)
+		s.failed(failed > 0)
+	}
 	st, err := store.Open(config)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)

@@ -280,6 +280,9 @@ type ISRProposal struct {
 	LeaderEpoch    cluster.LeaderEpoch
 	PartitionEpoch cluster.PartitionEpoch
 	ISR            []ISRMember
+	// Withdraws says that Leader is not the leader but a follower that has lost
+	// records, and asks not to be counted on; there is no ISR then.
+	Withdraws bool
 }
 
 // ProposeISR returns the partition with the proposed ISR (KIP-497), or why it is
@@ -289,17 +292,24 @@ type ISRProposal struct {
 // (KIP-966).
 // A leader that leaves itself out resigns, as it cannot serve: another member of the
 // ISR is elected, or else of the ELR, and without one it is refused.
+// A follower that withdraws is in neither from then on, and in a new leader epoch of
+// the same leader: nobody can be admitted for a position of the one before.
 // Each accepted proposal raises the partition epoch, also one of the ISR that there
 // is: what was proposed on the epoch before, and may still be on its way, is void
 // then.
 func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic TopicTraits) (PartitionState, error) {
 	switch {
-	case p.Leader != proposal.Leader:
+	case proposal.Withdraws && (p.Leader == cluster.NoNode || p.Leader == proposal.Leader || !slices.Contains(p.Replicas, proposal.Leader)):
+		return p, fmt.Errorf("%w: node %d, which does not follow, withdraws; node %d leads", ErrIneligible, proposal.Leader, p.Leader)
+	case p.Leader != proposal.Leader && !proposal.Withdraws:
 		return p, fmt.Errorf("%w: node %d proposes, node %d leads", ErrNotLeader, proposal.Leader, p.Leader)
 	case p.LeaderEpoch != proposal.LeaderEpoch:
 		return p, fmt.Errorf("%w: proposed under %d, now %d", ErrLeaderEpoch, proposal.LeaderEpoch, p.LeaderEpoch)
 	case p.PartitionEpoch != proposal.PartitionEpoch:
 		return p, fmt.Errorf("%w: proposed on %d, now %d", ErrPartitionEpoch, proposal.PartitionEpoch, p.PartitionEpoch)
+	}
+	if proposal.Withdraws {
+		return withdraw(p, proposal.Leader, topic), nil
 	}
 	next := p
 	next.Epochs = slices.Clone(p.Epochs)
@@ -342,6 +352,22 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 		return p, fmt.Errorf("%w: no other member of the ISR can lead in place of node %d", ErrIneligible, p.Leader)
 	}
 	return elected, nil
+}
+
+// withdraw returns a partition that counts on one of its followers no more. What that
+// one had it has lost: nothing says any more which process of it held all.
+func withdraw(p PartitionState, follower cluster.NodeID, topic TopicTraits) PartitionState {
+	others := func(members []cluster.NodeID) []cluster.NodeID {
+		return slices.DeleteFunc(slices.Clone(members), func(id cluster.NodeID) bool { return id == follower })
+	}
+	next := p
+	next.Epochs = slices.Clone(p.Epochs)
+	next.Epochs[slices.Index(p.Replicas, follower)] = 0
+	next.ISR = others(p.ISR)
+	next.ELR = eligible(others(p.ELR), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
+	next.LeaderEpoch++
+	next.PartitionEpoch++
+	return next
 }
 
 // MassLoss reports whether so many of the live nodes lost their leases at once

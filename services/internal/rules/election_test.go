@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -202,9 +203,58 @@ func TestLeaderResigns(t *testing.T) {
 		{"another member leads", led(1, ids{1, 2, 3}, nil), []ISRMember{{2, -1}, {3, -1}}, 2, ids{2}, ids{3}},
 		{"who is eligible leads", led(1, ids{1}, ids{2}), nil, 2, ids{2}, nil},
 	} {
-		got, err := ProposeISR(test.p, ISRProposal{1, 5, 7, test.isr}, nodes, TopicTraits{MinInsyncReplicas: 2})
+		got, err := ProposeISR(test.p, ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: test.isr}, nodes, TopicTraits{MinInsyncReplicas: 2})
 		if err != nil || got.Leader != test.leader || got.LeaderEpoch != 6 || got.PartitionEpoch != 8 || !slices.Equal(got.ISR, test.now) || !slices.Equal(got.ELR, test.elr) {
 			t.Errorf("%s: %+v, %v", test.name, got, err)
+		}
+	}
+}
+
+// A follower that has lost records is in neither ISR nor ELR once it has withdrawn, and
+// what its leader believes that it has is of an earlier leader epoch.
+func TestFollowerWithdraws(t *testing.T) {
+	t.Parallel()
+	nodes := Nodes{1: live(10), 2: live(20), 3: live(30)}
+	stale := led(1, ids{1, 2, 3}, nil)
+	for _, test := range []struct {
+		name     string
+		p        PartitionState
+		proposal ISRProposal
+		isr, elr ids
+		refused  error
+	}{
+		{"of the ISR", led(1, ids{1, 2, 3}, nil), ISRProposal{Leader: 3}, ids{1, 2}, nil, nil},
+		{"and the rest is too small for the high watermark to move", led(1, ids{1, 3}, nil), ISRProposal{Leader: 3}, ids{1}, nil, nil},
+		{"of the ELR", led(1, ids{1}, ids{2, 3}), ISRProposal{Leader: 3}, ids{1}, ids{2}, nil},
+		{"of neither", led(1, ids{1, 2}, nil), ISRProposal{Leader: 3}, ids{1, 2}, nil, nil},
+		{"the leader resigns instead", led(1, ids{1, 2, 3}, nil), ISRProposal{Leader: 1}, nil, nil, ErrIneligible},
+		{"nobody leads", offline(1, nil, ids{3}), ISRProposal{Leader: 3}, nil, nil, ErrIneligible},
+		{"no replica", led(1, ids{1}, nil), ISRProposal{Leader: 4}, nil, nil, ErrIneligible},
+		{"of an earlier leader epoch", stale, ISRProposal{Leader: 3, LeaderEpoch: stale.LeaderEpoch - 1}, nil, nil, ErrLeaderEpoch},
+		{"based on an older state", stale, ISRProposal{Leader: 3, PartitionEpoch: stale.PartitionEpoch - 1}, nil, nil, ErrPartitionEpoch},
+	} {
+		proposal := test.proposal
+		proposal.Withdraws = true
+		proposal.LeaderEpoch = cmp.Or(proposal.LeaderEpoch, test.p.LeaderEpoch)
+		proposal.PartitionEpoch = cmp.Or(proposal.PartitionEpoch, test.p.PartitionEpoch)
+		got, err := ProposeISR(test.p, proposal, nodes, TopicTraits{MinInsyncReplicas: 2})
+		if !errors.Is(err, test.refused) {
+			t.Errorf("%s: refused with %v, want %v", test.name, err, test.refused)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if got.Leader != 1 || got.LeaderEpoch != test.p.LeaderEpoch+1 || got.PartitionEpoch != test.p.PartitionEpoch+1 ||
+			!slices.Equal(got.ISR, test.isr) || !slices.Equal(got.ELR, test.elr) || got.Epochs[2] != 0 {
+			t.Errorf("%s: %+v", test.name, got)
+		}
+		if settled, changed := Elect(got, nodes, TopicTraits{MinInsyncReplicas: 2}); changed {
+			t.Errorf("%s: the election makes %+v of it", test.name, settled)
+		}
+		// What the leader has proposed meanwhile, on account of what it had, is void.
+		if _, err := ProposeISR(got, ISRProposal{Leader: 1, LeaderEpoch: test.p.LeaderEpoch, PartitionEpoch: got.PartitionEpoch, ISR: []ISRMember{{1, -1}, {3, 30}}}, nodes, TopicTraits{MinInsyncReplicas: 2}); !errors.Is(err, ErrLeaderEpoch) {
+			t.Errorf("%s: an admission for an earlier position is answered with %v", test.name, err)
 		}
 	}
 }
@@ -228,28 +278,28 @@ func TestProposeISR(t *testing.T) {
 		isr, elr ids
 		refused  error
 	}{
-		{"KIP-497: shrink", led(1, ids{1, 2, 3}, nil), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
-		{"KIP-966: shrink below min ISR", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1)}, nodes, ids{1}, ids{2}, nil},
-		{"KIP-966: shrink keeps who was eligible", led(1, ids{1, 2}, ids{3}), ISRProposal{1, 5, 7, stay(1)}, nodes, ids{1}, ids{2, 3}, nil},
-		{"KIP-497: expand", led(1, ids{1}, ids{2}), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, nodes, ids{1, 2}, nil, nil},
-		{"KIP-966: expand below min ISR", led(1, ids{1}, nil), ISRProposal{1, 5, 7, stay(1)}, nodes, ids{1}, nil, nil},
-		{"KIP-497: based on an older state", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 6, stay(1)}, nodes, nil, nil, ErrPartitionEpoch},
-		{"KIP-497: based on a state that never was", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 8, stay(1)}, nodes, nil, nil, ErrPartitionEpoch},
-		{"KIP-320: superseded leadership", led(1, ids{1, 2}, nil), ISRProposal{1, 4, 7, stay(1)}, nodes, nil, nil, ErrLeaderEpoch},
-		{"not the leader", led(1, ids{1, 2}, nil), ISRProposal{2, 5, 7, stay(2)}, nodes, nil, nil, ErrNotLeader},
-		{"offline", offline(1, nil, ids{1}), ISRProposal{1, 5, 7, stay(1)}, nodes, nil, nil, ErrNotLeader},
-		{"KIP-841: a node without a lease is not added", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: dead(20)}, nil, nil, ErrIneligible},
-		{"KIP-903: a process that has restarted is not added", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{3, 30})}, nodes, nil, nil, ErrIneligible},
-		{"KIP-903: the new process is added", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, append(stay(1, 2), ISRMember{3, 31})}, nodes, ids{1, 2, 3}, nil, nil},
-		{"a new member must name its epoch", led(1, ids{1}, nil), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, nil, nil, ErrIneligible},
-		{"a leaving node is not added", led(1, ids{1}, ids{2}), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, nil, nil, ErrIneligible},
-		{"a leaving member stays", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1, 2)}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
-		{"a leaving member that is named with its epoch stays", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
-		{"KIP-966: who was eligible is so no more once min ISR was lowered", led(1, ids{1, 2}, ids{3}), ISRProposal{1, 5, 7, stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
-		{"no replica", led(1, ids{1}, nil), ISRProposal{1, 5, 7, append(stay(1), ISRMember{4, 40})}, Nodes{1: live(10), 4: live(40)}, nil, nil, ErrIneligible},
-		{"named twice", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(1, 2, 2)}, nodes, nil, nil, ErrIneligible},
-		{"resigned: nobody else has all", led(1, ids{1}, nil), ISRProposal{1, 5, 7, nil}, nodes, nil, nil, ErrIneligible},
-		{"resigned: nobody else that has all is live", led(1, ids{1, 2}, nil), ISRProposal{1, 5, 7, stay(2)}, Nodes{1: live(10), 2: dead(20)}, nil, nil, ErrIneligible},
+		{"KIP-497: shrink", led(1, ids{1, 2, 3}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
+		{"KIP-966: shrink below min ISR", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1)}, nodes, ids{1}, ids{2}, nil},
+		{"KIP-966: shrink keeps who was eligible", led(1, ids{1, 2}, ids{3}), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1)}, nodes, ids{1}, ids{2, 3}, nil},
+		{"KIP-497: expand", led(1, ids{1}, ids{2}), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{2, 20})}, nodes, ids{1, 2}, nil, nil},
+		{"KIP-966: expand below min ISR", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1)}, nodes, ids{1}, nil, nil},
+		{"KIP-497: based on an older state", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 6, ISR: stay(1)}, nodes, nil, nil, ErrPartitionEpoch},
+		{"KIP-497: based on a state that never was", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 8, ISR: stay(1)}, nodes, nil, nil, ErrPartitionEpoch},
+		{"KIP-320: superseded leadership", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 4, PartitionEpoch: 7, ISR: stay(1)}, nodes, nil, nil, ErrLeaderEpoch},
+		{"not the leader", led(1, ids{1, 2}, nil), ISRProposal{Leader: 2, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(2)}, nodes, nil, nil, ErrNotLeader},
+		{"offline", offline(1, nil, ids{1}), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1)}, nodes, nil, nil, ErrNotLeader},
+		{"KIP-841: a node without a lease is not added", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: dead(20)}, nil, nil, ErrIneligible},
+		{"KIP-903: a process that has restarted is not added", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{3, 30})}, nodes, nil, nil, ErrIneligible},
+		{"KIP-903: the new process is added", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1, 2), ISRMember{3, 31})}, nodes, ids{1, 2, 3}, nil, nil},
+		{"a new member must name its epoch", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1, 2)}, nodes, nil, nil, ErrIneligible},
+		{"a leaving node is not added", led(1, ids{1}, ids{2}), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, nil, nil, ErrIneligible},
+		{"a leaving member stays", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1, 2)}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
+		{"a leaving member that is named with its epoch stays", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{2, 20})}, Nodes{1: live(10), 2: leaving(20)}, ids{1, 2}, nil, nil},
+		{"KIP-966: who was eligible is so no more once min ISR was lowered", led(1, ids{1, 2}, ids{3}), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1, 2)}, nodes, ids{1, 2}, nil, nil},
+		{"no replica", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: append(stay(1), ISRMember{4, 40})}, Nodes{1: live(10), 4: live(40)}, nil, nil, ErrIneligible},
+		{"named twice", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(1, 2, 2)}, nodes, nil, nil, ErrIneligible},
+		{"resigned: nobody else has all", led(1, ids{1}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: nil}, nodes, nil, nil, ErrIneligible},
+		{"resigned: nobody else that has all is live", led(1, ids{1, 2}, nil), ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: stay(2)}, Nodes{1: live(10), 2: dead(20)}, nil, nil, ErrIneligible},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -73,8 +73,9 @@ type Replica struct {
 	// agrees says that the leader of this epoch has found this log to be a part of
 	// its own, so that nothing of it is cut in this epoch any more.
 	agrees bool
-	// failed says that something of the log was lost.
-	failed bool
+	// failed says that something of the log was lost, and stated that a position was
+	// told in this leader epoch.
+	failed, stated bool
 
 	// epochs covers what is queued.
 	epochs Epochs
@@ -248,7 +249,7 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 		r.leadership = nil
 	}
 	if renewed {
-		r.leaderHighWatermark, r.settled, r.agrees = 0, r.next, false
+		r.leaderHighWatermark, r.settled, r.agrees, r.stated = 0, r.next, false, false
 	}
 	switch {
 	case a.Began:
@@ -315,11 +316,22 @@ func (r *Replica) SetFailed(failed bool) {
 }
 
 // BeginsAnew says that a failed replica may drop what it has and follow from
-// nothing: nobody counts on it. That holds only where it has failed before this
-// process told any position, or a leader could be about to admit it for that.
+// nothing: nobody counts on it, nor can the leader be about to admit it for a position
+// that it has told in this leader epoch.
 func (r *Replica) BeginsAnew() bool {
+	return r.failed && r.role == Following && !r.countedOn()
+}
+
+// withdraws says that a failed replica asks the cluster not to count on it, so that it
+// may begin anew. A leader resigns instead.
+func (r *Replica) withdraws() bool {
+	return r.failed && r.role == Following && r.countedOn()
+}
+
+// countedOn says that others may rely on what a follower has, or had when it told.
+func (r *Replica) countedOn() bool {
 	p := &r.assignment
-	return r.failed && r.role == Following && !slices.Contains(p.ISR, r.self) && !slices.Contains(p.ELR, r.self)
+	return r.stated || slices.Contains(p.ISR, r.self) || slices.Contains(p.ELR, r.self)
 }
 
 // Alone says that the replica leads and there is no other: then all that it knows
@@ -448,6 +460,7 @@ func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
 	if r.role != Following || r.logEnd < r.settled || r.failed {
 		return Position{}, false
 	}
+	r.stated = true
 	return Position{
 		Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch,
 		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd, LogStart: r.startWritten,
@@ -718,6 +731,9 @@ func (r *Replica) copies(in Replicated) (next int64, ok bool) {
 // Proposal returns the change of the ISR that waits for its outcome: it is to be
 // sent, again and again until [Replica.Answer] or [Replica.Apply] has decided it.
 func (r *Replica) Proposal() (ISRProposal, bool) {
+	if r.withdraws() {
+		return ISRProposal{Leader: r.self, LeaderEpoch: r.assignment.LeaderEpoch, PartitionEpoch: r.assignment.PartitionEpoch, Withdraws: true}, true
+	}
 	if r.leadership == nil || r.proposal == nil {
 		return ISRProposal{}, false
 	}
@@ -731,10 +747,10 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 // reached the high watermark, the start of this leadership and the log start in it. live returns
 // the epoch of a node's process that has its lease and is not leaving, as far as is
 // known here. It reports whether there is a proposal to send that was not there
-// before.
+// before. A follower that has lost records proposes, each time, to be counted on no more.
 func (r *Replica) Propose(now time.Time, maxLag time.Duration, live func(cluster.NodeID) (cluster.NodeEpoch, bool)) bool {
 	if r.leadership == nil {
-		return false
+		return r.withdraws()
 	}
 	if r.failed {
 		return r.Resign()

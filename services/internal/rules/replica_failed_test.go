@@ -105,6 +105,42 @@ func TestReplicaFailedFollower(t *testing.T) {
 	}
 }
 
+// A follower that loses records after it has told a position withdraws, until a new
+// leader epoch makes that position void: its leader may be about to admit it for that.
+func TestReplicaWithdraws(t *testing.T) {
+	t.Parallel()
+	r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 0}}, LogEnd: 20, HighWatermark: 10})
+	p := assigned(1, 5, 7, ids{1, 3})
+	r.Apply(p, start)
+	position(t, &r, 20)
+	if r.Propose(start, maxLag, everyone) {
+		t.Error("it withdraws though it has lost nothing")
+	}
+	r.SetFailed(true)
+	for range 2 {
+		if r.BeginsAnew() || !r.Propose(start, maxLag, everyone) {
+			t.Fatal("it begins anew though its leader knows a position of it")
+		}
+		proposal, ok := r.Proposal()
+		if !ok || proposal.Leader != 2 || proposal.LeaderEpoch != 5 || proposal.PartitionEpoch != p.PartitionEpoch || !proposal.Withdraws || proposal.ISR != nil {
+			t.Fatalf("it proposes %+v", proposal)
+		}
+		// Another change of the ISR does not make the position void.
+		p.PartitionEpoch++
+		r.Apply(p, start)
+	}
+	p.LeaderEpoch, p.PartitionEpoch, p.ISR = 6, p.PartitionEpoch+1, ids{1, 2}
+	r.Apply(p, start)
+	if r.BeginsAnew() || !r.Propose(start, maxLag, everyone) {
+		t.Error("it begins anew in the ISR")
+	}
+	p.PartitionEpoch, p.ISR = p.PartitionEpoch+1, ids{1}
+	r.Answer(p.PartitionEpoch-1, p, start)
+	if _, ok := r.Proposal(); ok || !r.BeginsAnew() {
+		t.Error("it does not begin anew though nobody counts on it")
+	}
+}
+
 // A leader whose disk hangs resigns too; a follower, or who leads alone, has nothing to
 // resign.
 func TestReplicaResigns(t *testing.T) {

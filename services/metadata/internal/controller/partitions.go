@@ -148,7 +148,8 @@ func (c *Controller) write(ctx context.Context, changes []partitionChange, compa
 	return err
 }
 
-// PartitionProposal is an ISR that a leader asks for.
+// PartitionProposal is an ISR that a leader asks for, or the wish of a follower not to
+// be in it.
 type PartitionProposal struct {
 	Topic     cluster.TopicID
 	Partition int32
@@ -161,7 +162,7 @@ type PartitionResult struct {
 	Partition *metadatav1.Partition
 }
 
-// AlterPartitions makes those of the proposals of a leader's process that are
+// AlterPartitions makes those of the proposals of a node's process that are
 // legal, each for itself, and returns the outcome in their order, with the cluster
 // version at which it holds.
 func (c *Controller) AlterPartitions(ctx context.Context, node cluster.NodeID, epoch cluster.NodeEpoch, proposals []PartitionProposal) ([]PartitionResult, int64, error) {

@@ -58,6 +58,7 @@ func proposalsOf(req *peerv1.AlterPartitionRequest) ([]controller.PartitionPropo
 			Leader:         cluster.NodeID(req.GetNodeId()),
 			LeaderEpoch:    cluster.LeaderEpoch(change.GetLeaderEpoch()),
 			PartitionEpoch: cluster.PartitionEpoch(change.GetPartitionEpoch()),
+			Withdraws:      change.GetWithdraws(),
 		}}
 		for _, member := range change.GetIsr() {
 			proposals[i].ISR = append(proposals[i].ISR, rules.ISRMember{Node: cluster.NodeID(member.GetNodeId()), Epoch: cluster.NodeEpoch(member.GetNodeEpoch())})

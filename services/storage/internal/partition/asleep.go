@@ -92,7 +92,7 @@ func (p *Partition) rest() bool {
 // idleLocked says that the partition knows nothing but what its log and its
 // assignment say, and that nobody waits for anything; appending is held.
 func (p *Partition) idleLocked() bool {
-	if p.unavailable != nil || p.openedFailed || p.log.Failed() != nil || p.sweeping || p.marked || p.compaction.queued ||
+	if p.unavailable != nil || p.log.Failed() != nil || p.sweeping || p.marked || p.compaction.queued ||
 		p.commits.len() > 0 || p.forLeader.len() > 0 || p.forAll.len() > 0 || p.news.waiting() {
 		return false
 	}

@@ -30,8 +30,7 @@ func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 }
 
 // BeginsAnew says that [Partition.BeginAnew] would make a position of a log that has
-// lost something, see [rules.Replica.BeginsAnew]. One that has lost it in this process
-// waits for the next.
+// lost something, see [rules.Replica.BeginsAnew].
 func (p *Partition) BeginsAnew() bool {
 	p.lock()
 	defer p.mu.Unlock()
@@ -39,7 +38,8 @@ func (p *Partition) BeginsAnew() bool {
 }
 
 func (p *Partition) beginsAnewLocked() bool {
-	return p.openedFailed && p.unavailable == nil && p.log.Failed() != nil && p.replica.BeginsAnew()
+	p.replica.SetFailed(p.log.Failed() != nil)
+	return p.unavailable == nil && p.replica.BeginsAnew()
 }
 
 // BeginAnew drops what is left of a log that has lost something, where
@@ -58,7 +58,6 @@ func (p *Partition) BeginAnew(ctx context.Context) error {
 	}
 	p.lock()
 	defer p.mu.Unlock()
-	p.openedFailed = false
 	p.replica.SetFailed(p.log.Failed() != nil)
 	return nil
 }

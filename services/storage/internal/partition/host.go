@@ -76,11 +76,13 @@ type Host struct {
 	tails   tails
 	self    atomic.Int32
 	stalled atomic.Bool
+	// failed says that logs have lost something.
+	failed atomic.Bool
 
-	// mu guards led, the partitions that this node leads, and followed, those of them
-	// that others follow.
-	mu            sync.Mutex
-	led, followed map[*Partition]struct{}
+	// mu guards led, the partitions that this node leads, followed, those of them that
+	// others follow, and following, those that this node follows.
+	mu                       sync.Mutex
+	led, followed, following map[*Partition]struct{}
 
 	// overdue has the partitions with appends that wait for acknowledgement,
 	// checkpoints those whose high watermark has moved.
@@ -91,6 +93,10 @@ type Host struct {
 // SetStalled notes that the disk does not answer, or does again. While it does not,
 // the node resigns what it leads and others can lead, see [Partition.Propose].
 func (h *Host) SetStalled(stalled bool) { h.stalled.Store(stalled) }
+
+// SetFailed notes whether any log has lost something. While one has, the partitions that
+// follow are looked at, too, see [Host.Proposing].
+func (h *Host) SetFailed(failed bool) { h.failed.Store(failed) }
 
 // NewHost returns a host. address names where clients reach a node, or returns
 // the empty string; it must not block. registerer may be nil.
@@ -110,8 +116,9 @@ func NewHost(config Config, address func(cluster.NodeID) string, registerer prom
 		led:     make(map[*Partition]struct{}),
 		// Apart from led, as it is gone through each second: it is empty where a node is
 		// alone, however many partitions that has.
-		followed: make(map[*Partition]struct{}),
-		tails:    tails{budget: config.TailBytes, metrics: m},
+		followed:  make(map[*Partition]struct{}),
+		following: make(map[*Partition]struct{}),
+		tails:     tails{budget: config.TailBytes, metrics: m},
 	}
 	h.self.Store(int32(cluster.NoNode))
 	h.overdue = newSweeper(overdueEvery, func(p *Partition) { p.expire(time.Now()) })

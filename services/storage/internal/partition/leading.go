@@ -33,12 +33,18 @@ func (p *Partition) Assignment() cluster.Partition {
 	return assignment
 }
 
-// Followed appends the partitions that this node leads and other nodes follow.
-func (h *Host) Followed(list []*Partition) []*Partition {
+// Proposing appends the partitions whose ISR this node may want changed: those that it
+// leads and other nodes follow, and while a log has lost something those that it follows.
+func (h *Host) Proposing(list []*Partition) []*Partition {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for p := range h.followed {
 		list = append(list, p)
+	}
+	if h.failed.Load() {
+		for p := range h.following {
+			list = append(list, p)
+		}
 	}
 	return list
 }

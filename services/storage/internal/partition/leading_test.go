@@ -14,7 +14,7 @@ func TestFollowed(t *testing.T) {
 	host, p := open(t, &memoryLog{})
 	check := func(what string, want ...*Partition) {
 		t.Helper()
-		if got := host.Followed(nil); !slices.Equal(got, want) {
+		if got := host.Proposing(nil); !slices.Equal(got, want) {
 			t.Errorf("%s: %d partitions instead of %d", what, len(got), len(want))
 		}
 	}
@@ -29,6 +29,9 @@ func TestFollowed(t *testing.T) {
 	agreed.PartitionEpoch, agreed.LeaderEpoch, agreed.Leader = agreed.PartitionEpoch+1, agreed.LeaderEpoch+1, other
 	apply(t, p, agreed)
 	check("another leads")
+	host.SetFailed(true)
+	check("another leads, and something is lost", p)
+	host.SetFailed(false)
 	agreed.PartitionEpoch, agreed.LeaderEpoch, agreed.Leader = agreed.PartitionEpoch+1, agreed.LeaderEpoch+1, self
 	apply(t, p, agreed)
 	check("it leads again", p)

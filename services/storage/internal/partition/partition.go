@@ -81,10 +81,6 @@ type Partition struct {
 	log   Log
 	index int32
 
-	// openedFailed says that something of the log was lost before this process. mu
-	// guards it; there is room for it here.
-	openedFailed bool
-
 	// appending orders what is pushed to the store and guards the fields up to mu,
 	// and those that awake says. It is taken before mu.
 	appending sync.Mutex
@@ -152,7 +148,6 @@ func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 	state, producers := log.Loaded()
 	p := &Partition{host: host, topic: topic, log: log, index: index, loaded: producers}
 	p.awake = p.wakenedBy(state)
-	p.openedFailed = log.Failed() != nil
 	if state.Deleted {
 		p.unavailable = p.gone()
 	} else if err := log.Err(); err != nil {

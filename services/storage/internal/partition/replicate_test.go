@@ -395,8 +395,8 @@ func TestRestartBelowLogStart(t *testing.T) {
 	}
 }
 
-// A follower that has lost records takes no part while somebody counts on it; after a
-// restart it drops the rest, and copies all of it.
+// A follower that has lost records takes no part while somebody counts on it; then it
+// drops the rest, and copies all of it.
 func TestFailedReplicaBeginsAnew(t *testing.T) {
 	t.Parallel()
 	s := replicated(t, 2, rules.MinInsyncReplicas, "1")
@@ -422,11 +422,25 @@ func TestFailedReplicaBeginsAnew(t *testing.T) {
 	if two.p.BeginsAnew() || two.store.Damaged() {
 		t.Error("it counts as failed still")
 	}
-	// What is lost in this process may be what a leader is about to admit it for.
+	// What is lost now may be what a leader is about to admit it for: it withdraws what
+	// it has stated first.
 	two.log(s).Fail("again")
-	if two.p.BeginsAnew() {
-		t.Error("it begins anew in the process that has shown a position")
+	if two.p.BeginsAnew() || !two.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
+		t.Fatal("it begins anew in the leader epoch in which it has shown a position")
 	}
+	if proposal, ok := two.p.Proposal(); !ok || !proposal.Withdraws {
+		t.Fatalf("it proposes %+v", proposal)
+	}
+	s.agree(func(p *cluster.Partition) { p.LeaderEpoch++ }, one, two)
+	if _, ok := two.p.Proposal(); ok || !two.p.BeginsAnew() {
+		t.Fatal("withdrawn it does not begin anew")
+	}
+	if err := two.p.BeginAnew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.write(one, plain(t, "d"))
+	s.catchUp(one, two)
+	s.same(0, one, two)
 }
 
 // A leader that has lost records neither tells followers what to do nor stays.

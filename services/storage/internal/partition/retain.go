@@ -131,6 +131,7 @@ func (h *Host) moved(p *Partition, before, after rules.Role, replicas int) {
 	defer h.mu.Unlock()
 	set(h.led, p, after == rules.Leading)
 	set(h.followed, p, after == rules.Leading && replicas > 1)
+	set(h.following, p, after == rules.Following)
 }
 
 func set(partitions map[*Partition]struct{}, p *Partition, member bool) {

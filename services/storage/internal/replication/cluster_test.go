@@ -379,7 +379,7 @@ func (m *mesh) startNode(id cluster.NodeID, epoch cluster.NodeEpoch, config Conf
 		commits.Go(n.logs[at].run)
 	}
 	n.metrics = NewMetrics(prometheus.NewRegistry(), func() int { return UnderReplicated(n.view, id) })
-	n.proposer = NewProposer(config, n.view, proposals{m}, n.host.Followed, logger, n.metrics)
+	n.proposer = NewProposer(config, n.view, proposals{m}, n.host.Proposing, logger, n.metrics)
 	nodeEpoch := func(other cluster.NodeID) (cluster.NodeEpoch, bool) {
 		if image := n.view.Image(); image != nil {
 			if known, ok := image.Node(other); ok {

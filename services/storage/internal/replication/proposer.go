@@ -24,15 +24,17 @@ const (
 	answerWithin = 10 * time.Second
 )
 
-// Proposer asks for the ISR changes of the partitions that this node leads, those
-// of all partitions together. What is not answered is asked for again: whether it
+// Proposer asks for the ISR changes of the partitions that this node leads, and to be
+// left out of those where it follows and has lost records, those of all partitions
+// together. What is not answered is asked for again: whether it
 // was granted is unknown, and until then the partition counts with both.
 type Proposer struct {
 	maxLag time.Duration
 	view   *clusterview.View
 	client peerv1connect.PartitionServiceClient
-	// led appends the partitions that this node leads and others follow.
-	led     func([]*partition.Partition) []*partition.Partition
+	// concerned appends the partitions that there may be something to propose for.
+	concerned func([]*partition.Partition) []*partition.Partition
+
 	logger  *slog.Logger
 	metrics *Metrics
 	// wake has a token when there is a proposal to send.
@@ -48,13 +50,13 @@ type Proposer struct {
 	resting map[*partition.Partition]struct{}
 }
 
-// NewProposer returns a proposer. led appends the partitions that this node leads
-// and others follow.
+// NewProposer returns a proposer. concerned appends the partitions that there may be
+// something to propose for, see [partition.Host.Proposing].
 func NewProposer(config Config, view *clusterview.View, client peerv1connect.PartitionServiceClient,
-	led func([]*partition.Partition) []*partition.Partition, logger *slog.Logger, metrics *Metrics,
+	concerned func([]*partition.Partition) []*partition.Partition, logger *slog.Logger, metrics *Metrics,
 ) *Proposer {
 	return &Proposer{
-		maxLag: config.MaxLag, view: view, client: client, led: led, logger: logger, metrics: metrics,
+		maxLag: config.MaxLag, view: view, client: client, concerned: concerned, logger: logger, metrics: metrics,
 		wake:    make(chan struct{}, 1),
 		urged:   make(chan struct{}, 1),
 		waiting: make(map[*partition.Partition]struct{}), resting: make(map[*partition.Partition]struct{}),
@@ -153,8 +155,7 @@ func (p *Proposer) Run(ctx context.Context, self cluster.NodeID, epoch cluster.N
 	}
 }
 
-// Sweep makes Run look at all partitions that others follow, without waiting for its
-// next round. It does not block.
+// Sweep makes Run look at all partitions concerned, without waiting for its next round. It does not block.
 func (p *Proposer) Sweep() {
 	select {
 	case p.urged <- struct{}{}:
@@ -162,13 +163,13 @@ func (p *Proposer) Sweep() {
 	}
 }
 
-// sweep looks at all partitions that others follow.
+// sweep looks at all partitions concerned.
 func (p *Proposer) sweep() {
 	p.mu.Lock()
 	clear(p.resting)
 	p.mu.Unlock()
 	now := time.Now()
-	for _, part := range p.led(nil) {
+	for _, part := range p.concerned(nil) {
 		p.Consider(part, now)
 		if _, pending := part.Proposal(); pending {
 			p.await(part)
@@ -209,7 +210,7 @@ func (p *Proposer) ask(ctx context.Context, self cluster.NodeID, epoch cluster.N
 		topic := part.Topic().ID
 		change := &metapeerv1.PartitionChange{
 			TopicId: topic[:], Partition: part.Index(),
-			LeaderEpoch: int32(proposal.LeaderEpoch), PartitionEpoch: int32(proposal.PartitionEpoch),
+			LeaderEpoch: int32(proposal.LeaderEpoch), PartitionEpoch: int32(proposal.PartitionEpoch), Withdraws: proposal.Withdraws,
 		}
 		for _, m := range proposal.ISR {
 			change.Isr = append(change.Isr, &metapeerv1.IsrMember{NodeId: int32(m.Node), NodeEpoch: int64(m.Epoch)})

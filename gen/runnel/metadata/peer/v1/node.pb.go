@@ -744,7 +744,8 @@ func (x *AllocateProducerIdsResponse) GetCount() int32 {
 // AlterPartitionRequest proposes changes.
 type AlterPartitionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node that proposes: the leader of all the partitions.
+	// Node that proposes: the leader of all the partitions, but of those where it
+	// withdraws.
 	NodeId int32 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// Epoch of its process.
 	NodeEpoch int64 `protobuf:"varint,2,opt,name=node_epoch,json=nodeEpoch,proto3" json:"node_epoch,omitempty"`
@@ -812,13 +813,17 @@ type PartitionChange struct {
 	TopicId []byte `protobuf:"bytes,1,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
 	// Partition, from 0.
 	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
-	// Leader epoch under which the proposer leads.
+	// Leader epoch under which the proposer leads, or follows.
 	LeaderEpoch int32 `protobuf:"varint,3,opt,name=leader_epoch,json=leaderEpoch,proto3" json:"leader_epoch,omitempty"`
 	// Partition epoch on which the proposal is based.
 	PartitionEpoch int32 `protobuf:"varint,4,opt,name=partition_epoch,json=partitionEpoch,proto3" json:"partition_epoch,omitempty"`
 	// The proposed ISR with the node epochs that its members have shown to the
 	// leader (KIP-903).
-	Isr           []*IsrMember `protobuf:"bytes,5,rep,name=isr,proto3" json:"isr,omitempty"`
+	Isr []*IsrMember `protobuf:"bytes,5,rep,name=isr,proto3" json:"isr,omitempty"`
+	// The proposer follows, and has lost records that its leader counts on: it is taken
+	// out of ISR and ELR, and the leader epoch rises, so that no position which it has
+	// stated counts any more. isr is empty then.
+	Withdraws     bool `protobuf:"varint,6,opt,name=withdraws,proto3" json:"withdraws,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -886,6 +891,13 @@ func (x *PartitionChange) GetIsr() []*IsrMember {
 		return x.Isr
 	}
 	return nil
+}
+
+func (x *PartitionChange) GetWithdraws() bool {
+	if x != nil {
+		return x.Withdraws
+	}
+	return false
 }
 
 // IsrMember is one replica of a proposed ISR.
@@ -1111,13 +1123,14 @@ const file_runnel_metadata_peer_v1_node_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
 	"\n" +
 	"node_epoch\x18\x02 \x01(\x03R\tnodeEpoch\x12B\n" +
-	"\achanges\x18\x03 \x03(\v2(.runnel.metadata.peer.v1.PartitionChangeR\achanges\"\xcc\x01\n" +
+	"\achanges\x18\x03 \x03(\v2(.runnel.metadata.peer.v1.PartitionChangeR\achanges\"\xea\x01\n" +
 	"\x0fPartitionChange\x12\x19\n" +
 	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
 	"\fleader_epoch\x18\x03 \x01(\x05R\vleaderEpoch\x12'\n" +
 	"\x0fpartition_epoch\x18\x04 \x01(\x05R\x0epartitionEpoch\x124\n" +
-	"\x03isr\x18\x05 \x03(\v2\".runnel.metadata.peer.v1.IsrMemberR\x03isr\"C\n" +
+	"\x03isr\x18\x05 \x03(\v2\".runnel.metadata.peer.v1.IsrMemberR\x03isr\x12\x1c\n" +
+	"\twithdraws\x18\x06 \x01(\bR\twithdraws\"C\n" +
 	"\tIsrMember\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\x05R\x06nodeId\x12\x1d\n" +
 	"\n" +
