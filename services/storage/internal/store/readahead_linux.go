@@ -2,7 +2,6 @@ package store
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -74,9 +73,42 @@ func adviseReadahead(file *os.File, wanted bool) {
 	if wanted {
 		advice = unix.MADV_NORMAL
 	}
-	for _, m := range mappingsOf(file) {
+	var s unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &s) != nil {
+		return
+	}
+	for _, m := range mappingsOf(map[inode]struct{}{inodeOf(&s): {}}) {
 		_ = advise(m.address, m.bytes, advice)
 	}
+}
+
+// releaseMapped takes files out of memory that somebody else has mapped, the page cache
+// included. It is advice, too: what was not written to the disk yet stays, what
+// something else uses by now loses nothing, and a kernel older than 5.4 does nothing.
+func releaseMapped(paths []string) {
+	files := make(map[inode]struct{}, len(paths))
+	for _, path := range paths {
+		var s unix.Stat_t
+		if unix.Stat(path, &s) == nil {
+			files[inodeOf(&s)] = struct{}{}
+		}
+	}
+	if len(files) == 0 {
+		return
+	}
+	for _, m := range mappingsOf(files) {
+		_ = advise(m.address, m.bytes, unix.MADV_PAGEOUT)
+	}
+}
+
+// inode names a file.
+type inode struct {
+	major, minor uint32
+	number       uint64
+}
+
+func inodeOf(s *unix.Stat_t) inode {
+	return inode{major: unix.Major(s.Dev), minor: unix.Minor(s.Dev), number: s.Ino}
 }
 
 // mapping is a part of the address space.
@@ -85,26 +117,21 @@ type mapping struct {
 	bytes   int
 }
 
-// mappingsOf returns where the process has mapped a file; see proc_pid_maps(5).
-func mappingsOf(file *os.File) []mapping {
-	var s unix.Stat_t
-	if unix.Fstat(int(file.Fd()), &s) != nil {
-		return nil
-	}
+// mappingsOf returns where the process has mapped any of some files; see
+// proc_pid_maps(5).
+func mappingsOf(files map[inode]struct{}) []mapping {
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return nil
 	}
 	defer maps.Close()
-	want := fmt.Appendf(nil, " %02x:%02x %d ", unix.Major(s.Dev), unix.Minor(s.Dev), s.Ino)
 	var found []mapping
 	for lines := bufio.NewScanner(maps); lines.Scan(); {
-		line := lines.Bytes()
-		if !bytes.Contains(line, want) {
-			continue
-		}
 		var from, to uintptr
-		if n, _ := fmt.Sscanf(string(line), "%x-%x", &from, &to); n == 2 && from < to {
+		var access, offset string
+		var file inode
+		n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s %s %x:%x %d", &from, &to, &access, &offset, &file.major, &file.minor, &file.number)
+		if _, wanted := files[file]; n == 7 && wanted && from < to {
 			found = append(found, mapping{address: from, bytes: int(to - from)})
 		}
 	}

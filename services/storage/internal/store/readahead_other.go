@@ -12,3 +12,6 @@ func populate(uintptr, int) error { return nil }
 func readFirstPages(string) error { return nil }
 
 func adviseReadahead(*os.File, bool) {}
+
+// releaseMapped is for Linux only.
+func releaseMapped([]string) {}

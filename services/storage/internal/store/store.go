@@ -53,7 +53,8 @@ type Store struct {
 	// failing are the partitions whose failure Open has found and not recorded.
 	failing []*Log
 
-	// watch is the goroutine that looks at the disk; it ends when unwatch is closed.
+	// watch are the goroutines that look at the disk and for idle volumes; they end when
+	// unwatch is closed.
 	watch   sync.WaitGroup
 	unwatch chan struct{}
 
@@ -135,6 +136,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.volumes.doubted = s.doubt
 	s.watch.Go(func() { s.disk.run(s.unwatch) })
+	s.watch.Go(func() { s.volumes.releaseIdle(s.unwatch) })
 	s.cleaner.start()
 	s.scrub.start()
 	for _, l := range s.failing {

@@ -83,8 +83,11 @@ type volume struct {
 	mode mode
 	// db is there while the mode is readOnly or writable.
 	db *badger.DB
-	// readers holds off closing.
-	readers int
+	// readers holds off closing; acquired counts all that there were.
+	readers  int
+	acquired uint64
+	// lastUse is what the look for idle volumes has found, see [volumes.releaseIdle].
+	lastUse volumeUse
 	// counted says that it is one of volumes.open.
 	counted bool
 	// idle is the place among the read-only volumes without readers.

@@ -240,6 +240,7 @@ func (r *volumes) acquire(ctx context.Context, number uint64) (*volume, error) {
 				v.idle = nil
 			}
 			v.readers++
+			v.acquired++
 			return v, nil
 		case v.mode == closed && r.open < r.cfg.MaxOpenSealed:
 			if err := r.openForReading(v); err != nil {
