@@ -187,7 +187,7 @@ func (c *Consumer) finishAll() {
 		return
 	}
 	for _, o := range c.member.owned {
-		if r := o.reading; r != nil && !r.startPending && r.next.Offset >= 0 {
+		if r := o.reading; r != nil && !r.startPending && r.next.Offset >= 0 && !r.parted(r.next.Offset) {
 			o.finished = r.next
 		}
 	}
@@ -202,7 +202,9 @@ func (c *Consumer) finish(record ConsumedRecord) bool {
 	if o == nil {
 		return true
 	}
-	o.finished = After(record).Position
+	if done := After(record).Position; !o.reading.parted(done.Offset) {
+		o.finished = done
+	}
 	return c.holds(o)
 }
 
@@ -223,7 +225,8 @@ func (c *Consumer) commitFinished(ctx context.Context, tenures []*tenure) error 
 }
 
 // due returns what the consumer has yet to commit by itself: where the policy has made
-// it begin, and, unless that is left to the program, what the program has done with.
+// it begin, and, unless that is left to the program, what the program has done with. What
+// was refused is due no more: once the log has grown again it would pass over records.
 // Callers hold mu.
 func (c *Consumer) due(tenures func(yield func(*tenure) bool)) []GroupOffset {
 	var offsets []GroupOffset
@@ -231,6 +234,7 @@ func (c *Consumer) due(tenures func(yield func(*tenure) bool)) []GroupOffset {
 		switch {
 		case o.owes():
 			offsets = append(offsets, GroupOffset{TopicPartition: o.partition, Position: o.owed, tenure: o})
+		case o.finished == o.refused:
 		case c.config.commitsItself() && o.finished.Offset >= 0 && o.finished != o.committed:
 			offsets = append(offsets, GroupOffset{TopicPartition: o.partition, Position: o.finished, tenure: o})
 		}

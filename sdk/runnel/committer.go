@@ -328,13 +328,29 @@ func (k *committer) conclude(commits []*commit, request *coordinatorv1.CommitOff
 				}
 				if owed {
 					o.owed.Offset = -1
+					if o.reading != nil {
+						o.reading.pause.reset()
+					}
 					c.broadcast()
 				}
 			case e != nil:
 				next.failed[tp] = remedied(e)
-				if r := c.partitions[tp]; owed && r != nil && r.tenure == o && e.outcome == fatal && !lostPartition(e) {
+				if o == nil || e.outcome != fatal || lostPartition(e) {
+					break
+				}
+				missing := e.Reason == errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE
+				if missing {
+					o.refused = offset.Position
+				}
+				if r := c.partitions[tp]; owed && r != nil && r.tenure == o && r.fault == nil {
 					c.drop(r)
-					c.fail(r, -1, e)
+					if missing {
+						r.streaming = false
+						c.reset(r, e)
+						c.retry(r, time.Now())
+					} else {
+						c.fail(r, -1, e)
+					}
 				}
 			default:
 				next.failed[tp] = outcome

@@ -14,7 +14,8 @@ import (
 // election, Poll tells under every policy, with a [PartitionError] whose reason is
 // REASON_LOG_TRUNCATED. Under [ResetEarliest] and [ResetLatest] it tells so once,
 // and the consumer goes on where the log parts from what was read, or as the policy
-// says if that is not known.
+// says if that is not known. What the program had done with beyond that place is not
+// committed.
 type ResetPolicy int8
 
 const (

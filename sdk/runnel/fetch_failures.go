@@ -73,6 +73,9 @@ func (c *Consumer) truncated(r *reading, err *Error) {
 		next = from.Offset
 	}
 	c.fail(r, next, err)
+	if o := r.tenure; o != nil && r.parted(o.finished.Offset) {
+		o.finished = noPosition
+	}
 	to, ok := c.config.reset.start()
 	switch {
 	case !ok:
@@ -81,6 +84,16 @@ func (c *Consumer) truncated(r *reading, err *Error) {
 	default:
 		r.resume = &to
 	}
+}
+
+// parted reports whether the log has lost what lies before an offset, and nobody has said
+// yet where to go on. Callers hold mu.
+func (r *reading) parted(offset int64) bool {
+	if r == nil {
+		return false
+	}
+	fault, ok := errors.AsType[*PartitionError](r.fault)
+	return ok && ReasonOf(fault) == errorsv1.Reason_REASON_LOG_TRUNCATED && offset > fault.NextOffset
 }
 
 // reset applies the policy to a reading whose offset is not there. Callers hold
@@ -102,6 +115,9 @@ func (c *Consumer) reset(r *reading, err *Error) {
 	}
 	c.client.config.Logger.Warn("position is out of range and reset", "partition", r.partition,
 		"offset", r.ahead.Offset, "earliest", earliest, "latest", latest, "reset", to)
+	if o := r.tenure; o != nil && (!known || o.finished.Offset > latest) {
+		o.finished = noPosition
+	}
 	r.aim(to)
 	c.summon(r)
 }

@@ -250,6 +250,7 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 				if q.start.byPolicy && q.start.kind == startLatest {
 					o.owed = found
 					owed = append(owed, o)
+					continue
 				}
 			}
 			r.pause.reset()

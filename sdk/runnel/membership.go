@@ -80,6 +80,9 @@ type target struct {
 	partitions map[TopicPartition]cluster.TopicID
 }
 
+// noPosition is the position of what has none.
+var noPosition = Position{Offset: -1, LeaderEpoch: -1}
+
 // tenure is a partition for as long as it is the member's without interruption.
 // Guarded by the consumer's mu.
 type tenure struct {
@@ -93,8 +96,9 @@ type tenure struct {
 	// revoking says that the program was told to give the partition up.
 	revoking bool
 	// finished is behind what the program has done with, committed what the group
-	// has of it; both have offset -1 where there is nothing, as has owed.
-	finished, committed Position
+	// has of it, refused what it does not take since the log does not hold it; all have
+	// offset -1 where there is nothing, as has owed.
+	finished, committed, refused Position
 	// owed is the end of the partition at which the reset policy has made the member
 	// begin, until the group has that. Nothing is read before: a successor that finds
 	// no offset would begin at another end, behind what came in between.

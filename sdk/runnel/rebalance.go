@@ -138,8 +138,7 @@ func (m *membership) apply(to *target) {
 	var added []*tenure
 	for tp, id := range to.partitions {
 		if m.owned[tp] == nil {
-			none := Position{Offset: -1, LeaderEpoch: -1}
-			o := &tenure{partition: tp, id: id, finished: none, committed: none, owed: none}
+			o := &tenure{partition: tp, id: id, finished: noPosition, committed: noPosition, refused: noPosition, owed: noPosition}
 			m.owned[tp] = o
 			added = append(added, o)
 		}
@@ -224,8 +223,7 @@ func (m *membership) begin() (begun []TopicPartition, ok bool) {
 
 // readingOf returns the reading that begins where a tenure does. Callers hold mu.
 func (c *Consumer) readingOf(o *tenure) *reading {
-	unknown := Position{Offset: -1, LeaderEpoch: -1}
-	r := &reading{partition: o.partition, id: o.id, tenure: o, next: unknown, ahead: unknown, until: noBound, highWatermark: -1}
+	r := &reading{partition: o.partition, id: o.id, tenure: o, next: noPosition, ahead: noPosition, until: noBound, highWatermark: -1}
 	start, ok := c.config.reset.start()
 	switch {
 	case o.begin != nil:

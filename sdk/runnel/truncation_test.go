@@ -1,113 +1,147 @@
 package runnel
 
 import (
+	"context"
 	"errors"
-	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/sdk/recordbatch"
 )
 
-// truncated polls once, and wants to be told that the log was truncated.
-func truncated(t *testing.T, consumer *Consumer, offset, next int64) {
-	t.Helper()
-	_, err := consumer.Poll(t.Context())
-	fault, ok := errors.AsType[*PartitionError](err)
-	if !ok || ReasonOf(err) != errorsv1.Reason_REASON_LOG_TRUNCATED || fault.Offset != offset || fault.NextOffset != next {
-		t.Fatalf("Poll = %v, want truncation at offset %d and the way on at %d", err, offset, next)
-	}
-}
-
-// KIP-320: what was read and is no longer in the log is told under every policy,
-// though the offset to read on at exists, and nothing of what stands there now is
-// passed over.
-func TestTruncationIsReported(t *testing.T) {
-	for _, policy := range []ResetPolicy{ResetNone, ResetEarliest, ResetLatest} {
-		t.Run(fmt.Sprint("policy ", policy), func(t *testing.T) {
+// TestStartThatTheLogHasLost: where the end at which the policy makes a member begin is
+// not in the log any more when it is committed, the policy decides anew.
+func TestStartThatTheLogHasLost(t *testing.T) {
+	for delivery, name := range map[Delivery]string{AtLeastOnce: "at least once", AtMostOnce: "at most once"} {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newFakeCluster(1)
+				g := c.addCoordinators(1)
 				c.createTopic("t", 1)
 				c.fill(t, "t", 0, recordbatch.None, "0", "1")
-				c.moveLeader("t", 0, 2, true)
-				c.fill(t, "t", 0, recordbatch.None, "2", "3")
-				consumer := c.consumer(t, WithReset(policy))
-				if err := consumer.Assign(t.Context(), At("t", 0, Earliest())); err != nil {
-					t.Fatal(err)
+				refused := 0
+				g.refusing(func(TopicPartition) *errorsv1.Failure {
+					refused++
+					return failureOf(errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE)
+				})
+				a := c.member(t, "a", WithReset(ResetLatest), WithDelivery(delivery))
+				subscribe(t, a, "t")
+				nothing(t, a)
+				g.refusing(nil)
+				if refused < 2 || refused > 200 {
+					t.Errorf("tried %d times in 10 s", refused)
 				}
-				poll(t, consumer, 4)
-				if at, err := consumer.Position(t0); err != nil || at != (Position{Offset: 4, LeaderEpoch: 1}) {
-					t.Errorf("position %+v, %v", at, err)
+				nothing(t, a)
+				if got := g.committed(t0); got != 2 {
+					t.Errorf("committed = %d", got)
 				}
-				c.truncate("t", 0, 2)
-				c.fill(t, "t", 0, recordbatch.None, "x", "y", "z")
-				truncated(t, consumer, 4, 2)
-				if policy == ResetNone {
-					// It stops until the program decides.
-					truncated(t, consumer, 4, 2)
-					if err := consumer.Seek(t0, Offset(2)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want(t, poll(t, consumer, 3), "0:2=x", "0:3=y", "0:4=z")
-			})
-		})
-	}
-}
-
-// Where the log parts from what was read is not known when it has nothing of the
-// last epoch and the epoch before goes on further than the reader got.
-func TestTruncationAtAnUnknownOffset(t *testing.T) {
-	for policy, values := range map[ResetPolicy][]string{ResetNone: nil, ResetEarliest: {"0:0=a", "0:1=b"}, ResetLatest: {"0:5=f"}} {
-		t.Run(fmt.Sprint("policy ", policy), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c := newFakeCluster(1)
-				topic := c.createTopic("t", 1)
-				c.fill(t, "t", 0, recordbatch.None, "0", "1")
-				c.moveLeader("t", 0, 2, true)
 				c.fill(t, "t", 0, recordbatch.None, "2")
-				consumer := c.consumer(t, WithReset(policy))
-				if err := consumer.Assign(t.Context(), At("t", 0, Earliest())); err != nil {
-					t.Fatal(err)
-				}
-				poll(t, consumer, 3)
-				c.mu.Lock()
-				p := topic.partitions[0]
-				p.batches, p.end, p.epoch = nil, 0, 0
-				c.mu.Unlock()
-				c.fill(t, "t", 0, recordbatch.None, "a", "b", "c", "d", "e")
-				c.mu.Lock()
-				p.epoch = 2
-				c.changedLocked()
-				c.mu.Unlock()
-				truncated(t, consumer, 3, -1)
-				if policy == ResetNone {
-					return
-				}
-				synctest.Wait()
-				c.fill(t, "t", 0, recordbatch.None, "f")
-				got := poll(t, consumer, len(values))
-				want(t, got[:len(values)], values...)
+				want(t, poll(t, a, 1), "0:2=2")
 			})
 		})
 	}
 }
 
-// A reader that has read nothing yet still knows which record stood before where
-// it begins.
-func TestTruncationBeforeTheFirstRecord(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newFakeCluster(1)
-		c.createTopic("t", 1)
-		c.fill(t, "t", 0, recordbatch.None, "0", "1")
-		consumer := c.consumer(t, WithReset(ResetLatest))
-		if err := consumer.Assign(t.Context(), At("t", 0, Latest())); err != nil {
-			t.Fatal(err)
+// TestWhatTheLogHasLostIsNotCommitted: what a member has done with of a log that was cut
+// off below is neither sent again and again nor committed once the log has grown again,
+// which would pass over records.
+func TestWhatTheLogHasLostIsNotCommitted(t *testing.T) {
+	for name, policy := range map[string]ResetPolicy{"none": ResetNone, "earliest": ResetEarliest, "latest": ResetLatest} {
+		for _, noticed := range []bool{true, false} {
+			title := name + ", noticed by the commit"
+			if noticed {
+				title = name + ", noticed by the fetch"
+			}
+			t.Run(title, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := newFakeCluster(1)
+					g := c.addCoordinators(1)
+					c.createTopic("t", 1)
+					var mu sync.Mutex
+					sent := 0
+					g.onCommit = func(r *coordinatorv1.CommitOffsetsRequest) fault {
+						mu.Lock()
+						defer mu.Unlock()
+						if r.GetOffsets()[0].GetOffset() == 4 {
+							sent++
+						}
+						return fault{}
+					}
+					a := c.member(t, "a", WithReset(policy))
+					if policy == ResetNone {
+						if err := a.Assign(t.Context(), At("t", 0, Earliest())); err != nil {
+							t.Fatal(err)
+						}
+						if err := a.Commit(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						a.Remove(t0)
+					}
+					subscribe(t, a, "t")
+					pollInVain(t, a)
+					for n := range 4 {
+						c.fill(t, "t", 0, recordbatch.None, numbers(n, n+1)...)
+					}
+					want(t, poll(t, a, 4), "0:0=0", "0:1=1", "0:2=2", "0:3=3")
+					if !noticed {
+						// What is paused is not fetched.
+						if err := a.Pause(t0); err != nil {
+							t.Fatal(err)
+						}
+					}
+					pollInVain(t, a)
+					c.truncate("t", 0, 2)
+					sleepFor(t, time.Minute)
+					c.fill(t, "t", 0, recordbatch.None, "two", "three", "four")
+					sleepFor(t, time.Minute)
+					if got := g.committed(t0); got > 2 {
+						t.Errorf("committed %d of a log that lost all from 2 on", got)
+					}
+					mu.Lock()
+					if most := map[bool]int{true: 0, false: 1}[noticed]; sent > most {
+						t.Errorf("what the log has lost was sent %d times", sent)
+					}
+					mu.Unlock()
+					if !noticed {
+						if err := a.Resume(t0); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if _, err := a.Poll(t.Context()); ReasonOf(err) != errorsv1.Reason_REASON_LOG_TRUNCATED {
+						t.Errorf("Poll = %v", err)
+					}
+					if policy == ResetNone {
+						if err := a.Seek(t0, Offset(2)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					sleepFor(t, time.Minute)
+					if got := g.committed(t0); got > 2 {
+						t.Errorf("committed %d before anything of it was read", got)
+					}
+					want(t, poll(t, a, 3), "0:2=two", "0:3=three", "0:4=four")
+					if err := a.Commit(t.Context()); err != nil {
+						t.Error(err)
+					}
+					if got := g.committed(t0); got != 5 {
+						t.Errorf("committed = %d", got)
+					}
+				})
+			})
 		}
-		c.truncate("t", 0, 0)
-		c.fill(t, "t", 0, recordbatch.None, "x", "y", "z")
-		truncated(t, consumer, 2, 0)
-		want(t, poll(t, consumer, 3), "0:0=x", "0:1=y", "0:2=z")
-	})
+	}
+}
+
+// pollInVain polls for a moment in which there is nothing.
+func pollInVain(t *testing.T, c *Consumer) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if records, err := c.Poll(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Poll = %d records, %v", records.Len(), err)
+	}
 }
