@@ -98,6 +98,7 @@ type disk struct {
 	// fewHandles says that the process can open hardly more files: Badger would not
 	// survive that it cannot, so that this counts like space.
 	fewHandles atomic.Bool
+	handles    *handles
 
 	// min is the watermark: below it batches are refused, until there are resume.
 	min, resume int64
@@ -139,9 +140,9 @@ type claim struct {
 	until time.Time
 }
 
-// watchDisk has a first look. It makes no file.
+// watchDisk has a first look. It makes no file. Its owner closes its handles.
 func watchDisk(dir string, cfg *Config, m *metrics, failed <-chan struct{}, fail func(error)) *disk {
-	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, failed: failed, measure: cfg.measureDisk, free: math.MaxInt64, files: math.MaxInt64, alarm: make(chan struct{}, 1)}
+	d := &disk{dir: dir, logger: cfg.Logger, metrics: m, fail: fail, failed: failed, measure: cfg.measureDisk, free: math.MaxInt64, files: math.MaxInt64, alarm: make(chan struct{}, 1), handles: openHandles()}
 	if d.measure == nil {
 		d.measure = measureDisk
 	}
@@ -201,9 +202,9 @@ func (d *disk) run(stop <-chan struct{}) {
 	}
 }
 
-// lookForHandles tries whether the process can open more files.
+// lookForHandles looks whether the process can open more files.
 func (d *disk) lookForHandles() {
-	few := openable(d.dir, keptHandles) < keptHandles
+	few := d.openable(keptHandles) < keptHandles
 	if d.fewHandles.Swap(few) == few {
 		return
 	}
@@ -212,28 +213,6 @@ func (d *disk) lookForHandles() {
 	} else {
 		d.logger.Warn("the process can open files again: records are taken", "directory", d.dir)
 	}
-}
-
-// openable returns how many files the process can still open, up to most.
-func openable(dir string, most int) int {
-	opened := make([]*os.File, 0, most)
-	defer func() {
-		for _, f := range opened {
-			_ = f.Close()
-		}
-	}()
-	for len(opened) < most {
-		f, err := os.Open(dir)
-		if comesFrom(err, syscall.EMFILE) || comesFrom(err, syscall.ENFILE) {
-			return len(opened)
-		}
-		if err != nil {
-			// It says nothing about how many.
-			return most
-		}
-		opened = append(opened, f)
-	}
-	return most
 }
 
 func (d *disk) handlesError() error {
@@ -401,7 +380,7 @@ func (d *disk) low() bool {
 // the end of the disk that is so only once the free space has stopped falling. If
 // need be the ballast is given up. As many files as a volume needs can be opened.
 func (d *disk) has(bytes int64) error {
-	if openable(d.dir, volumeFiles) < volumeFiles {
+	if d.openable(volumeFiles) < volumeFiles {
 		return d.handlesError()
 	}
 	if d.blind {
@@ -415,7 +394,7 @@ func (d *disk) has(bytes int64) error {
 // claim is has for somebody who writes soon, and whom nothing reserves space
 // for: for a while nobody else is promised the same.
 func (d *disk) claim(bytes int64) error {
-	if openable(d.dir, volumeFiles) < volumeFiles {
+	if d.openable(volumeFiles) < volumeFiles {
 		return d.handlesError()
 	}
 	if d.blind {

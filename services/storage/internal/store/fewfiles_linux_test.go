@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +37,8 @@ func init() {
 			startWithFewFiles(dir, limit)
 		case limit == 0:
 			readWithFewFiles(dir)
+		case limit == -2:
+			openTheLastFile(dir)
 		default:
 			appendWithFewFiles(dir)
 		}
@@ -191,6 +194,48 @@ func appendWithFewFiles(dir string) {
 	fmt.Println("went on after", refusal)
 }
 
+// openTheLastFile opens the only file that is left, while the store looks how many are.
+func openTheLastFile(dir string) {
+	d := &disk{dir: dir, handles: openHandles()}
+	for _, left := range []int{1, 0, keptHandles - 1, keptHandles, keptHandles + 1} {
+		restore, err := leaveFiles(left)
+		if err != nil {
+			fmt.Println("fail", err)
+			return
+		}
+		counted := d.openable(keptHandles)
+		var looking sync.WaitGroup
+		done := make(chan struct{})
+		if left == 1 {
+			looking.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						d.openable(keptHandles)
+					}
+				}
+			})
+			for range 10_000 {
+				f, opened := os.Open(os.DevNull)
+				if err = errors.Join(err, opened); err != nil {
+					break
+				}
+				_ = f.Close()
+			}
+		}
+		close(done)
+		looking.Wait()
+		restore()
+		if err != nil || counted != min(left, keptHandles) {
+			fmt.Printf("with %d files left, %d are counted: %v\n", left, counted, err)
+			return
+		}
+	}
+	fmt.Println("went on")
+}
+
 func limitFiles(n int) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -280,6 +325,14 @@ func TestFewFilesLive(t *testing.T) {
 	}
 	if err := verifyVictim(dir, end, append(damagedPartitions[:2:2], soundPartition)...); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLastFileIsLeft: looking how many files can be opened takes none from anybody.
+func TestLastFileIsLeft(t *testing.T) {
+	t.Parallel()
+	if out := runWithFewFiles(t, t.TempDir(), -2); out != "went on\n" {
+		t.Errorf("the child says %q", out)
 	}
 }
 

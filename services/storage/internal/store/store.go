@@ -131,6 +131,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if err != nil {
 		err = errors.Join(err, s.volumes.close(), directory.Close())
+		s.disk.handles.close()
 		metrics.unregister()
 		return nil, fmt.Errorf("open the store in %s: %w", directory.Path(), remedied(err))
 	}
@@ -270,6 +271,7 @@ func (s *Store) shutDown(nodeEpoch int64) error {
 	}
 	failpoint.Hit("stop/after-marker")
 	err = errors.Join(err, s.directory.Close())
+	s.disk.handles.close()
 	s.metrics.unregister()
 	return err
 }
