@@ -53,10 +53,10 @@ func (t *targets) Set(text string) error {
 }
 
 type settings struct {
-	bootstrap, acks, metrics, data, csv string
-	pid, seconds, recordSize, batchSize int
-	stall, linger                       time.Duration
-	targets                             targets
+	bootstrap, acks, metrics, data, csv, disk string
+	pid, seconds, recordSize, batchSize       int
+	stall, linger                             time.Duration
+	targets                                   targets
 }
 
 func main() {
@@ -66,6 +66,7 @@ func main() {
 	flag.StringVar(&s.metrics, "metrics", "", "URL of the server's metrics, to say what it did")
 	flag.StringVar(&s.data, "data", "", "directory of the server's volumes, to measure what they take")
 	flag.StringVar(&s.csv, "csv", "", "file for one line per second")
+	flag.StringVar(&s.disk, "disk", "", "write to this file, which must not exist, instead of to a cluster")
 	flag.IntVar(&s.pid, "pid", 0, "process of the server, to measure its processor time")
 	flag.IntVar(&s.seconds, "seconds", 60, "how long")
 	flag.IntVar(&s.recordSize, "record-size", 1024, "bytes of a record's value")
@@ -86,10 +87,6 @@ func run(ctx context.Context, s settings) error {
 	if len(s.targets) == 0 {
 		return errors.New("name at least one -target")
 	}
-	acks, err := runnel.ParseAcks(s.acks)
-	if err != nil {
-		return err
-	}
 	out := io.Discard
 	if s.csv != "" {
 		file, err := os.Create(s.csv)
@@ -98,6 +95,19 @@ func run(ctx context.Context, s settings) error {
 		}
 		defer file.Close()
 		out = file
+	}
+	m := newMeter(s, out)
+	if s.disk != "" {
+		return write(ctx, s, m)
+	}
+	return produce(ctx, s, m)
+}
+
+// produce sends the records of all targets to a cluster.
+func produce(ctx context.Context, s settings, m *meter) error {
+	acks, err := runnel.ParseAcks(s.acks)
+	if err != nil {
+		return err
 	}
 	client, err := runnel.NewClient(strings.Split(s.bootstrap, ",")...)
 	if err != nil {
@@ -115,16 +125,7 @@ func run(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.seconds)*time.Second)
-	defer cancel()
-	m := newMeter(s, out)
-	reports := make(chan struct{}) // Closed by the reporter.
-	go func() {
-		defer close(reports)
-		m.report(ctx)
-	}()
-	err = send(ctx, producer, s, m)
-	<-reports
+	err = m.measure(ctx, func(ctx context.Context) error { return send(ctx, producer, s, m) })
 	if closeErr := producer.Close(); err == nil {
 		err = closeErr
 	}

@@ -66,9 +66,24 @@ type meter struct {
 	excessSeen bool
 }
 
-func newMeter(s settings, out io.Writer) *meter {
-	now := time.Now()
-	return &meter{settings: s, out: out, start: now, lastAck: now, cpu: processorTime(s.pid)}
+func newMeter(s settings, out io.Writer) *meter { return &meter{settings: s, out: out} }
+
+// measure runs something that is to end with its context, which ends after as many
+// seconds as are set.
+func (m *meter) measure(ctx context.Context, run func(context.Context) error) error {
+	m.start = time.Now()
+	m.lastAck, m.cpu = m.start, processorTime(m.settings.pid)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(m.settings.seconds)*time.Second)
+	defer cancel()
+	reports := make(chan struct{}) // Closed by the reporter.
+	go func() {
+		defer close(reports)
+		m.report(ctx)
+	}()
+	err := run(ctx)
+	cancel()
+	<-reports
+	return err
 }
 
 func (m *meter) sent(bytes int) {
