@@ -62,6 +62,12 @@ func (w *writer) change(group []*operation) error {
 		if o.err != nil {
 			continue
 		}
+		if o.log == nil {
+			if _, err := o.change(w, nil); err != nil {
+				return err
+			}
+			continue
+		}
 		o.log.mu.Lock()
 		write, err := o.change(w, o.log)
 		if err == nil && write {

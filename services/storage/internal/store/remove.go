@@ -105,10 +105,88 @@ func (c *cleaner) carryOver(ctx context.Context, v *volume) error {
 			return l.stateVolume == v.number, nil
 		}})
 	}
+	if err := c.carryDepartures(ctx, v, &faults); err != nil {
+		return err
+	}
 	if err := c.carryProducers(ctx, v, &faults); err != nil {
 		return err
 	}
 	return faults.err()
+}
+
+// carryDepartures writes anew, in the set of a volume, the records which say there that
+// a partition has moved to another set, and that older ones in the set must not hold if
+// the newer ones are lost. Where there are no older ones nobody needs them.
+func (c *cleaner) carryDepartures(ctx context.Context, v *volume, faults *carried) error {
+	left := c.store.logsWhere(func(l *Log) bool { return c.store.departedLocked(l, v) })
+	if len(left) == 0 {
+		return nil
+	}
+	opened, err := c.store.volumes.acquire(ctx, v.number)
+	if err != nil {
+		return err
+	}
+	defer c.store.volumes.release(opened)
+	for _, l := range left {
+		var value []byte
+		err := c.store.volumes.read(opened, func() error {
+			txn := opened.db.NewTransactionAt(math.MaxUint64, false)
+			defer txn.Discard()
+			item, err := txn.Get(appendPartitionKey(nil, kindState, l.id))
+			if err != nil {
+				return err
+			}
+			if err := readRecord(item, new(diskv1.PartitionState)); err != nil {
+				return err
+			}
+			value, err = item.ValueCopy(nil)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("read the state record of %v: %w", l.id, err)
+		}
+		var n cost
+		n.addEntry(partitionKeyBytes, len(value))
+		faults.wait.Add(1)
+		// It is no change of the log, whose operations are in the queue of another set.
+		c.store.sets[v.set].push(&operation{kind: changeLog, cost: n, bytes: len(value), done: faults.done, change: func(w *writer, _ *Log) (bool, error) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !c.store.departedLocked(l, v) {
+				return false, nil
+			}
+			l.stateVolumes = append(l.stateVolumes, w.volume.number)
+			return false, w.put(w.key(kindState, l.id, 0), value)
+		}})
+	}
+	return nil
+}
+
+// departedLocked says that a volume has the newest state record that a partition, which
+// is at home in another set, has in the set of the volume, and not the only one.
+func (s *Store) departedLocked(l *Log, v *volume) bool {
+	if l.home == v.set || l.durable.Deleted || !slices.Contains(l.stateVolumes, v.number) {
+		return false
+	}
+	older := false
+	for _, n := range l.stateVolumes {
+		if n == v.number || !s.volumes.belongs(n, v.set) {
+			continue
+		}
+		if n > v.number {
+			return false
+		}
+		older = true
+	}
+	return older
+}
+
+// belongs says whether a volume is there and of a set.
+func (r *volumes) belongs(number uint64, set Set) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.byNumber[number]
+	return v != nil && v.set == set
 }
 
 // buriedLocked says whether nothing of a partition is needed any more.
@@ -155,14 +233,16 @@ type carried struct {
 
 func (f *carried) add(l *Log, c change) {
 	f.wait.Add(1)
-	l.change(c, func(err error) {
-		f.mu.Lock()
-		if err != nil && len(f.faults) < 8 {
-			f.faults = append(f.faults, err)
-		}
-		f.mu.Unlock()
-		f.wait.Done()
-	})
+	l.change(c, f.done)
+}
+
+func (f *carried) done(err error) {
+	f.mu.Lock()
+	if err != nil && len(f.faults) < 8 {
+		f.faults = append(f.faults, err)
+	}
+	f.mu.Unlock()
+	f.wait.Done()
 }
 
 func (f *carried) err() error {

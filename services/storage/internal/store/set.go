@@ -23,7 +23,7 @@ const (
 // operation is what waits in a set's queue.
 type operation struct {
 	kind operationKind
-	// log is nil for rollVolume.
+	// log is nil for rollVolume, and for a changeLog that is about none or several.
 	log    *Log
 	append Append
 	// offset is where truncateLog cuts. For rollVolume, if it is not 0, it is the
