@@ -301,6 +301,34 @@ func TestGroupWithoutAnythingGoesSoon(t *testing.T) {
 	}
 }
 
+// TestBareGroupStaysForAWhile also when it was without members for long before its last
+// offset was deleted, and when another coordinator takes over.
+func TestBareGroupStaysForAWhile(t *testing.T) {
+	for name, bare := range map[string]func(*rig){
+		"by DeleteOffsets": func(r *rig) { r.ok(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(1, 0)}}) },
+		"with its topic":   func(r *rig) { r.topics = r.topics.without("a"); r.shard.SetTopics(r.topics); r.step() },
+		"before a takeover": func(r *rig) {
+			r.ok(&DeleteOffsets{Group: "g", Partitions: []Partition{partition(1, 0)}})
+			r.start(testConfig, 2)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, testConfig)
+			r.commit("", 0, partition(1, 0), 3)
+			r.pass(3 * 24 * time.Hour)
+			bare(r)
+			r.pass(testConfig.Aging - time.Second)
+			if got := r.ok(&List{}).([]Summary); len(got) != 1 {
+				t.Error("it went at once")
+			}
+			r.pass(time.Second)
+			if got := r.ok(&List{}).([]Summary); len(got) != 0 {
+				t.Error("it is still there")
+			}
+		})
+	}
+}
+
 func TestExpiryCountsFromTheLastCommit(t *testing.T) {
 	r := newRig(t, testConfig)
 	day := 24 * time.Hour

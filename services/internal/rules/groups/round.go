@@ -207,11 +207,18 @@ func (s *Shard) retention(g *group) time.Duration {
 	return s.config.Aging
 }
 
-// restIfBare has a group go soon that has nothing left.
+// restIfBare has a group go soon that has nothing left. How long it was without members
+// before counts no more: whoever has just deleted its last offset still finds it.
 func (s *Shard) restIfBare(g *group) {
-	if s.groups[g.id] == g && len(g.members) == 0 && len(g.offsets) == 0 {
-		s.rest(g)
+	if s.groups[g.id] != g || len(g.members) > 0 || len(g.offsets) > 0 {
+		return
 	}
+	if g.record.Empty > 0 {
+		r := *g.record
+		r.Empty = 0
+		s.emit(&r)
+	}
+	s.rest(g)
 }
 
 // age counts the time of a group without members, and forgets it once that is enough. What
