@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectinprocess"
 	"connectrpc.com/otelconnect"
+	"go.opentelemetry.io/otel"
 
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
@@ -46,29 +47,33 @@ func NewServer(o ServerOptions) *connect.Server {
 	// The outermost comes first. What stands outside of translate sees the code
 	// that the client sees.
 	interceptors := []connect.ServerInterceptor{observe(logger, newMetrics(tel.Registry))}
-	if tel.Silent() {
-		interceptors = append(interceptors, extractTrace(tel.Propagator))
-	} else if trace, err := traceCalls(tel); err != nil {
-		logger.Error("RPCs are not traced", "error", err)
-	} else {
-		interceptors = append(interceptors, trace)
+	trace := extractTrace(tel.Propagator)
+	if !tel.Silent() {
+		if spans, err := traceCalls(tel); err != nil {
+			logger.Error("RPCs that come in get no spans", "error", err)
+		} else {
+			trace = spans
+		}
 	}
+	interceptors = append(interceptors, trace)
 	interceptors = append(interceptors, translate(logger))
 	return connect.NewServer(interceptors...)
 }
 
 // NewClient returns a client whose calls and streams are traced as part of the call
-// that ctx belongs to; tel may be nil.
+// that ctx belongs to; tel may be nil. Where spans cannot be made OpenTelemetry's error
+// handler is told, and the trace goes on without them.
 func NewClient(t connect.Transport, tel *telemetry.Telemetry) *connect.Client {
 	if tel == nil {
 		return connect.NewClient(t)
 	}
-	if tel.Silent() {
-		return connect.NewClient(t, injectTrace(tel.Propagator))
-	}
-	trace, err := otelconnect.NewClientInterceptor(otelOptions(tel)...)
-	if err != nil {
-		return connect.NewClient(t)
+	trace := injectTrace(tel.Propagator)
+	if !tel.Silent() {
+		if spans, err := otelconnect.NewClientInterceptor(otelOptions(tel)...); err != nil {
+			otel.Handle(fmt.Errorf("RPCs that go out get no spans: %w", err))
+		} else {
+			trace = spans
+		}
 	}
 	return connect.NewClient(t, trace)
 }

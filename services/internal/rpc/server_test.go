@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,9 @@ import (
 	"testing"
 
 	"connectrpc.com/connect/v2"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -101,29 +105,57 @@ func (r *relay) Append(ctx context.Context, req *storagev1.AppendRequest) (*stor
 	return r.next.Append(ctx, req)
 }
 
-func TestTracesPassThroughWhoExportsNothing(t *testing.T) {
-	t.Parallel()
-	spans := tracetest.NewInMemoryExporter()
-	tel, silent := telemetry.Discard(), telemetry.Discard()
-	tel.TracerProvider = trace.NewTracerProvider(trace.WithSyncer(spans))
-	// Over the network: in the process, the context alone would bring it.
-	serve := func(tel *telemetry.Telemetry, handler storagev1connect.LogServiceHandler) connect.Transport {
-		server := NewServer(ServerOptions{Telemetry: tel})
-		storagev1connect.RegisterLogServiceHandler(server, handler)
-		s := startServer(t, func(o *ServeOptions) { o.Server = server })
-		pool := transport.NewPool(transport.Options{})
-		t.Cleanup(pool.Close)
-		return pool.Transport(s.address, transport.Control)
+// withoutInstruments is a meter provider whose meters have none to give.
+type withoutInstruments struct{ metricnoop.MeterProvider }
+
+func (withoutInstruments) Meter(string, ...metric.MeterOption) metric.Meter { return noInstruments{} }
+
+type noInstruments struct{ metricnoop.Meter }
+
+func (noInstruments) Float64Histogram(string, ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
+	return nil, errors.New("no instruments here")
+}
+
+func TestTracesPassThroughWhoMakesNoSpans(t *testing.T) {
+	told := make(chan error, 1)
+	before := otel.GetErrorHandler()
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { told <- err }))
+	defer otel.SetErrorHandler(before)
+	broken := telemetry.Discard()
+	broken.MeterProvider = withoutInstruments{}
+	for name, passing := range map[string]*telemetry.Telemetry{"exports nothing": telemetry.Discard(), "cannot make any": broken} {
+		t.Run(name, func(t *testing.T) {
+			spans := tracetest.NewInMemoryExporter()
+			tel := telemetry.Discard()
+			tel.TracerProvider = trace.NewTracerProvider(trace.WithSyncer(spans))
+			// Over the network: in the process, the context alone would bring it.
+			serve := func(tel *telemetry.Telemetry, handler storagev1connect.LogServiceHandler) connect.Transport {
+				server := NewServer(ServerOptions{Telemetry: tel})
+				storagev1connect.RegisterLogServiceHandler(server, handler)
+				s := startServer(t, func(o *ServeOptions) { o.Server = server })
+				pool := transport.NewPool(transport.Options{})
+				t.Cleanup(pool.Close)
+				return pool.Transport(s.address, transport.Control)
+			}
+			last := serve(tel, &logService{drain: NewDrain()})
+			middle := serve(passing, &relay{next: storagev1connect.NewLogServiceClient(NewClient(last, passing))})
+			client := storagev1connect.NewLogServiceClient(NewClient(middle, tel))
+			if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
+				t.Fatal(err)
+			}
+			got := spans.GetSpans()
+			if len(got) != 2 || got[0].SpanContext.TraceID() != got[1].SpanContext.TraceID() || got[0].Parent.SpanID() != got[1].SpanContext.SpanID() {
+				t.Errorf("spans %+v", got)
+			}
+		})
 	}
-	last := serve(tel, &logService{drain: NewDrain()})
-	middle := serve(silent, &relay{next: storagev1connect.NewLogServiceClient(NewClient(last, silent))})
-	client := storagev1connect.NewLogServiceClient(NewClient(middle, tel))
-	if _, err := client.Append(t.Context(), appendTo("ok")); err != nil {
-		t.Fatal(err)
-	}
-	got := spans.GetSpans()
-	if len(got) != 2 || got[0].SpanContext.TraceID() != got[1].SpanContext.TraceID() || got[0].Parent.SpanID() != got[1].SpanContext.SpanID() {
-		t.Errorf("spans %+v", got)
+	select {
+	case err := <-told:
+		if !strings.Contains(err.Error(), "RPCs that go out get no spans: ") {
+			t.Error(err)
+		}
+	default:
+		t.Error("nobody is told that there are no spans")
 	}
 }
 
