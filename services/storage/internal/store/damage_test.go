@@ -190,6 +190,11 @@ func verifyVictim(dir string, end int64, logs ...PartitionID) error {
 		return fmt.Errorf("open: %w", err)
 	}
 	defer s.Close(1)
+	return readVictim(s, end, logs...)
+}
+
+// readVictim is verifyVictim of a store that is open.
+func readVictim(s *Store, end int64, logs ...PartitionID) error {
 	lost := s.Unsettled()
 	for _, id := range logs {
 		l := s.Log(id)

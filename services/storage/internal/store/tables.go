@@ -35,8 +35,39 @@ func (c *contents) refer(meta byte, value []byte) error {
 
 // readTables verifies the list of a volume's tables and the tables themselves:
 // Badger leaves out one with a damaged index without an error, and panics over
-// others. A volume without a list has no tables.
+// others.
 func (c *contents) readTables(dir string) error {
+	return eachTable(dir, func(name string, id uint64) error { return c.readTable(dir, name, id) })
+}
+
+// verifyTables verifies the list of a volume's tables, and the tables by the checksums
+// that Badger gave them when it wrote them.
+func verifyTables(dir string, wait pace) error {
+	return eachTable(dir, func(name string, id uint64) error {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return damage(dir, name, err)
+		}
+		err = guarded(dir, func() error {
+			t, err := openTable(raw, id)
+			if err == nil {
+				err = t.VerifyChecksum()
+			}
+			return err
+		})
+		if err != nil {
+			return damage(dir, name, err)
+		}
+		if wait == nil {
+			return nil
+		}
+		return wait(len(raw))
+	})
+}
+
+// eachTable calls do for each table that the list of a volume names. A volume without a
+// list has no tables.
+func eachTable(dir string, do func(name string, id uint64) error) error {
 	file, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
 		// Badger would begin anew, and remove the tables.
@@ -58,7 +89,7 @@ func (c *contents) readTables(dir string) error {
 		return damage(dir, badger.ManifestFilename, err)
 	}
 	for id := range manifest.Tables {
-		if err := c.readTable(dir, table.IDToFilename(id), id); err != nil {
+		if err := do(table.IDToFilename(id), id); err != nil {
 			return err
 		}
 	}
@@ -83,7 +114,7 @@ func (c *contents) readTable(dir, name string, id uint64) error {
 }
 
 func (c *contents) readEntries(dir, name string, raw []byte, id uint64) error {
-	t, err := table.OpenInMemoryTable(raw, id, &table.Options{ChkMode: options.OnBlockRead, Compression: options.None})
+	t, err := openTable(raw, id)
 	if err != nil {
 		return damage(dir, name, err)
 	}
@@ -106,4 +137,9 @@ func (c *contents) readEntries(dir, name string, raw []byte, id uint64) error {
 		return damage(dir, name, fmt.Errorf("%d entries can be read of %d", entries, want))
 	}
 	return nil
+}
+
+// openTable verifies the index of a table; its blocks are when they are read.
+func openTable(raw []byte, id uint64) (*table.Table, error) {
+	return table.OpenInMemoryTable(raw, id, &table.Options{ChkMode: options.OnBlockRead, Compression: options.None})
 }

@@ -112,9 +112,13 @@ type volume struct {
 }
 
 // writeSizes records what a closed volume that is not sealed has in its files, but
-// for the value logs: unless it has such a list, or a better one, already.
+// for the value logs: unless it has such a list, or a better one, already. One that is
+// damaged gets none, so that the next start verifies it.
 func (v *volume) writeSizes() error {
 	if list, err := readChecksums(v.path); err != nil || list != nil {
+		return err
+	}
+	if err := verifyTables(v.path, nil); err != nil {
 		return err
 	}
 	list, err := sumFiles(v.path, true, nil)

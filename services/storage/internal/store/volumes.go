@@ -459,6 +459,10 @@ func (r *volumes) seal(v *volume, wait pace) error {
 				return err
 			}
 		}
+		// Else what is damaged would get a checksum as it is.
+		if err := verifyTables(v.path, wait); err != nil {
+			return err
+		}
 		list, err := sumFiles(v.path, false, wait)
 		if err != nil {
 			return err
@@ -543,7 +547,9 @@ func (r *volumes) close() error {
 			// Of one that was half opened nobody can say what its files are.
 			continue
 		}
-		if err := v.writeSizes(); err != nil {
+		if err := v.writeSizes(); IsDamagedVolume(err) {
+			r.cfg.Logger.Error("a volume is damaged; the next start verifies it, and sets it aside if need be", "volume", v.number, "error", err)
+		} else if err != nil {
 			faults = append(faults, fmt.Errorf("close volume %d: %w", v.number, err))
 		}
 	}
