@@ -333,15 +333,16 @@ func (p *Partition) restoreProducers() {
 	if p.producers != nil {
 		return
 	}
-	states := make([]rules.ProducerState, len(p.loaded))
-	for i, producer := range p.loaded {
+	loaded := p.loaded.Unpack()
+	states := make([]rules.ProducerState, len(loaded))
+	for i, producer := range loaded {
 		states[i] = rules.ProducerState{ID: producer.ID, Epoch: producer.Epoch, LastTimestamp: producer.LastTimestamp}
 		for _, b := range producer.Batches {
 			states[i].Batches = append(states[i].Batches, rules.ProducerBatch(b))
 		}
 	}
 	p.producers, _ = rules.RestoreProducers(p.host.config.ProducersPerPartition, states)
-	p.loaded = nil
+	p.loaded = ""
 }
 
 func storedProducer(s rules.ProducerState) store.Producer {

@@ -103,13 +103,10 @@ func (p *Partition) idleLocked() bool {
 }
 
 // storedProducers returns what is remembered of producers as a log has it.
-func storedProducers(p *rules.Producers) []store.Producer {
-	if p.Len() == 0 {
-		return nil
-	}
+func storedProducers(p *rules.Producers) store.PackedProducers {
 	list := make([]store.Producer, 0, p.Len())
 	for state := range p.All() {
 		list = append(list, storedProducer(state))
 	}
-	return list
+	return store.PackProducers(list)
 }

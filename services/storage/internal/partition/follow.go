@@ -301,7 +301,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	p.checkpointed = offset
 	p.host.tails.drop(&p.tail)
 	p.mu.Unlock()
-	p.producers, p.loaded = rules.NewProducers(p.host.config.ProducersPerPartition), nil
+	p.producers, p.loaded = rules.NewProducers(p.host.config.ProducersPerPartition), ""
 	p.host.metrics.restarts.Inc()
 	return nil
 }

@@ -30,7 +30,7 @@ import (
 // Log is what a partition needs of the store; [*store.Log] is one.
 type Log interface {
 	// Loaded returns the state and the producers that the log was opened with.
-	Loaded() (store.State, []store.Producer)
+	Loaded() (store.State, store.PackedProducers)
 	// Admit says whether there is room on the disk for so many bytes of batches.
 	Admit(bytes int) error
 	// Append queues batches and state and calls done once they are durable, from
@@ -86,7 +86,7 @@ type Partition struct {
 	appending sync.Mutex
 	// loaded are the producers of a log that none of them has appended to since the
 	// log was opened, or since the partition has woken up.
-	loaded []store.Producer
+	loaded store.PackedProducers
 	// appendTime is the last LogAppendTime given, in milliseconds since the Unix
 	// epoch: the times in a log do not go back when the clock does.
 	appendTime int64

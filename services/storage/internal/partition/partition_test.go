@@ -69,10 +69,10 @@ func (l *memoryLog) Dirt(below int64, _ time.Time, _ time.Duration) store.Dirt {
 
 func (l *memoryLog) Admit(int) error { return l.full }
 
-func (l *memoryLog) Loaded() (store.State, []store.Producer) {
+func (l *memoryLog) Loaded() (store.State, store.PackedProducers) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.state, l.restored
+	return l.state, store.PackProducers(l.restored)
 }
 
 func (l *memoryLog) Append(a store.Append, done func(error)) {

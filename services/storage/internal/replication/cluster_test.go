@@ -85,7 +85,7 @@ func (l *memoryLog) close() {
 	l.changed.Broadcast()
 }
 
-func (l *memoryLog) Loaded() (store.State, []store.Producer) { return l.state, nil }
+func (l *memoryLog) Loaded() (store.State, store.PackedProducers) { return l.state, "" }
 
 func (l *memoryLog) Admit(int) error { return nil }
 

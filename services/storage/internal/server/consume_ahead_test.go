@@ -30,8 +30,8 @@ type diskLog struct {
 	hangs int64
 }
 
-func (l *diskLog) Loaded() (store.State, []store.Producer) {
-	return store.State{LogEnd: l.end, HighWatermark: l.end}, nil
+func (l *diskLog) Loaded() (store.State, store.PackedProducers) {
+	return store.State{LogEnd: l.end, HighWatermark: l.end}, ""
 }
 func (l *diskLog) Err() error                              { return nil }
 func (l *diskLog) Failed() error                           { return nil }

@@ -208,7 +208,8 @@ func TestIdlePartitionOutlivesItsVolumes(t *testing.T) {
 			}
 			closeStore(t, s)
 			s = open(t, cfg)
-			got, gotProducers := s.Log(partition(1)).Loaded()
+			got, packed := s.Log(partition(1)).Loaded()
+			gotProducers := packed.Unpack()
 			if fmt.Sprint(got) != fmt.Sprint(state) {
 				t.Errorf("the state is %+v, want %+v", got, state)
 			}

@@ -83,7 +83,8 @@ func child(dir string) {
 	for p := range crashPartitions {
 		workers.Go(func() {
 			l := s.Log(partition(p))
-			state, producers := l.Loaded()
+			state, packed := l.Loaded()
+			producers := packed.Unpack()
 			producer := Producer{ID: int64(p)}
 			if len(producers) > 0 {
 				producer = producers[0]
@@ -214,7 +215,8 @@ func verifyCrashed(t *testing.T, s *Store, p int, acked int64) {
 	if err := l.Err(); err != nil {
 		t.Fatal(err)
 	}
-	state, producers := l.Loaded()
+	state, packed := l.Loaded()
+	producers := packed.Unpack()
 	if state.LogEnd < acked {
 		t.Fatalf("partition %d ends at %d, but %d was acknowledged", p, state.LogEnd, acked)
 	}

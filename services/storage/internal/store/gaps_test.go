@@ -122,7 +122,8 @@ func TestRestart(t *testing.T) {
 	s = open(t, cfg)
 	for id := range 2 {
 		l := s.Log(partition(id + 1))
-		state, producers := l.Loaded()
+		state, packed := l.Loaded()
+		producers := packed.Unpack()
 		if state.LogStart != 4 || state.LogEnd != 4 || len(producers) != 0 || l.Failed() != nil {
 			t.Errorf("loaded with %+v and %d producers, %v", state, len(producers), l.Failed())
 		}

@@ -64,7 +64,7 @@ type Log struct {
 	// fault is why the log cannot be used; nil otherwise.
 	fault error
 	// producers are as found when the store was opened, until the first append.
-	producers []Producer
+	producers PackedProducers
 
 	// set takes the appends; empty before the first of this process.
 	set Set
@@ -126,8 +126,8 @@ func (l *Log) Err() error {
 
 // Loaded returns the state, which is as it is on disk while nothing is pending, and
 // the producers as found when the store was opened; without producers after the
-// first append. The slices are the caller's to read, not to change.
-func (l *Log) Loaded() (State, []Producer) {
+// first append. The epochs are the caller's to read, not to change.
+func (l *Log) Loaded() (State, PackedProducers) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.durable.State, l.producers
@@ -155,7 +155,7 @@ func (l *Log) Append(a Append, done func(error)) {
 		op.append.Set = SetSynced
 	}
 	l.mu.Lock()
-	l.producers = nil
+	l.producers = ""
 	l.awaitSetLocked(op.append.Set)
 	if op.err == nil && l.home != "" && l.home != op.append.Set && !l.durable.moved && !l.forgotten {
 		l.leaveLocked()
@@ -309,7 +309,7 @@ func (l *Log) Restart(ctx context.Context, set Set, state State) error {
 func (l *Log) cut(ctx context.Context, o *operation, state State) (end int64, err error) {
 	offset := o.offset
 	l.mu.Lock()
-	l.producers = nil
+	l.producers = ""
 	for l.pending > 0 {
 		l.settleLocked()
 	}

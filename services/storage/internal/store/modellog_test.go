@@ -333,7 +333,8 @@ func (m *logModel) checkLoaded(l *Log) error {
 	if err := l.Err(); err != nil {
 		return err
 	}
-	got, producers := l.Loaded()
+	got, packed := l.Loaded()
+	producers := packed.Unpack()
 	want := m.State
 	if want.Deleted {
 		// It may have been forgotten.

@@ -82,7 +82,8 @@ func powerChild(dir string) {
 	for p := range powerPartitions {
 		go func() {
 			l := s.Log(partition(p))
-			state, producers := l.Loaded()
+			state, packed := l.Loaded()
+			producers := packed.Unpack()
 			producer := Producer{ID: int64(p)}
 			if len(producers) > 0 {
 				producer = producers[0]

@@ -344,7 +344,7 @@ func (s *Store) restore(r *recovery) {
 		if l.durable.Deleted {
 			continue
 		}
-		l.producers = p.remembered()
+		l.producers = PackProducers(p.remembered())
 	}
 }
 

@@ -179,11 +179,12 @@ func (s *Store) endAt(l *Log, v *volume, offset, bytes int64) error {
 		l.stateVolumes = append(l.stateVolumes, v.number)
 	}
 	l.start, l.next, l.readable = d.LogStart, d.LogEnd, d.LogEnd
-	for i := range l.producers {
-		p := &l.producers[i]
+	producers := l.producers.Unpack()
+	for i := range producers {
+		p := &producers[i]
 		p.Batches = slices.DeleteFunc(p.Batches, func(b ProducerBatch) bool { return b.BaseOffset >= offset })
 	}
-	l.producers = slices.DeleteFunc(l.producers, func(p Producer) bool { return len(p.Batches) == 0 })
+	l.producers = PackProducers(slices.DeleteFunc(producers, func(p Producer) bool { return len(p.Batches) == 0 }))
 	s.metrics.shortened.Inc()
 	s.cfg.Logger.Warn("the machine has crashed, and a partition that is not synced has lost its last records",
 		"partition", l.id, "log_end", offset, "log_end_before", before)
