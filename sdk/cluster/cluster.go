@@ -255,6 +255,32 @@ func (i *Image) mergeTopic(t *metadatav1.Topic) error {
 	return nil
 }
 
+// Sharing returns an equal image that has the topics in common with another one which
+// are equal in both, so that they are in memory once. It returns the image itself where
+// there are none.
+func (i *Image) Sharing(other *Image) *Image {
+	var out *Image
+	for id, t := range i.topics {
+		common := other.topics[id]
+		if common == nil || common == t || !common.equal(t) {
+			continue
+		}
+		if out == nil {
+			clone := *i
+			clone.topics, clone.byName = maps.Clone(i.topics), maps.Clone(i.byName)
+			out = &clone
+		}
+		out.topics[id] = common
+		if i.byName[t.Name] == t {
+			out.byName[t.Name] = common
+		}
+	}
+	if out == nil {
+		return i
+	}
+	return out
+}
+
 // Snapshot returns the image in its wire form.
 func (i *Image) Snapshot() *metadatav1.ClusterSnapshot {
 	s := &metadatav1.ClusterSnapshot{
@@ -283,6 +309,16 @@ func ParseTopicID(raw []byte) (TopicID, error) {
 	}
 	copy(id[:], raw)
 	return id, nil
+}
+
+func (t *Topic) equal(o *Topic) bool {
+	return t.ID == o.ID && t.Name == o.Name && maps.Equal(t.Config, o.Config) && slices.EqualFunc(t.Partitions, o.Partitions, Partition.equal)
+}
+
+func (p Partition) equal(o Partition) bool {
+	return p.Index == o.Index && p.Leader == o.Leader && p.LeaderEpoch == o.LeaderEpoch && p.PartitionEpoch == o.PartitionEpoch &&
+		slices.Equal(p.Replicas, o.Replicas) && slices.Equal(p.ISR, o.ISR) && slices.Equal(p.ELR, o.ELR) &&
+		p.LastLeader == o.LastLeader && p.Coordinator == o.Coordinator && p.CoordinatorEpoch == o.CoordinatorEpoch
 }
 
 // Proto returns the topic with all its partitions in its wire form.

@@ -107,6 +107,32 @@ func TestRefusesWhatCannotBe(t *testing.T) {
 	}
 }
 
+// TestSharing: of two images the equal topics are in memory once, and neither changes.
+func TestSharing(t *testing.T) {
+	snapshot := func(epoch int32) *metadatav1.ClusterSnapshot {
+		return &metadatav1.ClusterSnapshot{ClusterId: id(9), Version: 5, Topics: []*metadatav1.Topic{
+			topic(1, "a", partition(0, 1, 0), partition(1, 2, 0)), topic(2, "b", partition(0, 1, 0), partition(1, 1, epoch)),
+		}}
+	}
+	one, other := mustImage(t, snapshot(3)), mustImage(t, snapshot(4))
+	before := other.Snapshot()
+	shared := other.Sharing(one)
+	if !proto.Equal(shared.Snapshot(), before) || !proto.Equal(other.Snapshot(), before) {
+		t.Error("sharing has changed an image")
+	}
+	for _, name := range []string{"a", "b"} {
+		known, _ := one.Topic(name)
+		byName, _ := shared.Topic(name)
+		byID, _ := shared.TopicByID(known.ID)
+		if byName != byID || (byName == known) != (name == "a") {
+			t.Errorf("topic %s is shared: %t and %t", name, byName == known, byID == known)
+		}
+	}
+	if shared.Sharing(one) != shared {
+		t.Error("an image that shares all there is was copied")
+	}
+}
+
 // TestFoldEqualsSnapshot: whatever the deltas, an image that followed them
 // equals one that is made from the snapshot of the end.
 func TestFoldEqualsSnapshot(t *testing.T) {

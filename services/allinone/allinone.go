@@ -30,6 +30,7 @@ import (
 	"github.com/runnel-mesh/runnel/services/allinone/internal/embedetcd"
 	"github.com/runnel-mesh/runnel/services/coordinator"
 	"github.com/runnel-mesh/runnel/services/internal/app"
+	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 	"github.com/runnel-mesh/runnel/services/metadata"
@@ -196,20 +197,21 @@ func (c *Cluster) components(listener net.Listener, address string, etcd *embede
 	// Two servers: what is on the peer server is reached in the process only.
 	options := rpc.ServerOptions{Logger: c.logger, Telemetry: tel}
 	public, peer := rpc.NewServer(options), rpc.NewServer(options)
+	images := new(clusterview.Images)
 	meta := metadata.New(metadataConfig, metadata.Deps{
-		Etcd: etcd.Client(), Logger: c.logger.With("service", "metadata"), Telemetry: tel,
+		Etcd: etcd.Client(), Images: images, Logger: c.logger.With("service", "metadata"), Telemetry: tel,
 	})
 	meta.Register(public, peer)
 	health := rpc.NewHealth()
 	toPublic := func(string) connect.Transport { return rpc.InProcess(public) }
 	toPeer := func(string) connect.Transport { return rpc.InProcess(peer) }
 	store := storage.New(storageConfig, storage.Deps{
-		Metadata: rpc.InProcess(peer), Peers: toPeer,
+		Metadata: rpc.InProcess(peer), Peers: toPeer, Images: images,
 		Logger: c.logger.With("service", "storage"), Telemetry: tel, Health: health,
 	})
 	store.Register(public, peer)
 	groups := coordinator.New(coordinatorConfig, coordinator.Deps{
-		Metadata: rpc.InProcess(peer), Storage: toPublic, Peers: toPeer,
+		Metadata: rpc.InProcess(peer), Storage: toPublic, Peers: toPeer, Images: images,
 		Logger: c.logger.With("service", "coordinator"), Telemetry: tel,
 	})
 	groups.Register(public, peer)

@@ -44,6 +44,8 @@ type Deps struct {
 	// Storage returns the transport to the address for clients of a storage node, and
 	// Peers that to its address for peers; they must not block. Required.
 	Storage, Peers func(address string) connect.Transport
+	// Images is shared with other services of the process; it may be nil.
+	Images *clusterview.Images
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Telemetry may be nil.
@@ -82,7 +84,7 @@ func New(config Config, deps Deps) *Service {
 		tel = telemetry.Discard()
 	}
 	client := rpc.NewClient(deps.Metadata, tel)
-	view := clusterview.New(logger)
+	view := clusterview.New(logger, deps.Images)
 	tel.Registry.MustRegister(view.Collectors("coordinator")...)
 	leaders := offsets.NewLeaders(view, deps.Storage, deps.Peers, logger, tel)
 	s := &Service{

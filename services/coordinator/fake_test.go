@@ -68,7 +68,7 @@ type fencedLog struct {
 const offsetsPartitions = 4
 
 func newMesh(t *testing.T) *mesh {
-	m := &mesh{t: t, view: clusterview.New(nil), logs: map[string]*fencedLog{}, ends: map[string]int64{}, snapshot: &metadatav1.ClusterSnapshot{
+	m := &mesh{t: t, view: clusterview.New(nil, nil), logs: map[string]*fencedLog{}, ends: map[string]int64{}, snapshot: &metadatav1.ClusterSnapshot{
 		ClusterId: clusterID[:], Version: 10, ControllerId: 1,
 		Nodes: []*metadatav1.Node{{NodeId: 1, Role: metadatav1.NodeRole_NODE_ROLE_STORAGE, Address: "storage:1", PeerAddress: "storage:2", NodeEpoch: 5}},
 	}}

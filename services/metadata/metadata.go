@@ -64,6 +64,8 @@ type Deps struct {
 	// Dial returns a transport to the peer address of a fellow metadata node; nil
 	// means HTTP.
 	Dial func(address string) connect.Transport
+	// Images is shared with other services of the process; it may be nil.
+	Images *clusterview.Images
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Telemetry may be nil.
@@ -104,7 +106,7 @@ func New(config Config, deps Deps) *Service {
 		layout: catalog.NewLayout(config.Prefix),
 		logger: logger,
 		pool:   transport.NewPool(transport.Options{}),
-		view:   clusterview.New(logger),
+		view:   clusterview.New(logger, deps.Images),
 		drain:  rpc.NewDrain(),
 		status: app.NewStatus("metadata service"),
 	}

@@ -244,7 +244,7 @@ func (s *storage) deregister() error {
 
 // follow runs a catalog of its own over a client.
 func (m *mesh) follow(client *clientv3.Client) (*clusterview.View, func()) {
-	view := clusterview.New(m.logger)
+	view := clusterview.New(m.logger, nil)
 	c := catalog.New(catalog.Options{
 		Client: client, Layout: m.layout, View: view, Logger: m.logger, RelistInterval: time.Minute, RequestTimeout: 5 * time.Second,
 	})

@@ -55,7 +55,7 @@ var twoInSync = rules.TopicTraits{Synced: true, MinInsyncReplicas: 2}
 
 func newController(t *testing.T, topic string, ids ...int32) *controller {
 	topicID := uuid.New()
-	c := &controller{view: clusterview.New(nil), nodes: rules.Nodes{}, traits: twoInSync, snapshot: &metadatav1.ClusterSnapshot{
+	c := &controller{view: clusterview.New(nil, nil), nodes: rules.Nodes{}, traits: twoInSync, snapshot: &metadatav1.ClusterSnapshot{
 		ClusterId: clusterID[:], Version: 1, ControllerId: 9,
 		Topics: []*metadatav1.Topic{{TopicId: topicID[:], Name: topic, PartitionCount: 1, Config: map[string]string{"min.insync.replicas": "2"}}},
 	}}

@@ -43,6 +43,8 @@ type Deps struct {
 	// Peers returns the transport to the peer address of another storage node, for
 	// replication; it must not block. nil is for a node that has no others.
 	Peers func(address string) connect.Transport
+	// Images is shared with other services of the process; it may be nil.
+	Images *clusterview.Images
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Telemetry may be nil.
@@ -104,7 +106,7 @@ func New(config Config, deps Deps) *Service {
 	}
 	health.SetServing(PartitionsHealth, false)
 	client := rpc.NewClient(deps.Metadata, tel)
-	view := clusterview.New(logger)
+	view := clusterview.New(logger, deps.Images)
 	tel.Registry.MustRegister(view.Collectors("storage")...)
 	partitions := config.partitionConfig()
 	partitions.Logger = logger

@@ -64,7 +64,7 @@ func newMetadata(t *testing.T) *metadata {
 func startMetadata() *metadata {
 	topicID := uuid.New()
 	m := &metadata{
-		view:   clusterview.New(nil),
+		view:   clusterview.New(nil, nil),
 		drain:  rpc.NewDrain(),
 		refuse: map[string]error{},
 		beat:   make(chan struct{}, 1000),

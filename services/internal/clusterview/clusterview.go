@@ -36,6 +36,8 @@ const (
 // concurrently, except that Publish has one caller at a time.
 type View struct {
 	logger *slog.Logger
+	// images is nil where the process has no other view.
+	images *Images
 	// image is written under mu, and read without.
 	image atomic.Pointer[cluster.Image]
 	// cut counts the watchers that were too slow.
@@ -63,13 +65,48 @@ type watcher struct {
 	overflown bool
 }
 
-// New returns a view without an image.
-func New(logger *slog.Logger) *View {
+// Images is what several views of one cluster in one process have in common, so that
+// its topics are in memory once. Its zero value is ready for use.
+type Images struct {
+	mu sync.Mutex
+	// newest is the newest image of any of the views.
+	newest *cluster.Image
+}
+
+// share returns an equal image that shares with the newest one.
+func (i *Images) share(image *cluster.Image) *cluster.Image {
+	if i == nil {
+		return image
+	}
+	i.mu.Lock()
+	newest := i.newest
+	i.mu.Unlock()
+	if newest == nil || newest == image {
+		return image
+	}
+	return image.Sharing(newest)
+}
+
+// published takes note of the newest image of a view.
+func (i *Images) published(image *cluster.Image) {
+	if i == nil {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.newest == nil || i.newest.Version <= image.Version {
+		i.newest = image
+	}
+}
+
+// New returns a view without an image. images may be nil.
+func New(logger *slog.Logger, images *Images) *View {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	return &View{
 		logger:        logger,
+		images:        images,
 		changed:       make(chan struct{}),
 		subscriptions: make(map[*Subscription]struct{}),
 		watchers:      make(map[*watcher]struct{}),
@@ -91,6 +128,7 @@ func (v *View) Publish(image *cluster.Image, update *metadatav1.ClusterDelta) {
 		return
 	}
 	v.image.Store(image)
+	v.images.published(image)
 	v.snapshot = weak.Pointer[metadatav1.WatchClusterResponse]{}
 	close(v.changed)
 	v.changed = make(chan struct{})

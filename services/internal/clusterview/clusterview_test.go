@@ -103,7 +103,7 @@ func wantReason(t testing.TB, err error, want errorsv1.Reason) {
 
 func TestWatchSendsASnapshotThenDeltas(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	v.Publish(imageOf(t, snapshotOf(ours, 5, "a")), nil)
 	client, _ := serve(v)
 	stream := open(t, t.Context(), client, 0)
@@ -124,7 +124,7 @@ func TestWatchSendsASnapshotThenDeltas(t *testing.T) {
 func TestWatchHonoursTheKnownVersion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		v := New(nil)
+		v := New(nil, nil)
 		v.Publish(imageOf(t, snapshotOf(ours, 5, "a")), nil)
 		client, _ := serve(v)
 		if first := receive(t, open(t, t.Context(), client, 5)).GetSnapshot(); first.GetVersion() != 5 {
@@ -156,7 +156,7 @@ func TestWatchHonoursTheKnownVersion(t *testing.T) {
 
 func TestWatchersLeaveOnDrain(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	v.Publish(imageOf(t, snapshotOf(ours, 5)), nil)
 	client, drain := serve(v)
 	served, waiting := open(t, t.Context(), client, 0), open(t, t.Context(), client, 99)
@@ -171,7 +171,7 @@ func TestWatchersLeaveOnDrain(t *testing.T) {
 func TestSlowWatcherIsCutAndComesBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		v := New(nil)
+		v := New(nil, nil)
 		v.Publish(imageOf(t, snapshotOf(ours, 1)), nil)
 		client, _ := serve(v)
 		slow, quick := open(t, t.Context(), client, 0), open(t, t.Context(), client, 0)
@@ -211,7 +211,7 @@ func TestSlowWatcherIsCutAndComesBack(t *testing.T) {
 // Watchers that come together share one snapshot, and nobody keeps it after them.
 func TestSnapshotIsSharedAndForgotten(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	v.Publish(imageOf(t, snapshotOf(ours, 5, "a")), nil)
 	one, _, _ := v.watch(0)
 	other, _, _ := v.watch(0)
@@ -245,7 +245,7 @@ func TestQueueIsBoundedInBytes(t *testing.T) {
 
 func TestPublishNeverGoesBack(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	v.Publish(imageOf(t, snapshotOf(ours, 5)), nil)
 	v.Publish(imageOf(t, snapshotOf(ours, 4)), nil)
 	if got := v.Image().Version; got != 5 {
@@ -255,7 +255,7 @@ func TestPublishNeverGoesBack(t *testing.T) {
 
 func TestSubscription(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	early := v.Subscribe()
 	defer early.Close()
 	select {
@@ -288,7 +288,7 @@ func TestSubscription(t *testing.T) {
 func TestWaitVersion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		v := New(nil)
+		v := New(nil, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := v.WaitVersion(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
@@ -310,7 +310,7 @@ func TestWaitVersion(t *testing.T) {
 
 func TestGetCluster(t *testing.T) {
 	t.Parallel()
-	v := New(nil)
+	v := New(nil, nil)
 	client, _ := serve(v)
 	_, err := client.GetCluster(t.Context(), &metadatav1.GetClusterRequest{})
 	wantReason(t, err, errorsv1.Reason_REASON_METADATA_UNAVAILABLE)
@@ -402,7 +402,7 @@ func TestFollow(t *testing.T) {
 				}
 				server := rpc.NewServer(rpc.ServerOptions{})
 				metadatav1connect.RegisterClusterServiceHandler(server, upstream)
-				v := New(nil)
+				v := New(nil, nil)
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error)
 				go func() { done <- v.Follow(ctx, clientOf(server)) }()
@@ -426,7 +426,7 @@ func TestFollow(t *testing.T) {
 
 func TestFollowPassesDeltasOn(t *testing.T) {
 	t.Parallel()
-	source, sink := New(nil), New(nil)
+	source, sink := New(nil, nil), New(nil, nil)
 	source.Publish(imageOf(t, snapshotOf(ours, 1)), nil)
 	upstream, _ := serve(source)
 	downstream, _ := serve(sink)
@@ -438,6 +438,37 @@ func TestFollowPassesDeltasOn(t *testing.T) {
 	publishDelta(t, source, 2, "a")
 	if delta := receive(t, stream).GetDelta(); delta.GetVersion() != 2 || len(delta.GetTopics()) != 1 {
 		t.Errorf("passed on %v", delta)
+	}
+	cancel()
+	<-done
+}
+
+// TestViewsOfOneProcessShareTopics: a topic that a view has followed is the one that the
+// process has already, after a snapshot and after deltas.
+func TestViewsOfOneProcessShareTopics(t *testing.T) {
+	t.Parallel()
+	images := new(Images)
+	source, sink := New(nil, images), New(nil, images)
+	source.Publish(imageOf(t, snapshotOf(ours, 1, "a")), nil)
+	upstream, _ := serve(source)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- sink.Follow(ctx, upstream) }()
+	for i, topics := range [][]string{{"a"}, {"a", "b"}, {"a", "b", "c"}} {
+		version := int64(i + 1)
+		if version > 1 {
+			publishDelta(t, source, version, topics[i])
+		}
+		image, err := sink.WaitVersion(ctx, version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range topics {
+			want, _ := source.Image().Topic(name)
+			if got, _ := image.Topic(name); got != want {
+				t.Errorf("version %d has a topic %s of its own", version, name)
+			}
+		}
 	}
 	cancel()
 	<-done
@@ -457,7 +488,7 @@ func TestFollowBacksOff(t *testing.T) {
 		metadatav1connect.RegisterClusterServiceHandler(server, metadatav1connect.UnimplementedClusterServiceHandler{})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		if err := New(nil).Follow(ctx, clientOf(server)); err != nil {
+		if err := New(nil, nil).Follow(ctx, clientOf(server)); err != nil {
 			t.Fatal(err)
 		}
 		if n, least, most := calls.Load(), int64(time.Hour/maxReconnectDelay), 2*int64(time.Hour/maxReconnectDelay)+20; n < least || n > most {
@@ -469,6 +500,6 @@ func TestFollowBacksOff(t *testing.T) {
 func TestRegisterOncePerServer(t *testing.T) {
 	t.Parallel()
 	server := rpc.NewServer(rpc.ServerOptions{})
-	Register(server, New(nil), rpc.NewDrain())
-	Register(server, New(nil), rpc.NewDrain())
+	Register(server, New(nil, nil), rpc.NewDrain())
+	Register(server, New(nil, nil), rpc.NewDrain())
 }

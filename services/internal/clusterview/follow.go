@@ -93,7 +93,7 @@ func (v *View) followOnce(ctx context.Context, client metadatav1connect.ClusterS
 			if next.Version <= image.Version {
 				return true, fmt.Errorf("apply delta: it leads from version %d to %d", image.Version, next.Version)
 			}
-			image = next
+			image = v.images.share(next)
 			v.Publish(image, update.Delta)
 		default:
 			return true, errors.New("the watch sent an update of an unknown kind")
@@ -116,6 +116,7 @@ func (v *View) adopt(held *cluster.Image, snapshot *metadatav1.ClusterSnapshot) 
 	case image.Version == held.Version:
 		return held, nil
 	}
+	image = v.images.share(image)
 	v.Publish(image, nil)
 	return image, nil
 }

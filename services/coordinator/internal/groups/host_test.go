@@ -49,7 +49,7 @@ func config() rules.Config {
 // coordinate runs a host that coordinates the one partition of the offsets topic.
 func coordinate(t *testing.T, log Log) *Host {
 	t.Helper()
-	view := clusterview.New(nil)
+	view := clusterview.New(nil, nil)
 	image, err := cluster.FromSnapshot(&metadatav1.ClusterSnapshot{
 		ClusterId: make([]byte, 16), Version: 5,
 		Topics: []*metadatav1.Topic{
@@ -166,7 +166,7 @@ func TestSlowReaderGetsTheNewest(t *testing.T) {
 // When the host ends, nobody waits on.
 func TestEndRefusesAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		view := clusterview.New(nil)
+		view := clusterview.New(nil, nil)
 		h := NewHost(config(), &memoryLog{}, view, slog.New(slog.DiscardHandler), nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -62,7 +62,7 @@ func TestEndsAreAskedForTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		view := clusterview.New(nil)
+		view := clusterview.New(nil, nil)
 		view.Publish(image, nil)
 		dial := func(string) connect.Transport { return rpc.InProcess(server) }
 		leaders := NewLeaders(view, dial, dial, nil, nil)

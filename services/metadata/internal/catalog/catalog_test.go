@@ -121,7 +121,7 @@ func TestWatchingAndListingAgree(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{l: NewLayout("x/"), keys: map[string]*mvccpb.KeyValue{}}
-		view := clusterview.New(nil)
+		view := clusterview.New(nil, nil)
 		c := New(Options{Layout: w.l, View: view, Logger: slog.New(slog.DiscardHandler)})
 		var pending, done []*clientv3.Event
 		tell := func(events []*clientv3.Event) { pending = append(pending, events...) }
@@ -310,7 +310,7 @@ type running struct {
 
 func run(t *testing.T, o Options) *running {
 	t.Helper()
-	o.View, o.Logger = clusterview.New(nil), slog.New(slog.DiscardHandler)
+	o.View, o.Logger = clusterview.New(nil, nil), slog.New(slog.DiscardHandler)
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = 2 * time.Second
 	}

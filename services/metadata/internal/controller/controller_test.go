@@ -37,7 +37,7 @@ func TestUnknownOutcomeIsLookedUp(t *testing.T) {
 	logger, layout := slog.New(slog.DiscardHandler), catalog.NewLayout(etcd.Prefix())
 	client := etcd.Client(t, etcd.Endpoint())
 	shown := catalog.New(catalog.Options{
-		Client: client, Layout: layout, View: clusterview.New(logger), Logger: logger, RelistInterval: time.Hour, RequestTimeout: 5 * time.Second,
+		Client: client, Layout: layout, View: clusterview.New(logger, nil), Logger: logger, RelistInterval: time.Hour, RequestTimeout: 5 * time.Second,
 	})
 	c := New(Options{Client: client, Layout: layout, Catalog: shown, Logger: logger, RequestTimeout: 5 * time.Second})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -67,7 +67,7 @@ func newISRFixture(t *testing.T) *isrFixture {
 	logger := slog.New(slog.DiscardHandler)
 	f := &isrFixture{t: t, layout: catalog.NewLayout(etcd.Prefix()), client: etcd.Client(t, etcd.Endpoint()), topic: cluster.TopicID{7}, epochs: map[cluster.NodeID]cluster.NodeEpoch{}}
 	f.shown = catalog.New(catalog.Options{
-		Client: f.client, Layout: f.layout, View: clusterview.New(logger), Logger: logger, RelistInterval: time.Hour, RequestTimeout: 5 * time.Second,
+		Client: f.client, Layout: f.layout, View: clusterview.New(logger, nil), Logger: logger, RelistInterval: time.Hour, RequestTimeout: 5 * time.Second,
 	})
 	f.controller = New(Options{Client: f.client, Layout: f.layout, Catalog: f.shown, Logger: logger, RequestTimeout: 5 * time.Second})
 	ctx, cancel := context.WithCancel(context.Background())

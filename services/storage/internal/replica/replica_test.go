@@ -52,7 +52,7 @@ func startNode(t *testing.T, dir string, from int64) *node {
 	}
 	logger := slog.New(slog.DiscardHandler)
 	n := &node{
-		t: t, store: st, view: clusterview.New(logger),
+		t: t, store: st, view: clusterview.New(logger, nil),
 		snapshot: &metadatav1.ClusterSnapshot{ClusterId: make([]byte, 16), Nodes: []*metadatav1.Node{{NodeId: 2, Address: "other:7070"}}},
 	}
 	n.metrics = prometheus.NewRegistry()

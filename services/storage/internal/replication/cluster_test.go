@@ -358,7 +358,7 @@ func startTopic(t *testing.T, config Config, name string, partitions int, ids ..
 func (m *mesh) startNode(id cluster.NodeID, epoch cluster.NodeEpoch, config Config) {
 	logger := slog.New(slog.DiscardHandler)
 	n := &node{
-		t: m.t, id: id, epoch: epoch, view: clusterview.New(logger), drain: rpc.NewDrain(),
+		t: m.t, id: id, epoch: epoch, view: clusterview.New(logger, nil), drain: rpc.NewDrain(),
 		partitions: map[ID]*partition.Partition{}, logs: map[ID]*memoryLog{},
 	}
 	n.host = partition.NewHost(partition.DefaultConfig(), address, nil)

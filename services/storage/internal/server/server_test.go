@@ -88,7 +88,7 @@ func start(t testing.TB, change ...func(*options)) *harness {
 	logger := slog.New(slog.DiscardHandler)
 	h := &harness{
 		t:       t,
-		view:    clusterview.New(logger),
+		view:    clusterview.New(logger, nil),
 		drain:   rpc.NewDrain(),
 		metrics: prometheus.NewRegistry(),
 		snapshot: &metadatav1.ClusterSnapshot{
