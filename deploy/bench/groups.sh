@@ -106,7 +106,7 @@ rebalance() {
 # commits: RATE=5000 commits per second of one partition each, as an open loop, by the
 # members of GROUPS_OF_ONE=200 groups over CONNECTIONS=200 connections, with PARTITIONS=10
 # partitions each; for SECONDS_EACH=60, after WARM_UP=5 that are not counted. A commit counts
-# from when it was due.
+# from when it was due. They go over one stream per connection, with UNARY=1 each is a call.
 commits() {
 	local groups=${GROUPS_OF_ONE:-200}
 	local partition records=$(((${SECONDS_EACH:-60} + ${WARM_UP:-5} + 1) * ${RATE:-5000} / groups + 1))
@@ -115,7 +115,7 @@ commits() {
 	for ((partition = 0; partition < ${PARTITIONS:-10}; partition++)); do
 		seq "$records" | runnel produce read --partition "$partition" >/dev/null 2>&1
 	done
-	load commits -topic read -groups "$groups" -connections "${CONNECTIONS:-$groups}" -rate "${RATE:-5000}" -seconds "${SECONDS_EACH:-60}" -warm-up "${WARM_UP:-5}s"
+	load commits -topic read -groups "$groups" -connections "${CONNECTIONS:-$groups}" -rate "${RATE:-5000}" -seconds "${SECONDS_EACH:-60}" -warm-up "${WARM_UP:-5}s" ${UNARY:+-unary}
 	row "answered per second" "$(values commits_per_s)"
 	row "p50" "$(values commit_p50_ms) ms"
 	verdict "p99 under 20 ms" "$(values commit_p99_ms) < 20" "$(values commit_p99_ms) ms"

@@ -53,7 +53,8 @@ type Config struct {
 	// HeartbeatInterval is how often members are told to send heartbeats; a third of
 	// their session timeout where that is less. At least 100 ms. Default 5 s.
 	HeartbeatInterval time.Duration
-	// Streams bounds the Join streams; at least 1. Default 20,000.
+	// Streams bounds the Join streams, and by themselves the goroutines that serve streams
+	// of commits; at least 1. Default 20,000.
 	Streams int
 	// LagInterval is how often the lag of groups is measured; at least 1 s. Default 15 s.
 	LagInterval time.Duration

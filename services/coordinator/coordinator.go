@@ -101,7 +101,7 @@ func New(config Config, deps Deps) *Service {
 	tel.Registry.MustRegister(s.lag)
 	s.server = server.New(config.serverConfig(), server.Deps{
 		Host: s.host, Leaders: leaders, View: view, Topics: peerv1connect.NewOffsetsTopicServiceClient(client),
-		Self: s.self, Drain: s.drain, Registerer: tel.Registry,
+		Self: s.self, Drain: s.drain, Logger: logger, Registerer: tel.Registry,
 	})
 	return s
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
-	"github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1/coordinatorv1connect"
 	"github.com/runnel-mesh/runnel/sdk/cluster"
 )
 
@@ -20,7 +19,7 @@ const overdue = 50_000
 // committer is a group of one member.
 type committer struct {
 	member *member
-	client coordinatorv1connect.OffsetServiceClient
+	commit func(context.Context, *coordinatorv1.CommitOffsetsRequest) (*coordinatorv1.CommitOffsetsResponse, error)
 }
 
 // committing is an open loop: a commit counts from when it was due.
@@ -53,8 +52,10 @@ func commits(ctx context.Context, b *bed, s settings) error {
 	}
 	members, ctx := newMembership(ctx)
 	defer members.end()
+	streams := newCommitStreams(b)
+	defer streams.close()
 	c := &committing{topic: s.topic, partitions: total}
-	if err := c.join(ctx, b, s, image, members); err != nil {
+	if err := c.join(ctx, b, s, image, members, streams); err != nil {
 		return err
 	}
 
@@ -85,7 +86,7 @@ func commits(ctx context.Context, b *bed, s settings) error {
 }
 
 // join returns once each group has its member, with all partitions.
-func (c *committing) join(ctx context.Context, b *bed, s settings, image *cluster.Image, members *membership) error {
+func (c *committing) join(ctx context.Context, b *bed, s settings, image *cluster.Image, members *membership, streams *commitStreams) error {
 	assigned := make(chan struct{}, s.groups)
 	for i := range s.groups {
 		group := fmt.Sprintf("commits-%d", i)
@@ -102,7 +103,11 @@ func (c *committing) join(ctx context.Context, b *bed, s settings, image *cluste
 				}
 			}
 		}
-		c.committers = append(c.committers, committer{member: m, client: b.offsets(i, address)})
+		one := committer{member: m, commit: b.offsets(i, address).CommitOffsets}
+		if !s.unary {
+			one.commit = streams.at(ctx, i, address).commit
+		}
+		c.committers = append(c.committers, one)
 		members.add(ctx, m)
 	}
 	for range s.groups {
@@ -134,7 +139,7 @@ func (c *committing) commit(ctx context.Context, n int) error {
 	round := n / len(c.committers)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	response, err := one.client.CommitOffsets(ctx, &coordinatorv1.CommitOffsetsRequest{
+	response, err := one.commit(ctx, &coordinatorv1.CommitOffsetsRequest{
 		Group: one.member.group, MemberId: one.member.id, MemberEpoch: one.member.epoch.Load(),
 		Offsets: []*coordinatorv1.OffsetCommit{{Topic: c.topic, Partition: int32(round % c.partitions), Offset: int64(round)}},
 	})

@@ -28,6 +28,7 @@ type settings struct {
 	runs, victim, pid                     int
 	rate                                  float64
 	warmUp                                time.Duration
+	unary                                 bool
 }
 
 // scenarios are what can be measured.
@@ -50,6 +51,7 @@ func main() {
 	flag.IntVar(&s.seconds, "seconds", 60, "commits: how long")
 	flag.DurationVar(&s.warmUp, "warm-up", 0, "commits: how long before that nothing is counted")
 	flag.Float64Var(&s.rate, "rate", 5000, "commits: how many per second")
+	flag.BoolVar(&s.unary, "unary", false, "commits: one call for each, in place of a stream per connection")
 	flag.IntVar(&s.runs, "runs", 1, "rebalance, join: how often")
 	flag.IntVar(&s.victim, "victim", 0, "takeover: number of the coordinator node whose process is killed")
 	flag.IntVar(&s.pid, "pid", 0, "takeover: that process")

@@ -305,6 +305,126 @@ func (x *OffsetCommitResult) GetFailure() *v1.Failure {
 	return nil
 }
 
+// CommitOffsetsStreamRequest is one commit of a stream.
+type CommitOffsetsStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number that the response repeats. Set by the client as it likes.
+	RequestId uint64 `protobuf:"varint,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What to commit; a request without ends the stream. Set by the client.
+	Commit        *CommitOffsetsRequest `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitOffsetsStreamRequest) Reset() {
+	*x = CommitOffsetsStreamRequest{}
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitOffsetsStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitOffsetsStreamRequest) ProtoMessage() {}
+
+func (x *CommitOffsetsStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitOffsetsStreamRequest.ProtoReflect.Descriptor instead.
+func (*CommitOffsetsStreamRequest) Descriptor() ([]byte, []int) {
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CommitOffsetsStreamRequest) GetRequestId() uint64 {
+	if x != nil {
+		return x.RequestId
+	}
+	return 0
+}
+
+func (x *CommitOffsetsStreamRequest) GetCommit() *CommitOffsetsRequest {
+	if x != nil {
+		return x.Commit
+	}
+	return nil
+}
+
+// CommitOffsetsStreamResponse answers one commit of a stream.
+type CommitOffsetsStreamResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number that the client gave.
+	RequestId uint64 `protobuf:"varint,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The outcome; unset when failure is set.
+	Result *CommitOffsetsResponse `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	// Why nothing was committed, where CommitOffsets would have failed; unset when it
+	// would not have.
+	Failure       *v1.Failure `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitOffsetsStreamResponse) Reset() {
+	*x = CommitOffsetsStreamResponse{}
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitOffsetsStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitOffsetsStreamResponse) ProtoMessage() {}
+
+func (x *CommitOffsetsStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitOffsetsStreamResponse.ProtoReflect.Descriptor instead.
+func (*CommitOffsetsStreamResponse) Descriptor() ([]byte, []int) {
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CommitOffsetsStreamResponse) GetRequestId() uint64 {
+	if x != nil {
+		return x.RequestId
+	}
+	return 0
+}
+
+func (x *CommitOffsetsStreamResponse) GetResult() *CommitOffsetsResponse {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *CommitOffsetsStreamResponse) GetFailure() *v1.Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 // FetchOffsetsRequest asks for offsets.
 type FetchOffsetsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -318,7 +438,7 @@ type FetchOffsetsRequest struct {
 
 func (x *FetchOffsetsRequest) Reset() {
 	*x = FetchOffsetsRequest{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[4]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +450,7 @@ func (x *FetchOffsetsRequest) String() string {
 func (*FetchOffsetsRequest) ProtoMessage() {}
 
 func (x *FetchOffsetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[4]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +463,7 @@ func (x *FetchOffsetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchOffsetsRequest.ProtoReflect.Descriptor instead.
 func (*FetchOffsetsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{4}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FetchOffsetsRequest) GetGroup() string {
@@ -373,7 +493,7 @@ type TopicPartitionSet struct {
 
 func (x *TopicPartitionSet) Reset() {
 	*x = TopicPartitionSet{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[5]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +505,7 @@ func (x *TopicPartitionSet) String() string {
 func (*TopicPartitionSet) ProtoMessage() {}
 
 func (x *TopicPartitionSet) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[5]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +518,7 @@ func (x *TopicPartitionSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicPartitionSet.ProtoReflect.Descriptor instead.
 func (*TopicPartitionSet) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{5}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TopicPartitionSet) GetTopic() string {
@@ -427,7 +547,7 @@ type FetchOffsetsResponse struct {
 
 func (x *FetchOffsetsResponse) Reset() {
 	*x = FetchOffsetsResponse{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[6]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +559,7 @@ func (x *FetchOffsetsResponse) String() string {
 func (*FetchOffsetsResponse) ProtoMessage() {}
 
 func (x *FetchOffsetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[6]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +572,7 @@ func (x *FetchOffsetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchOffsetsResponse.ProtoReflect.Descriptor instead.
 func (*FetchOffsetsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{6}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FetchOffsetsResponse) GetOffsets() []*CommittedOffset {
@@ -485,7 +605,7 @@ type CommittedOffset struct {
 
 func (x *CommittedOffset) Reset() {
 	*x = CommittedOffset{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[7]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +617,7 @@ func (x *CommittedOffset) String() string {
 func (*CommittedOffset) ProtoMessage() {}
 
 func (x *CommittedOffset) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[7]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +630,7 @@ func (x *CommittedOffset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommittedOffset.ProtoReflect.Descriptor instead.
 func (*CommittedOffset) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{7}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CommittedOffset) GetTopic() string {
@@ -582,7 +702,7 @@ type ResetOffsetsRequest struct {
 
 func (x *ResetOffsetsRequest) Reset() {
 	*x = ResetOffsetsRequest{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[8]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +714,7 @@ func (x *ResetOffsetsRequest) String() string {
 func (*ResetOffsetsRequest) ProtoMessage() {}
 
 func (x *ResetOffsetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[8]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +727,7 @@ func (x *ResetOffsetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetOffsetsRequest.ProtoReflect.Descriptor instead.
 func (*ResetOffsetsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{8}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ResetOffsetsRequest) GetGroup() string {
@@ -657,7 +777,7 @@ type OffsetReset struct {
 
 func (x *OffsetReset) Reset() {
 	*x = OffsetReset{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[9]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +789,7 @@ func (x *OffsetReset) String() string {
 func (*OffsetReset) ProtoMessage() {}
 
 func (x *OffsetReset) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[9]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +802,7 @@ func (x *OffsetReset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OffsetReset.ProtoReflect.Descriptor instead.
 func (*OffsetReset) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{9}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OffsetReset) GetPartitions() *TopicPartitionSet {
@@ -765,7 +885,7 @@ type ResetOffsetsResponse struct {
 
 func (x *ResetOffsetsResponse) Reset() {
 	*x = ResetOffsetsResponse{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[10]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +897,7 @@ func (x *ResetOffsetsResponse) String() string {
 func (*ResetOffsetsResponse) ProtoMessage() {}
 
 func (x *ResetOffsetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[10]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +910,7 @@ func (x *ResetOffsetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetOffsetsResponse.ProtoReflect.Descriptor instead.
 func (*ResetOffsetsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{10}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResetOffsetsResponse) GetOffsets() []*PlannedOffset {
@@ -835,7 +955,7 @@ type PlannedOffset struct {
 
 func (x *PlannedOffset) Reset() {
 	*x = PlannedOffset{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[11]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +967,7 @@ func (x *PlannedOffset) String() string {
 func (*PlannedOffset) ProtoMessage() {}
 
 func (x *PlannedOffset) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[11]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +980,7 @@ func (x *PlannedOffset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedOffset.ProtoReflect.Descriptor instead.
 func (*PlannedOffset) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{11}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PlannedOffset) GetTopic() string {
@@ -939,7 +1059,7 @@ type DeleteOffsetsRequest struct {
 
 func (x *DeleteOffsetsRequest) Reset() {
 	*x = DeleteOffsetsRequest{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[12]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1071,7 @@ func (x *DeleteOffsetsRequest) String() string {
 func (*DeleteOffsetsRequest) ProtoMessage() {}
 
 func (x *DeleteOffsetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[12]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1084,7 @@ func (x *DeleteOffsetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOffsetsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteOffsetsRequest) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{12}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteOffsetsRequest) GetGroup() string {
@@ -992,7 +1112,7 @@ type DeleteOffsetsResponse struct {
 
 func (x *DeleteOffsetsResponse) Reset() {
 	*x = DeleteOffsetsResponse{}
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[13]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1124,7 @@ func (x *DeleteOffsetsResponse) String() string {
 func (*DeleteOffsetsResponse) ProtoMessage() {}
 
 func (x *DeleteOffsetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[13]
+	mi := &file_runnel_coordinator_v1_offset_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1137,7 @@ func (x *DeleteOffsetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOffsetsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteOffsetsResponse) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{13}
+	return file_runnel_coordinator_v1_offset_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteOffsetsResponse) GetDeleted() []*CommittedOffset {
@@ -1050,6 +1170,15 @@ const file_runnel_coordinator_v1_offset_proto_rawDesc = "" +
 	"\x12OffsetCommitResult\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x123\n" +
+	"\afailure\x18\x03 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\"\x80\x01\n" +
+	"\x1aCommitOffsetsStreamRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\x04R\trequestId\x12C\n" +
+	"\x06commit\x18\x02 \x01(\v2+.runnel.coordinator.v1.CommitOffsetsRequestR\x06commit\"\xb7\x01\n" +
+	"\x1bCommitOffsetsStreamResponse\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\x04R\trequestId\x12D\n" +
+	"\x06result\x18\x02 \x01(\v2,.runnel.coordinator.v1.CommitOffsetsResponseR\x06result\x123\n" +
 	"\afailure\x18\x03 \x01(\v2\x19.runnel.errors.v1.FailureR\afailure\"u\n" +
 	"\x13FetchOffsetsRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12H\n" +
@@ -1109,9 +1238,10 @@ const file_runnel_coordinator_v1_offset_proto_rawDesc = "" +
 	"partitions\x18\x02 \x03(\v2(.runnel.coordinator.v1.TopicPartitionSetR\n" +
 	"partitions\"Y\n" +
 	"\x15DeleteOffsetsResponse\x12@\n" +
-	"\adeleted\x18\x01 \x03(\v2&.runnel.coordinator.v1.CommittedOffsetR\adeleted2\xb9\x03\n" +
+	"\adeleted\x18\x01 \x03(\v2&.runnel.coordinator.v1.CommittedOffsetR\adeleted2\xbc\x04\n" +
 	"\rOffsetService\x12j\n" +
-	"\rCommitOffsets\x12+.runnel.coordinator.v1.CommitOffsetsRequest\x1a,.runnel.coordinator.v1.CommitOffsetsResponse\x12g\n" +
+	"\rCommitOffsets\x12+.runnel.coordinator.v1.CommitOffsetsRequest\x1a,.runnel.coordinator.v1.CommitOffsetsResponse\x12\x80\x01\n" +
+	"\x13CommitOffsetsStream\x121.runnel.coordinator.v1.CommitOffsetsStreamRequest\x1a2.runnel.coordinator.v1.CommitOffsetsStreamResponse(\x010\x01\x12g\n" +
 	"\fFetchOffsets\x12*.runnel.coordinator.v1.FetchOffsetsRequest\x1a+.runnel.coordinator.v1.FetchOffsetsResponse\x12g\n" +
 	"\fResetOffsets\x12*.runnel.coordinator.v1.ResetOffsetsRequest\x1a+.runnel.coordinator.v1.ResetOffsetsResponse\x12j\n" +
 	"\rDeleteOffsets\x12+.runnel.coordinator.v1.DeleteOffsetsRequest\x1a,.runnel.coordinator.v1.DeleteOffsetsResponseB\xe5\x01\n" +
@@ -1129,55 +1259,62 @@ func file_runnel_coordinator_v1_offset_proto_rawDescGZIP() []byte {
 	return file_runnel_coordinator_v1_offset_proto_rawDescData
 }
 
-var file_runnel_coordinator_v1_offset_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_runnel_coordinator_v1_offset_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_runnel_coordinator_v1_offset_proto_goTypes = []any{
-	(*CommitOffsetsRequest)(nil),  // 0: runnel.coordinator.v1.CommitOffsetsRequest
-	(*OffsetCommit)(nil),          // 1: runnel.coordinator.v1.OffsetCommit
-	(*CommitOffsetsResponse)(nil), // 2: runnel.coordinator.v1.CommitOffsetsResponse
-	(*OffsetCommitResult)(nil),    // 3: runnel.coordinator.v1.OffsetCommitResult
-	(*FetchOffsetsRequest)(nil),   // 4: runnel.coordinator.v1.FetchOffsetsRequest
-	(*TopicPartitionSet)(nil),     // 5: runnel.coordinator.v1.TopicPartitionSet
-	(*FetchOffsetsResponse)(nil),  // 6: runnel.coordinator.v1.FetchOffsetsResponse
-	(*CommittedOffset)(nil),       // 7: runnel.coordinator.v1.CommittedOffset
-	(*ResetOffsetsRequest)(nil),   // 8: runnel.coordinator.v1.ResetOffsetsRequest
-	(*OffsetReset)(nil),           // 9: runnel.coordinator.v1.OffsetReset
-	(*ResetOffsetsResponse)(nil),  // 10: runnel.coordinator.v1.ResetOffsetsResponse
-	(*PlannedOffset)(nil),         // 11: runnel.coordinator.v1.PlannedOffset
-	(*DeleteOffsetsRequest)(nil),  // 12: runnel.coordinator.v1.DeleteOffsetsRequest
-	(*DeleteOffsetsResponse)(nil), // 13: runnel.coordinator.v1.DeleteOffsetsResponse
-	(*v1.Failure)(nil),            // 14: runnel.errors.v1.Failure
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*v11.StartPosition)(nil),     // 16: runnel.log.v1.StartPosition
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*CommitOffsetsRequest)(nil),        // 0: runnel.coordinator.v1.CommitOffsetsRequest
+	(*OffsetCommit)(nil),                // 1: runnel.coordinator.v1.OffsetCommit
+	(*CommitOffsetsResponse)(nil),       // 2: runnel.coordinator.v1.CommitOffsetsResponse
+	(*OffsetCommitResult)(nil),          // 3: runnel.coordinator.v1.OffsetCommitResult
+	(*CommitOffsetsStreamRequest)(nil),  // 4: runnel.coordinator.v1.CommitOffsetsStreamRequest
+	(*CommitOffsetsStreamResponse)(nil), // 5: runnel.coordinator.v1.CommitOffsetsStreamResponse
+	(*FetchOffsetsRequest)(nil),         // 6: runnel.coordinator.v1.FetchOffsetsRequest
+	(*TopicPartitionSet)(nil),           // 7: runnel.coordinator.v1.TopicPartitionSet
+	(*FetchOffsetsResponse)(nil),        // 8: runnel.coordinator.v1.FetchOffsetsResponse
+	(*CommittedOffset)(nil),             // 9: runnel.coordinator.v1.CommittedOffset
+	(*ResetOffsetsRequest)(nil),         // 10: runnel.coordinator.v1.ResetOffsetsRequest
+	(*OffsetReset)(nil),                 // 11: runnel.coordinator.v1.OffsetReset
+	(*ResetOffsetsResponse)(nil),        // 12: runnel.coordinator.v1.ResetOffsetsResponse
+	(*PlannedOffset)(nil),               // 13: runnel.coordinator.v1.PlannedOffset
+	(*DeleteOffsetsRequest)(nil),        // 14: runnel.coordinator.v1.DeleteOffsetsRequest
+	(*DeleteOffsetsResponse)(nil),       // 15: runnel.coordinator.v1.DeleteOffsetsResponse
+	(*v1.Failure)(nil),                  // 16: runnel.errors.v1.Failure
+	(*timestamppb.Timestamp)(nil),       // 17: google.protobuf.Timestamp
+	(*v11.StartPosition)(nil),           // 18: runnel.log.v1.StartPosition
+	(*durationpb.Duration)(nil),         // 19: google.protobuf.Duration
 }
 var file_runnel_coordinator_v1_offset_proto_depIdxs = []int32{
 	1,  // 0: runnel.coordinator.v1.CommitOffsetsRequest.offsets:type_name -> runnel.coordinator.v1.OffsetCommit
 	3,  // 1: runnel.coordinator.v1.CommitOffsetsResponse.results:type_name -> runnel.coordinator.v1.OffsetCommitResult
-	14, // 2: runnel.coordinator.v1.OffsetCommitResult.failure:type_name -> runnel.errors.v1.Failure
-	5,  // 3: runnel.coordinator.v1.FetchOffsetsRequest.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
-	7,  // 4: runnel.coordinator.v1.FetchOffsetsResponse.offsets:type_name -> runnel.coordinator.v1.CommittedOffset
-	15, // 5: runnel.coordinator.v1.CommittedOffset.committed_at:type_name -> google.protobuf.Timestamp
-	9,  // 6: runnel.coordinator.v1.ResetOffsetsRequest.resets:type_name -> runnel.coordinator.v1.OffsetReset
-	5,  // 7: runnel.coordinator.v1.OffsetReset.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
-	16, // 8: runnel.coordinator.v1.OffsetReset.position:type_name -> runnel.log.v1.StartPosition
-	17, // 9: runnel.coordinator.v1.OffsetReset.by_duration:type_name -> google.protobuf.Duration
-	11, // 10: runnel.coordinator.v1.ResetOffsetsResponse.offsets:type_name -> runnel.coordinator.v1.PlannedOffset
-	14, // 11: runnel.coordinator.v1.PlannedOffset.failure:type_name -> runnel.errors.v1.Failure
-	5,  // 12: runnel.coordinator.v1.DeleteOffsetsRequest.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
-	7,  // 13: runnel.coordinator.v1.DeleteOffsetsResponse.deleted:type_name -> runnel.coordinator.v1.CommittedOffset
-	0,  // 14: runnel.coordinator.v1.OffsetService.CommitOffsets:input_type -> runnel.coordinator.v1.CommitOffsetsRequest
-	4,  // 15: runnel.coordinator.v1.OffsetService.FetchOffsets:input_type -> runnel.coordinator.v1.FetchOffsetsRequest
-	8,  // 16: runnel.coordinator.v1.OffsetService.ResetOffsets:input_type -> runnel.coordinator.v1.ResetOffsetsRequest
-	12, // 17: runnel.coordinator.v1.OffsetService.DeleteOffsets:input_type -> runnel.coordinator.v1.DeleteOffsetsRequest
-	2,  // 18: runnel.coordinator.v1.OffsetService.CommitOffsets:output_type -> runnel.coordinator.v1.CommitOffsetsResponse
-	6,  // 19: runnel.coordinator.v1.OffsetService.FetchOffsets:output_type -> runnel.coordinator.v1.FetchOffsetsResponse
-	10, // 20: runnel.coordinator.v1.OffsetService.ResetOffsets:output_type -> runnel.coordinator.v1.ResetOffsetsResponse
-	13, // 21: runnel.coordinator.v1.OffsetService.DeleteOffsets:output_type -> runnel.coordinator.v1.DeleteOffsetsResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 2: runnel.coordinator.v1.OffsetCommitResult.failure:type_name -> runnel.errors.v1.Failure
+	0,  // 3: runnel.coordinator.v1.CommitOffsetsStreamRequest.commit:type_name -> runnel.coordinator.v1.CommitOffsetsRequest
+	2,  // 4: runnel.coordinator.v1.CommitOffsetsStreamResponse.result:type_name -> runnel.coordinator.v1.CommitOffsetsResponse
+	16, // 5: runnel.coordinator.v1.CommitOffsetsStreamResponse.failure:type_name -> runnel.errors.v1.Failure
+	7,  // 6: runnel.coordinator.v1.FetchOffsetsRequest.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
+	9,  // 7: runnel.coordinator.v1.FetchOffsetsResponse.offsets:type_name -> runnel.coordinator.v1.CommittedOffset
+	17, // 8: runnel.coordinator.v1.CommittedOffset.committed_at:type_name -> google.protobuf.Timestamp
+	11, // 9: runnel.coordinator.v1.ResetOffsetsRequest.resets:type_name -> runnel.coordinator.v1.OffsetReset
+	7,  // 10: runnel.coordinator.v1.OffsetReset.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
+	18, // 11: runnel.coordinator.v1.OffsetReset.position:type_name -> runnel.log.v1.StartPosition
+	19, // 12: runnel.coordinator.v1.OffsetReset.by_duration:type_name -> google.protobuf.Duration
+	13, // 13: runnel.coordinator.v1.ResetOffsetsResponse.offsets:type_name -> runnel.coordinator.v1.PlannedOffset
+	16, // 14: runnel.coordinator.v1.PlannedOffset.failure:type_name -> runnel.errors.v1.Failure
+	7,  // 15: runnel.coordinator.v1.DeleteOffsetsRequest.partitions:type_name -> runnel.coordinator.v1.TopicPartitionSet
+	9,  // 16: runnel.coordinator.v1.DeleteOffsetsResponse.deleted:type_name -> runnel.coordinator.v1.CommittedOffset
+	0,  // 17: runnel.coordinator.v1.OffsetService.CommitOffsets:input_type -> runnel.coordinator.v1.CommitOffsetsRequest
+	4,  // 18: runnel.coordinator.v1.OffsetService.CommitOffsetsStream:input_type -> runnel.coordinator.v1.CommitOffsetsStreamRequest
+	6,  // 19: runnel.coordinator.v1.OffsetService.FetchOffsets:input_type -> runnel.coordinator.v1.FetchOffsetsRequest
+	10, // 20: runnel.coordinator.v1.OffsetService.ResetOffsets:input_type -> runnel.coordinator.v1.ResetOffsetsRequest
+	14, // 21: runnel.coordinator.v1.OffsetService.DeleteOffsets:input_type -> runnel.coordinator.v1.DeleteOffsetsRequest
+	2,  // 22: runnel.coordinator.v1.OffsetService.CommitOffsets:output_type -> runnel.coordinator.v1.CommitOffsetsResponse
+	5,  // 23: runnel.coordinator.v1.OffsetService.CommitOffsetsStream:output_type -> runnel.coordinator.v1.CommitOffsetsStreamResponse
+	8,  // 24: runnel.coordinator.v1.OffsetService.FetchOffsets:output_type -> runnel.coordinator.v1.FetchOffsetsResponse
+	12, // 25: runnel.coordinator.v1.OffsetService.ResetOffsets:output_type -> runnel.coordinator.v1.ResetOffsetsResponse
+	15, // 26: runnel.coordinator.v1.OffsetService.DeleteOffsets:output_type -> runnel.coordinator.v1.DeleteOffsetsResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_runnel_coordinator_v1_offset_proto_init() }
@@ -1186,20 +1323,20 @@ func file_runnel_coordinator_v1_offset_proto_init() {
 		return
 	}
 	file_runnel_coordinator_v1_offset_proto_msgTypes[1].OneofWrappers = []any{}
-	file_runnel_coordinator_v1_offset_proto_msgTypes[7].OneofWrappers = []any{}
-	file_runnel_coordinator_v1_offset_proto_msgTypes[9].OneofWrappers = []any{
+	file_runnel_coordinator_v1_offset_proto_msgTypes[9].OneofWrappers = []any{}
+	file_runnel_coordinator_v1_offset_proto_msgTypes[11].OneofWrappers = []any{
 		(*OffsetReset_Position)(nil),
 		(*OffsetReset_ShiftBy)(nil),
 		(*OffsetReset_ByDuration)(nil),
 	}
-	file_runnel_coordinator_v1_offset_proto_msgTypes[11].OneofWrappers = []any{}
+	file_runnel_coordinator_v1_offset_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_coordinator_v1_offset_proto_rawDesc), len(file_runnel_coordinator_v1_offset_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -13,8 +14,18 @@ import (
 	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
 )
 
+// commitWithin is how long a commit may take. The contract names it.
+const commitWithin = 30 * time.Second
+
 // CommitOffsets implements coordinatorv1connect.OffsetServiceHandler.
 func (s *Server) CommitOffsets(ctx context.Context, req *coordinatorv1.CommitOffsetsRequest) (*coordinatorv1.CommitOffsetsResponse, error) {
+	return s.commit(ctx, req, time.Now().Add(commitWithin))
+}
+
+// commit carries out a commit, and gives it up at a time.
+func (s *Server) commit(ctx context.Context, req *coordinatorv1.CommitOffsetsRequest, until time.Time) (*coordinatorv1.CommitOffsetsResponse, error) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
 	if n := len(req.GetOffsets()); n == 0 || n > maxCommits {
 		return nil, invalid("offsets has %d entries, must have 1 to %d", n, maxCommits)
 	}

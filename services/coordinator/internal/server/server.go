@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode"
@@ -57,7 +58,8 @@ const appliedWithin = 3 * time.Second
 type Config struct {
 	// MinSessionTimeout and MaxSessionTimeout lie from [LeastSession] to [MostSession].
 	MinSessionTimeout, MaxSessionTimeout time.Duration
-	// Streams bounds the Join streams; 1 or more.
+	// Streams bounds the Join streams, and by themselves the goroutines that serve streams
+	// of commits: two and one for each group whose commits are being carried out; 1 or more.
 	Streams int
 }
 
@@ -70,6 +72,8 @@ type Deps struct {
 	// Self returns the number of the node, 0 before it has one.
 	Self  func() cluster.NodeID
 	Drain *rpc.Drain
+	// Logger gets what nobody foresaw.
+	Logger *slog.Logger
 	// Registerer may be nil.
 	Registerer prometheus.Registerer
 }
@@ -83,8 +87,11 @@ type Server struct {
 	topics  peerv1connect.OffsetsTopicServiceClient
 	self    func() cluster.NodeID
 	drain   *rpc.Drain
-	streams *rpc.Streams
-	joined  prometheus.Gauge
+	logger  *slog.Logger
+	// streams are those of Join, committing those of commits: neither takes the other's
+	// place.
+	streams, committing *rpc.Streams
+	joined, committers  prometheus.Gauge
 	// unchecked counts offsets that were recorded without knowing the log's end.
 	unchecked prometheus.Counter
 	// preparing has a token while the offsets topic is being asked for.
@@ -100,22 +107,31 @@ var (
 func New(config Config, deps Deps) *Server {
 	s := &Server{
 		config: config, host: deps.Host, leaders: deps.Leaders, view: deps.View, topics: deps.Topics, self: deps.Self,
-		drain: deps.Drain, streams: rpc.NewStreams(config.Streams), preparing: make(chan struct{}, 1),
+		drain: deps.Drain, logger: deps.Logger,
+		streams: rpc.NewStreams(config.Streams), committing: rpc.NewStreams(config.Streams), preparing: make(chan struct{}, 1),
 		joined: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "runnel_coordinator_join_streams", Help: "Join streams being served.",
+		}),
+		committers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "runnel_coordinator_commit_streams", Help: "Streams of commits being served.",
 		}),
 		unchecked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "runnel_coordinator_unchecked_commits_total", Help: "Offsets that members have committed while no leader could say whether the partition reaches that far.",
 		}),
 	}
 	if deps.Registerer != nil {
-		deps.Registerer.MustRegister(s.joined, s.unchecked)
+		deps.Registerer.MustRegister(s.joined, s.committers, s.unchecked)
 	}
 	return s
 }
 
 // Wait returns once no stream is being served, or with the error of ctx.
-func (s *Server) Wait(ctx context.Context) error { return s.streams.Wait(ctx) }
+func (s *Server) Wait(ctx context.Context) error {
+	if err := s.streams.Wait(ctx); err != nil {
+		return err
+	}
+	return s.committing.Wait(ctx)
+}
 
 // invalid refuses a request.
 func invalid(format string, args ...any) error {

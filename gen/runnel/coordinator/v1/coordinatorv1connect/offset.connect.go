@@ -27,6 +27,9 @@ const (
 	// OffsetServiceCommitOffsetsProcedure is the procedure name of the OffsetService's CommitOffsets
 	// RPC.
 	OffsetServiceCommitOffsetsProcedure = "/runnel.coordinator.v1.OffsetService/CommitOffsets"
+	// OffsetServiceCommitOffsetsStreamProcedure is the procedure name of the OffsetService's
+	// CommitOffsetsStream RPC.
+	OffsetServiceCommitOffsetsStreamProcedure = "/runnel.coordinator.v1.OffsetService/CommitOffsetsStream"
 	// OffsetServiceFetchOffsetsProcedure is the procedure name of the OffsetService's FetchOffsets RPC.
 	OffsetServiceFetchOffsetsProcedure = "/runnel.coordinator.v1.OffsetService/FetchOffsets"
 	// OffsetServiceResetOffsetsProcedure is the procedure name of the OffsetService's ResetOffsets RPC.
@@ -42,6 +45,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_runnel_coordinator_v1_offset_proto.Services().ByName("OffsetService").Methods().ByName("CommitOffsets"),
 			Procedure:  OffsetServiceCommitOffsetsProcedure,
+		}
+	})
+	offsetServiceCommitOffsetsStreamSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeBidi,
+			Schema:     v1.File_runnel_coordinator_v1_offset_proto.Services().ByName("OffsetService").Methods().ByName("CommitOffsetsStream"),
+			Procedure:  OffsetServiceCommitOffsetsStreamProcedure,
 		}
 	})
 	offsetServiceFetchOffsetsSpec = sync.OnceValue(func() connect.Spec {
@@ -70,8 +80,16 @@ var (
 // OffsetServiceClient is a client for the runnel.coordinator.v1.OffsetService service.
 type OffsetServiceClient interface {
 	// CommitOffsets records offsets. Once it is answered they survive any crash. Each
-	// partition succeeds or fails by itself.
+	// partition succeeds or fails by itself. What takes longer than 30 s fails with
+	// REASON_TIMED_OUT, its outcome unknown.
 	CommitOffsets(context.Context, *v1.CommitOffsetsRequest) (*v1.CommitOffsetsResponse, error)
+	// CommitOffsetsStream is CommitOffsets for clients that commit often: at a fraction
+	// of what a call costs. Requests are pipelined, and each gets exactly one response.
+	// Those of one group are carried out in their order; groups overtake each other. A
+	// failed request fails alone; the stream goes on. The server holds the client back
+	// while 256 requests of the stream are without a response. What is unanswered when the
+	// stream ends may have been carried out, but is not carried out any more soon after.
+	CommitOffsetsStream(context.Context) (OffsetServiceCommitOffsetsStreamClientStream, error)
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
 	// ResetOffsets moves the offsets of a group without members, or shows what it
@@ -88,11 +106,56 @@ func NewOffsetServiceClient(client *connect.Client) OffsetServiceClient {
 	return &offsetServiceClient{client: client}
 }
 
+// OffsetServiceCommitOffsetsStreamClientStream is the client stream for the OffsetService's
+// CommitOffsetsStream RPC.
+type OffsetServiceCommitOffsetsStreamClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s OffsetServiceCommitOffsetsStreamClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s OffsetServiceCommitOffsetsStreamClientStream) Send(req *v1.CommitOffsetsStreamRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseSend closes the request side of the stream.
+func (s OffsetServiceCommitOffsetsStreamClientStream) CloseSend() error {
+	return s.stream.CloseSend()
+}
+
+// Receive returns the next response message from the server.
+func (s OffsetServiceCommitOffsetsStreamClientStream) Receive() (*v1.CommitOffsetsStreamResponse, error) {
+	var res v1.CommitOffsetsStreamResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s OffsetServiceCommitOffsetsStreamClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // OffsetServiceHandler is an implementation of the runnel.coordinator.v1.OffsetService service.
 type OffsetServiceHandler interface {
 	// CommitOffsets records offsets. Once it is answered they survive any crash. Each
-	// partition succeeds or fails by itself.
+	// partition succeeds or fails by itself. What takes longer than 30 s fails with
+	// REASON_TIMED_OUT, its outcome unknown.
 	CommitOffsets(context.Context, *v1.CommitOffsetsRequest) (*v1.CommitOffsetsResponse, error)
+	// CommitOffsetsStream is CommitOffsets for clients that commit often: at a fraction
+	// of what a call costs. Requests are pipelined, and each gets exactly one response.
+	// Those of one group are carried out in their order; groups overtake each other. A
+	// failed request fails alone; the stream goes on. The server holds the client back
+	// while 256 requests of the stream are without a response. What is unanswered when the
+	// stream ends may have been carried out, but is not carried out any more soon after.
+	CommitOffsetsStream(context.Context, OffsetServiceCommitOffsetsStreamServerStream) error
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
 	// ResetOffsets moves the offsets of a group without members, or shows what it
@@ -109,10 +172,36 @@ func RegisterOffsetServiceHandler(server *connect.Server, svc OffsetServiceHandl
 	adapter := offsetServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: offsetServiceCommitOffsetsSpec(), Handler: adapter.commitOffsets},
+		connect.Method{Spec: offsetServiceCommitOffsetsStreamSpec(), Handler: adapter.commitOffsetsStream},
 		connect.Method{Spec: offsetServiceFetchOffsetsSpec(), Handler: adapter.fetchOffsets},
 		connect.Method{Spec: offsetServiceResetOffsetsSpec(), Handler: adapter.resetOffsets},
 		connect.Method{Spec: offsetServiceDeleteOffsetsSpec(), Handler: adapter.deleteOffsets},
 	)
+}
+
+// OffsetServiceCommitOffsetsStreamServerStream is the server stream for the OffsetService's
+// CommitOffsetsStream RPC.
+type OffsetServiceCommitOffsetsStreamServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s OffsetServiceCommitOffsetsStreamServerStream) Receive() (*v1.CommitOffsetsStreamRequest, error) {
+	var req v1.CommitOffsetsStreamRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s OffsetServiceCommitOffsetsStreamServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s OffsetServiceCommitOffsetsStreamServerStream) Send(res *v1.CommitOffsetsStreamResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedOffsetServiceHandler returns CodeUnimplemented from all methods.
@@ -120,6 +209,10 @@ type UnimplementedOffsetServiceHandler struct{}
 
 func (UnimplementedOffsetServiceHandler) CommitOffsets(context.Context, *v1.CommitOffsetsRequest) (*v1.CommitOffsetsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "runnel.coordinator.v1.OffsetService.CommitOffsets is not implemented")
+}
+
+func (UnimplementedOffsetServiceHandler) CommitOffsetsStream(context.Context, OffsetServiceCommitOffsetsStreamServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "runnel.coordinator.v1.OffsetService.CommitOffsetsStream is not implemented")
 }
 
 func (UnimplementedOffsetServiceHandler) FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error) {
@@ -144,6 +237,14 @@ func (c *offsetServiceClient) CommitOffsets(ctx context.Context, req *v1.CommitO
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *offsetServiceClient) CommitOffsetsStream(ctx context.Context) (OffsetServiceCommitOffsetsStreamClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, offsetServiceCommitOffsetsStreamSpec())
+	if err != nil {
+		return OffsetServiceCommitOffsetsStreamClientStream{}, err
+	}
+	return OffsetServiceCommitOffsetsStreamClientStream{stream: stream}, nil
 }
 
 func (c *offsetServiceClient) FetchOffsets(ctx context.Context, req *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error) {
@@ -182,6 +283,10 @@ func (h offsetServiceHandler) commitOffsets(ctx context.Context, _ connect.Spec,
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h offsetServiceHandler) commitOffsetsStream(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	return h.svc.CommitOffsetsStream(ctx, OffsetServiceCommitOffsetsStreamServerStream{stream: stream})
 }
 
 func (h offsetServiceHandler) fetchOffsets(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
