@@ -75,6 +75,8 @@ func (c *commitStream) run(ctx context.Context, client coordinatorv1connect.Offs
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	defer cancel()
+	// HTTP/2 does not notice the end of ctx while it waits for more to send.
+	defer func() { _ = stream.CloseSend() }()
 	receiving.Go(func() { c.receive(stream) })
 	for id := uint64(0); ; id++ {
 		select {
@@ -86,6 +88,8 @@ func (c *commitStream) run(ctx context.Context, client coordinatorv1connect.Offs
 				return // The receiver finds out why.
 			}
 		case <-c.ended:
+			return
+		case <-ctx.Done():
 			return
 		}
 	}
