@@ -33,6 +33,8 @@ type admission struct {
 	node            cluster.NodeID
 	boot, directory int
 	clean           bool
+	// damaged says that a replica has lost records.
+	damaged bool
 }
 
 // registered is the answer: the view at version shows the process as live, and no
@@ -55,7 +57,7 @@ func (c *controller) register(a admission, answer func(any)) {
 		if before.registration.mod != 0 {
 			r := before.registration.value.(registration)
 			history = r.history.After(before.epoch(), rules.Restart{
-				Clean: a.clean, SameBoot: r.boot == a.boot, SameDirectory: r.directory == a.directory,
+				Clean: a.clean, SameBoot: r.boot == a.boot, SameDirectory: r.directory == a.directory, Damaged: a.damaged,
 			})
 		}
 		c.ask(func() any { return c.w.etcd.grant(c.w.settings.lease) }, func(lease any, known bool) {

@@ -357,7 +357,7 @@ func (c *client) deleteRecords() {
 	to := c.w.rng.Int64N(c.consumer.offset + 1)
 	c.w.send(&c.process, &leader.process, func() {
 		r := leader.replicas[c.index]
-		if leader.epoch != 0 && r.rules.Role() == rules.Leading && !r.cutting && to <= r.rules.HighWatermark() {
+		if leader.epoch != 0 && r.rules.Role() == rules.Leading && !r.cutting && !r.file.failed && to <= r.rules.HighWatermark() {
 			if have, need := r.rules.InSync(); have < need {
 				return
 			}

@@ -57,6 +57,10 @@ type file struct {
 	start int64
 	// clean is up to where the log is compacted, as durable.
 	clean int64
+	// failed says that records are lost, though they still stand in ops. It ends with
+	// the write that drops all of them: the first whole writes have it, 0 for none.
+	failed bool
+	whole  int
 }
 
 // crashProcess forgets some of what has not reached the page cache.
@@ -74,6 +78,7 @@ func (f *file) crashMachine(w *world) {
 }
 
 func (f *file) keep(n int) {
+	f.failed = f.failed || n < f.whole
 	f.ops = slices.Clip(f.ops[:n])
 	f.written = min(f.written, n)
 	f.synced = min(f.synced, n)

@@ -181,20 +181,22 @@ func (w *world) isolate(p *process, length time.Duration) {
 // nothing is promised.
 func (w *world) mayLose(n *node, directory bool) bool {
 	for i, t := range w.topics {
-		if !n.holds(i) || t.synced && !directory || n.lossy[i] {
-			continue
-		}
-		lossy := 1
-		for _, other := range w.nodes {
-			if other != n && other.lossy[i] {
-				lossy++
-			}
-		}
-		if lossy >= rules.EffectiveMinInsync(w.lowest[i], t.replicas) {
+		if n.holds(i) && (!t.synced || directory) && !w.mayLack(n, i) {
 			return false
 		}
 	}
 	return true
+}
+
+// mayLack says whether a node's replica of a partition may lack records.
+func (w *world) mayLack(n *node, i int) bool {
+	lossy := 1
+	for _, other := range w.nodes {
+		if other != n && other.lossy[i] {
+			lossy++
+		}
+	}
+	return n.lossy[i] || lossy < rules.EffectiveMinInsync(w.lowest[i], w.topics[i].replicas)
 }
 
 // alterMinInsync gives a topic another min.insync.replicas, which nodes and

@@ -30,7 +30,7 @@ func outcome(j rules.Judgement) groups.Outcome {
 // fencedAppend appends what a coordinator asks for if its claim holds, and answers
 // once all have it. epoch is the leadership that the coordinator believes in.
 func (r *replica) fencedAppend(epoch cluster.LeaderEpoch, claim rules.Claim, p payload, reply func(groups.Outcome, int64)) {
-	if r.rules.Role() != rules.Leading || r.cutting || epoch > r.rules.Epoch() {
+	if r.rules.Role() != rules.Leading || r.cutting || r.file.failed || epoch > r.rules.Epoch() {
 		reply(groups.Refused, 0)
 		return
 	}
@@ -66,7 +66,7 @@ func (r *replica) fencedAppend(epoch cluster.LeaderEpoch, claim rules.Claim, p p
 
 // checkFence answers whether a claim holds, once it is sure that nobody else leads.
 func (r *replica) checkFence(claim rules.Claim, reply func(groups.Outcome)) {
-	if r.rules.Role() != rules.Leading || r.cutting {
+	if r.rules.Role() != rules.Leading || r.cutting || r.file.failed {
 		reply(groups.Refused)
 		return
 	}

@@ -29,6 +29,10 @@ func (r *replica) fetch() {
 func (r *replica) serve(p rules.Position, life int) {
 	f := r.rules.Fetch(p, r.w.time())
 	out := rules.Replicated{LeaderEpoch: r.rules.Epoch(), Follows: p.LogEnd, HighWatermark: r.rules.HighWatermark(), LogStart: r.rules.LogStart(), CoordinatorEpoch: r.rules.CoordinatorEpoch(), Probe: r.rules.Probe()}
+	if b, ok := r.at(p.LogEnd); ok && f.Outcome == rules.FetchServed && b.base < p.LogEnd {
+		// A log that has begun anew at its own start, which lies within a batch.
+		f.Outcome = rules.FetchRestarts
+	}
 	switch f.Outcome {
 	case rules.FetchServed:
 		r.sent[p.Node], r.lives[p.Node] = p.LogEnd, life
@@ -105,6 +109,9 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		return
 	}
 	defer r.probed(in)
+	if r.file.failed && !in.Restarts {
+		return
+	}
 	d := r.rules.Receive(in)
 	switch d.Outcome {
 	case rules.ReceiveDropped:
@@ -138,14 +145,10 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		}
 		r.note("restarts", r.rules.Next(), d.Offset)
 		r.w.counts.Restarts++
-		if r.w.check.partitions[r.index].unclean == rules.NoEpoch {
+		if r.w.check.partitions[r.index].unclean == rules.NoEpoch && !r.n.lossy[r.index] {
 			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)
 		}
-		r.batches, r.producers, r.holes = nil, rules.NewProducers(producersPerPartition), holes{}
-		r.rules.Restart(d.Offset)
-		r.verified, r.agrees = d.Offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean
-		r.cutting = true
-		r.write(op{kind: opRestart, offset: d.Offset})
+		r.restart(d.Offset)
 	case rules.ReceiveAppends:
 		if !r.agrees && r.rules.Epoch() >= r.w.check.partitions[r.index].unclean {
 			r.agrees = true
@@ -163,6 +166,18 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		r.start(d.LogStart)
 	}
 	r.moved()
+}
+
+// restart drops the log, which begins anew, empty, at an offset.
+func (r *replica) restart(offset int64) {
+	r.batches, r.producers, r.holes = nil, rules.NewProducers(producersPerPartition), holes{}
+	r.rules.Restart(offset)
+	r.verified, r.agrees = offset, r.rules.Epoch() >= r.w.check.partitions[r.index].unclean
+	r.cutting = true
+	if r.file.failed {
+		r.file.whole = len(r.file.ops) + 1
+	}
+	r.write(op{kind: opRestart, offset: offset})
 }
 
 // start moves the log start forward.

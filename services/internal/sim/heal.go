@@ -91,6 +91,9 @@ func (w *world) unrest() string {
 		}
 		for _, id := range p.Replicas {
 			r := w.node(id).replicas[i]
+			if r.file.failed {
+				return fmt.Sprintf("partition %d on node %d lacks what it has lost", i, id)
+			}
 			if r.rules.HighWatermark() != leader.rules.Next() || r.rules.LogEnd() != leader.rules.Next() || r.rules.Next() != r.rules.LogEnd() || r.rules.Epoch() != p.LeaderEpoch || len(r.waiters) > 0 {
 				return fmt.Sprintf("partition %d on node %d is not where its leader is", i, id)
 			}

@@ -56,11 +56,17 @@ func (n *node) start() {
 	n.clean = false
 	n.epoch, n.version, n.view, n.stopping, n.silent = 0, 0, nil, false, false
 	n.replicas = make([]*replica, len(n.files))
+	damaged := false
 	for i, f := range n.files {
+		damaged = damaged || f.failed
 		n.replicas[i] = newReplica(n, i, f)
 	}
-	n.w.note(-1, n.name, "start", int64(n.boot), int64(n.directory), number(clean))
-	n.register(admission{n.id, n.boot, n.directory, clean})
+	for i := range n.files {
+		// Nobody knows which of them.
+		n.everLossy[i] = n.everLossy[i] || damaged
+	}
+	n.w.note(-1, n.name, "start", int64(n.boot), int64(n.directory), number(clean), number(damaged))
+	n.register(admission{n.id, n.boot, n.directory, clean, damaged})
 }
 
 func number(yes bool) int64 {

@@ -22,7 +22,7 @@ func (w *world) checkStep() {
 		for _, members := range [...][]cluster.NodeID{p.ISR, p.ELR} {
 			for _, id := range members {
 				n := w.node(id)
-				if !n.current(*p) {
+				if !n.current(*p) || n.files[i].failed {
 					continue
 				}
 				r := n.replicas[i]
@@ -245,7 +245,7 @@ func (w *world) agreed(i int, before rules.PartitionState, existed bool, now rul
 		if !slices.Contains(now.ISR, id) {
 			continue
 		}
-		if n.lossy[i] && now.Epochs[at] > n.lostAt[i] {
+		if n.lossy[i] && now.Epochs[at] > n.lostAt[i] && !n.files[i].failed {
 			n.lossy[i] = false
 		}
 		if !existed || slices.Contains(before.ISR, id) || now.LeaderEpoch != before.LeaderEpoch {

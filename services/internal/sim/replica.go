@@ -75,6 +75,7 @@ func newReplica(n *node, index int, f *file) *replica {
 	if !n.lossy[index] {
 		n.w.check.logStart(index, n.id, f.start, r.rules.LogStart())
 	}
+	r.rules.SetFailed(f.failed)
 	f.start = r.rules.LogStart()
 	r.verified, r.checkedHigh = r.rules.LogStart(), r.rules.HighWatermark()
 	if len(r.batches) > 0 {
@@ -133,6 +134,10 @@ func (r *replica) committed(n int) {
 	r.file.start, r.file.clean = r.file.ops[n-1].state.LogStart, r.file.ops[n-1].clean
 	if r.cutting && n == len(r.file.ops) {
 		r.cutting = false
+		if r.file.failed && r.file.whole == n {
+			r.file.failed = false
+			r.rules.SetFailed(false)
+		}
 	}
 	if !r.cutting {
 		// A truncation is only made with nothing queued, and nothing is queued behind it.
@@ -260,6 +265,8 @@ func (r *replica) moved() {
 func (r *replica) tick() {
 	switch r.rules.Role() {
 	case rules.Following:
+		r.propose()
+		r.beginAnew()
 		r.fetch()
 	case rules.Leading:
 		r.propose()
@@ -269,15 +276,15 @@ func (r *replica) tick() {
 	if !r.cutting && r.w.chance(100) && r.rules.Next() > 0 {
 		r.write(op{kind: opState})
 	}
-	if r.topic.offsets && !r.cutting && r.w.chance(150) {
+	if r.topic.offsets && !r.cutting && !r.file.failed && r.w.chance(150) {
 		r.compact()
 	}
 }
 
-// propose asks for another ISR, if it should change, and asks again for what is
-// not answered.
+// propose asks for another ISR, if it should change, or to be counted on no more, and
+// asks again for what is not answered.
 func (r *replica) propose() {
-	if r.rules.Role() != rules.Leading {
+	if r.rules.Role() == rules.Offline || r.cutting {
 		return
 	}
 	r.rules.Propose(r.w.time(), r.w.settings.maxLag, r.n.live)
@@ -292,6 +299,9 @@ func (r *replica) propose() {
 		if !slices.Contains(r.possible, m.Node) {
 			r.possible = append(r.possible, m.Node)
 		}
+	}
+	if p.Withdraws {
+		r.w.counts.Withdrawals++
 	}
 	r.note("proposes", int64(p.LeaderEpoch), int64(p.PartitionEpoch), isr)
 	c := r.w.anyController()

@@ -11,7 +11,7 @@ import (
 // produce is a leader's answer to a batch. epoch is the newest leadership that the
 // client has seen.
 func (r *replica) produce(b batch, a acks, epoch cluster.LeaderEpoch, reply func(produced)) {
-	if r.rules.Role() != rules.Leading || r.cutting || epoch > r.rules.Epoch() {
+	if r.rules.Role() != rules.Leading || r.cutting || r.file.failed || epoch > r.rules.Epoch() {
 		reply(produced{outcome: producedRefused})
 		return
 	}

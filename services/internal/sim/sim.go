@@ -49,7 +49,7 @@ type Result struct {
 // Counts says how often what happened.
 type Counts struct {
 	Acked, Consumed, Deletions, Elections, Unclean, ISRChanges, Truncations, Restarts, Crashes, MachineCrashes, CleanStops,
-	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded int
+	Duplicates, Fences, Terms, MassLosses, UnknownProducers, Truncated, Preferred, Altered, Grown, Superseded, Damages, Withdrawals, BegunAnew int
 	// Of the seeds with groups.
 	Coordinators, CoordinatorCrashes, Loads, Fenced, FencedOff, Doubtful, Assignments, Revoked, MemberCrashes, Lost, Processed, Committed, CommitsRefused,
 	TopicsDeleted, Resets, OffsetsDeleted, GroupsDeleted, GroupsExpired, OffsetsPurged, Compactions, Compacted, TombstonesGone, InstancesFenced, Overlaps, AcrossFailovers int
@@ -85,6 +85,7 @@ type world struct {
 
 	settings settings
 	growth   growth
+	damage   damage
 	topics   []topic // By partition: each has a topic of its own.
 	// lowest and highest are the extremes that min.insync.replicas has had.
 	lowest, highest []int
@@ -143,7 +144,7 @@ func Run(seed uint64, o Options) Result {
 }
 
 func newWorld(seed uint64, o Options) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 0x5eed)), trace: newTrace(o.Trace), growth: newGrowth(seed)}
+	w := &world{rng: rand.New(rand.NewPCG(seed, 0x5eed)), trace: newTrace(o.Trace), growth: newGrowth(seed), damage: newDamage(seed)}
 	w.settings = settings{
 		lease: w.between(2*time.Second, 6*time.Second), settle: w.between(100*time.Millisecond, time.Second),
 		grace: w.between(3*time.Second, 8*time.Second), maxLag: w.between(time.Second, 5*time.Second),
@@ -219,13 +220,16 @@ func (w *world) run() {
 	if w.growth.every > 0 {
 		w.later(time.Second, w.grow)
 	}
+	if w.damage.every > 0 {
+		w.later(time.Second, w.damageOne)
+	}
 	w.until(w.now+w.settings.length, func() bool { return false })
 	if w.check.violation != nil {
 		return
 	}
 	w.heal()
 	w.until(w.now+healWithin, w.atRest)
-	if w.check.violation == nil {
+	if w.check.violation == nil && !w.stuck() {
 		w.checkRest()
 	}
 }
@@ -342,6 +346,9 @@ func (c *Counts) add(o Counts) {
 	c.ISRChanges += o.ISRChanges
 	c.Truncations += o.Truncations
 	c.Restarts += o.Restarts
+	c.Damages += o.Damages
+	c.Withdrawals += o.Withdrawals
+	c.BegunAnew += o.BegunAnew
 	c.Crashes += o.Crashes
 	c.MachineCrashes += o.MachineCrashes
 	c.CleanStops += o.CleanStops

@@ -45,6 +45,7 @@ func TestSeeds(t *testing.T) {
 		"clean stops": total.CleanStops, "duplicates": total.Duplicates, "fences": total.Fences, "terms": total.Terms, "mass losses of leases": total.MassLosses,
 		"unclean elections": total.Unclean, "deletions": total.Deletions, "truncations told to consumers": total.Truncated,
 		"leaderships of preferred replicas": total.Preferred, "changes of min.insync.replicas": total.Altered, "added replicas": total.Grown, "controllers that were superseded": total.Superseded,
+		"losses while a process runs": total.Damages, "withdrawals": total.Withdrawals, "replicas that begin anew": total.BegunAnew,
 		"coordinators that begin": total.Coordinators, "crashes of coordinators": total.CoordinatorCrashes, "loads": total.Loads, "claims that do not hold": total.FencedOff,
 		"appends with an unknown outcome": total.Doubtful, "assignments": total.Assignments, "partitions given up": total.Revoked, "crashes of members": total.MemberCrashes,
 		"lost memberships": total.Lost, "instances that another process has": total.InstancesFenced, "commits": total.Committed, "refused commits": total.CommitsRefused,
