@@ -235,23 +235,24 @@ func TestResetOffsets(t *testing.T) {
 	succeed(t, "", "consume", topic, "--group", group, "--from-beginning", "--exit-at-end")
 	const head = "TOPIC PARTITION OLD-OFFSET NEW-OFFSET LAG NOTE "
 	const plan = "nothing was moved: this is the plan, and --execute carries it out while the group has no members\n"
+	moved := fmt.Sprintf("moved: group %q goes on at the new offsets\n", group)
 	file := filepath.Join(t.TempDir(), "offsets.csv")
 	saved := fmt.Sprintf("%s,0,7\n%[1]s,1,4\n", topic)
 	for _, test := range []struct{ args, want, says string }{
 		{"--topic " + topic + " --to-earliest", topic + " 0 10 3 7 - " + topic + " 1 4 0 4 -", plan},
 		// It was the plan only.
-		{"--topic " + topic + ":0 --shift-by -3 --execute", topic + " 0 10 7 3 -", ""},
+		{"--topic " + topic + ":0 --shift-by -3 --execute", topic + " 0 10 7 3 -", moved},
 		{"--all-topics --shift-by 0 --export " + file, topic + " 0 7 7 3 unchanged " + topic + " 1 4 4 0 unchanged", plan},
 		{"--all-topics --shift-by -2", topic + " 0 7 5 5 - " + topic + " 1 4 2 2 -", plan},
 		{"--all-topics --shift-by 2", topic + " 0 7 9 1 - " + topic + " 1 4 4 0 clamped: 6 lies beyond the end of the log", plan},
-		{"--all-topics --shift-by -100 --execute", topic + " 0 7 3 7 clamped: -93 lies before the first record of the log " + topic + " 1 4 0 4 clamped: -96 lies before the first record of the log", ""},
+		{"--all-topics --shift-by -100 --execute", topic + " 0 7 3 7 clamped: -93 lies before the first record of the log " + topic + " 1 4 0 4 clamped: -96 lies before the first record of the log", moved},
 		{"--topic " + topic + " --to-offset 2", topic + " 0 3 3 7 clamped: 2 lies before the first record of the log " + topic + " 1 0 2 2 -", plan},
-		{"--topic " + topic + " --to-offset 99 --execute", topic + " 0 3 10 0 clamped: 99 lies beyond the end of the log " + topic + " 1 0 4 0 clamped: 99 lies beyond the end of the log", ""},
+		{"--topic " + topic + " --to-offset 99 --execute", topic + " 0 3 10 0 clamped: 99 lies beyond the end of the log " + topic + " 1 0 4 0 clamped: 99 lies beyond the end of the log", moved},
 		{"--topic " + topic + ":1 --to-datetime 2001-01-01T00:00:00Z", topic + " 1 4 0 4 -", plan},
 		{"--topic " + topic + ":1 --to-datetime 2201-01-01T00:00:00Z", topic + " 1 4 4 0 no record is as young: the end of the log", plan},
 		{"--topic " + topic + ":1 --by-duration 1h", topic + " 1 4 0 4 -", plan},
-		{"--from-file " + file + " --execute", topic + " 0 10 7 3 - " + topic + " 1 4 4 0 unchanged", ""},
-		{"--topic " + topic + ":0 --to-latest --execute", topic + " 0 7 10 0 -", ""},
+		{"--from-file " + file + " --execute", topic + " 0 10 7 3 - " + topic + " 1 4 4 0 unchanged", moved},
+		{"--topic " + topic + ":0 --to-latest --execute", topic + " 0 7 10 0 -", moved},
 	} {
 		got := succeed(t, "", append([]string{"groups", "reset-offsets", group}, strings.Fields(test.args)...)...)
 		if squeeze(got.stdout) != head+test.want || got.stderr != test.says {

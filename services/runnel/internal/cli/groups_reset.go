@@ -320,6 +320,8 @@ func (p *program) printPlan(group string, plan runnel.ResetPlan, execute, byTime
 		return failf("nothing was moved")
 	case !execute:
 		p.notef("nothing was moved: this is the plan, and --execute carries it out while the group has no members")
+	default:
+		p.notef("moved: group %q goes on at the new offsets", group)
 	}
 	return nil
 }

@@ -117,7 +117,7 @@ func TestPrintPlan(t *testing.T) {
 		says, failed string
 	}{
 		{"plan", runnel.ResetPlan{Offsets: moved}, false, table + "nothing was moved: this is the plan, and --execute carries it out while the group has no members\n", ""},
-		{"executed", runnel.ResetPlan{Offsets: moved, Executed: true}, true, table, ""},
+		{"executed", runnel.ResetPlan{Offsets: moved, Executed: true}, true, table + "moved: group \"g\" goes on at the new offsets\n", ""},
 		{"failed", runnel.ResetPlan{Offsets: failed}, true,
 			"TOPIC  PARTITION  OLD-OFFSET  NEW-OFFSET  LAG  NOTE\nt      0          5           -           -    t-0 has no leader\n",
 			"nothing was moved: the offset of a partition cannot be, for the reason in its line"},
