@@ -805,7 +805,10 @@ type PartitionPosition struct {
 	// Partition, from 0. Set by the client.
 	Partition int32 `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
 	// Position to resolve. Set by the client.
-	Position      *v1.StartPosition `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	Position *v1.StartPosition `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	// 16 bytes that name the topic for good; unset skips the check. Set by the
+	// client.
+	TopicId       []byte `protobuf:"bytes,4,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,6 +860,13 @@ func (x *PartitionPosition) GetPartition() int32 {
 func (x *PartitionPosition) GetPosition() *v1.StartPosition {
 	if x != nil {
 		return x.Position
+	}
+	return nil
+}
+
+func (x *PartitionPosition) GetTopicId() []byte {
+	if x != nil {
+		return x.TopicId
 	}
 	return nil
 }
@@ -1285,11 +1295,12 @@ const file_runnel_storage_v1_log_proto_rawDesc = "" +
 	"\x12ListOffsetsRequest\x12D\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2$.runnel.storage.v1.PartitionPositionR\n" +
-	"partitions\"\x81\x01\n" +
+	"partitions\"\x9c\x01\n" +
 	"\x11PartitionPosition\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x128\n" +
-	"\bposition\x18\x03 \x01(\v2\x1c.runnel.log.v1.StartPositionR\bposition\"Y\n" +
+	"\bposition\x18\x03 \x01(\v2\x1c.runnel.log.v1.StartPositionR\bposition\x12\x19\n" +
+	"\btopic_id\x18\x04 \x01(\fR\atopicId\"Y\n" +
 	"\x13ListOffsetsResponse\x12B\n" +
 	"\n" +
 	"partitions\x18\x01 \x03(\v2\".runnel.storage.v1.PartitionOffsetR\n" +

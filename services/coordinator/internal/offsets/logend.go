@@ -171,7 +171,7 @@ func (l *Leaders) sendEnds(ctx context.Context, batch []*asker[*endQuestion]) {
 			if _, known := at[end.partition]; !known {
 				at[end.partition] = len(asked)
 				asked = append(asked, end)
-				positions = append(positions, Position{Topic: end.topic, Index: end.partition.Index, At: Latest})
+				positions = append(positions, Position{Topic: end.topic, ID: end.partition.Topic[:], Index: end.partition.Index, At: Latest})
 			}
 		}
 	}

@@ -1,7 +1,9 @@
 package offsets
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	metadatav1 "github.com/runnel-mesh/runnel/gen/runnel/metadata/v1"
 	storagev1 "github.com/runnel-mesh/runnel/gen/runnel/storage/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/storage/v1/storagev1connect"
@@ -25,6 +28,8 @@ type lister struct {
 	mu    sync.Mutex
 	sizes []int
 	delay time.Duration
+	// topic is the id of the topic that it leads.
+	topic []byte
 }
 
 func (l *lister) ListOffsets(ctx context.Context, req *storagev1.ListOffsetsRequest) (*storagev1.ListOffsetsResponse, error) {
@@ -37,8 +42,12 @@ func (l *lister) ListOffsets(ctx context.Context, req *storagev1.ListOffsetsRequ
 	defer l.mu.Unlock()
 	l.sizes = append(l.sizes, len(req.GetPartitions()))
 	res := &storagev1.ListOffsetsResponse{}
-	for range req.GetPartitions() {
-		res.Partitions = append(res.Partitions, &storagev1.PartitionOffset{Offset: 100})
+	for _, asked := range req.GetPartitions() {
+		answer := &storagev1.PartitionOffset{Offset: 100}
+		if !bytes.Equal(asked.GetTopicId(), l.topic) {
+			answer = &storagev1.PartitionOffset{Offset: -1, Failure: &errorsv1.Failure{Reason: errorsv1.Reason_REASON_TOPIC_NOT_FOUND, Message: "another topic has the name"}}
+		}
+		res.Partitions = append(res.Partitions, answer)
 	}
 	return res, nil
 }
@@ -52,6 +61,7 @@ func TestEndsAreAskedForTogether(t *testing.T) {
 		storagev1connect.RegisterLogServiceHandler(server, l)
 		topic := &metadatav1.Topic{TopicId: make([]byte, 16), Name: "t", PartitionCount: 4}
 		topic.TopicId[0] = 1
+		l.topic = topic.TopicId
 		for i := range int32(4) {
 			topic.Partitions = append(topic.Partitions, &metadatav1.Partition{Partition: i, LeaderId: 1, LeaderEpoch: 3, Replicas: []int32{1}, Isr: []int32{1}, LastLeaderId: -1})
 		}
@@ -93,6 +103,11 @@ func TestEndsAreAskedForTogether(t *testing.T) {
 		if fmt.Sprint(l.sizes) != "[1 4 1 1]" {
 			t.Errorf("requests for the ends of %v partitions", l.sizes)
 		}
+		// The topic was deleted, and another was created under its name, which the
+		// coordinator has yet to hear of.
+		l.topic = make([]byte, 16)
+		ask(LogEnd{Err: errors.New("another topic")}, 0, 101)
+		asking.Wait()
 		l.delay = time.Minute
 		begun := time.Now()
 		for range 3 {

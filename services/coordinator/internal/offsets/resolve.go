@@ -23,6 +23,9 @@ const (
 // Position is a position in a partition.
 type Position struct {
 	Topic string
+	// ID is that of the topic, so that another one under its name does not answer; nil for
+	// whichever has the name.
+	ID    []byte
 	Index int32
 	At    *logv1.StartPosition
 }
@@ -72,7 +75,7 @@ func (l *Leaders) Resolve(ctx context.Context, positions []Position) []Resolved 
 			open[node], requests = r, append(requests, r)
 		}
 		r.at = append(r.at, i)
-		r.positions = append(r.positions, &storagev1.PartitionPosition{Topic: p.Topic, Partition: p.Index, Position: p.At})
+		r.positions = append(r.positions, &storagev1.PartitionPosition{Topic: p.Topic, TopicId: p.ID, Partition: p.Index, Position: p.At})
 	}
 	turns := make(chan struct{}, maxLeaders)
 	var asking sync.WaitGroup
@@ -135,7 +138,7 @@ func (l *Leaders) Ends(ctx context.Context, n int, partition func(i int) (topic 
 	positions := make([]Position, 0, 2*n)
 	for i := range n {
 		topic, index := partition(i)
-		positions = append(positions, Position{topic, index, Earliest}, Position{topic, index, Latest})
+		positions = append(positions, Position{Topic: topic, Index: index, At: Earliest}, Position{Topic: topic, Index: index, At: Latest})
 	}
 	resolved := l.Resolve(ctx, positions)
 	out := make([]Ends, n)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -406,6 +407,7 @@ func TestListOffsets(t *testing.T) {
 		position("orders", earliest()), position("orders", latest()), position("orders", nil), position("orders", offset(2)), position("orders", offset(9)),
 		position("orders", at(1500)), position("orders", at(9000)), position("moved", latest()), position("nowhere", latest()), position("orders", offset(-4)),
 		position("orders", &logv1.StartPosition{Position: &logv1.StartPosition_Time{Time: &timestamppb.Timestamp{Nanos: -1}}}),
+		{Topic: "orders", TopicId: bytes.Repeat([]byte{7}, 16), Position: latest()},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -421,6 +423,7 @@ func TestListOffsets(t *testing.T) {
 		{offset: 0, epoch: 0}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: 2, epoch: 0, before: new(int32(0))}, {offset: -1, reason: errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE},
 		{offset: 1, ms: 2000, before: new(int32(0))}, {offset: 4, epoch: 1, before: new(int32(1))}, {offset: -1, reason: errorsv1.Reason_REASON_NOT_LEADER}, {offset: -1, reason: errorsv1.Reason_REASON_TOPIC_NOT_FOUND},
 		{offset: -1, reason: errorsv1.Reason_REASON_INVALID_REQUEST}, {offset: -1, reason: errorsv1.Reason_REASON_INVALID_REQUEST},
+		{offset: -1, reason: errorsv1.Reason_REASON_TOPIC_NOT_FOUND},
 	} {
 		got := res.GetPartitions()[i]
 		if got.GetOffset() != want.offset || got.GetLeaderEpoch() != want.epoch || got.GetFailure().GetReason() != want.reason || (got.Time != nil) != (want.ms > 0) {

@@ -91,7 +91,7 @@ func (s *Server) eachPosition(ctx context.Context, in []*storagev1.PartitionPosi
 }
 
 func (s *Server) listOffset(ctx context.Context, in *storagev1.PartitionPosition, out *storagev1.PartitionOffset) error {
-	p, err := s.replicas.Partition(ctx, in.GetTopic(), nil, in.GetPartition())
+	p, err := s.replicas.Partition(ctx, in.GetTopic(), in.GetTopicId(), in.GetPartition())
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (s *Server) deleteRecords(ctx context.Context, in *storagev1.PartitionPosit
 	if strings.HasPrefix(in.GetTopic(), "__") {
 		return nil, errInternalTopic(in.GetTopic())
 	}
-	p, err := s.replicas.Partition(ctx, in.GetTopic(), nil, in.GetPartition())
+	p, err := s.replicas.Partition(ctx, in.GetTopic(), in.GetTopicId(), in.GetPartition())
 	if err != nil {
 		return nil, err
 	}
