@@ -27,7 +27,10 @@ const (
 	ResetEarliest
 	// ResetLatest goes on at the end of the partition. A member of a group commits where
 	// that was before it gets a record from there, also if committing is left to the
-	// program: whoever comes after it would begin at a later end.
+	// program: whoever comes after it would begin at a later end. Of a partition that is
+	// added to a topic later, the group has no offset either: what is written there before
+	// a member has found it is passed over (in Kafka, KAFKA-12478). A group that must not
+	// miss that has ResetEarliest, and begins at the end by a reset of its offsets.
 	ResetLatest
 )
 
