@@ -95,8 +95,8 @@ func (p *program) inspect(ctx context.Context, dir string, verify bool) (*storag
 	if err != nil {
 		return nil, err
 	}
-	if found.Identity.DirectoryID == [16]byte{} && len(found.Volumes) == 0 {
-		return nil, failf("%s is not the data directory of a storage node: it has no identity and no volumes; give the directory that the node has as --data-dir", found.Dir)
+	if found.Vacant || found.Identity.DirectoryID == [16]byte{} && len(found.Volumes) == 0 {
+		return nil, failf("%s is not the data directory of a storage node: it has neither volumes nor a list of them; give the directory that the node has as --data-dir", found.Dir)
 	}
 	return found, nil
 }

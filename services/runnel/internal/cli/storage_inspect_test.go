@@ -101,12 +101,24 @@ func TestInspectRefuses(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	other := t.TempDir()
+	for _, name := range []string{"node.json", "node.copy.json"} {
+		raw, err := os.ReadFile(filepath.Join(shared.dir, "metadata", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(other, name), raw, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, command := range []string{"inspect", "verify"} {
 		for dir, want := range map[string]string{
 			shared.dir: `data directory ` + shared.dir + `/storage is in use by .*; stop that one.*`,
 			none:       `there is no data directory ` + none + `; check the path.*`,
-			empty:      empty + ` is not the data directory of a storage node: it has no identity and no volumes; give the directory that the node has as --data-dir`,
-			file:       `.*` + file + `.*`,
+			empty:      empty + ` is not the data directory of a storage node: it has neither volumes nor a list of them; give the directory that the node has as --data-dir`,
+			// It has an identity.
+			other: other + ` is not the data directory of a storage node: .*`,
+			file:  `.*` + file + `.*`,
 		} {
 			got := runWith(t, nil, nil, "storage", command, dir)
 			if got.code != exitFailure || got.stdout != "" || !regexp.MustCompile(`^runnel: `+want+`\n$`).MatchString(got.stderr) {

@@ -101,6 +101,9 @@ func (i *inspector) run() error {
 		i.damaged(Damage{File: datadir.IdentityFile, Reason: err.Error()})
 	}
 	i.out.Identity = identity
+	if i.out.Vacant, err = i.vacant(); err != nil {
+		return err
+	}
 	if err := i.listVolumes(); err != nil {
 		return err
 	}
@@ -145,6 +148,16 @@ func (i *inspector) run() error {
 		}
 	}
 	return nil
+}
+
+// vacant says that there is nothing of what a store makes when it begins or ends.
+func (i *inspector) vacant() (bool, error) {
+	for _, name := range []string{volumesFolder, listFile, cleanFile} {
+		if _, err := os.Stat(i.dir.Path(name)); !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // open calls f with the entries of a volume. What damage it meets is noted; the

@@ -24,6 +24,9 @@ type Inspection struct {
 	// Dir is the absolute path of the store's directory.
 	Dir      string
 	Identity Identity
+	// Vacant says that nothing in the directory is a store's, whoever's it is: that of
+	// another service has an identity, too.
+	Vacant bool
 	// Clean says that the last process stopped in good order.
 	Clean bool
 	// Verified says that everything was read.
