@@ -315,10 +315,11 @@ func (r *Replica) SetFailed(failed bool) {
 	r.advance()
 }
 
-// BeginsAnew says that a failed replica may drop what it has and follow from
+// beginsAnew says that a failed replica may drop what it has and follow from
 // nothing: nobody counts on it, nor can the leader be about to admit it for a position
-// that it has told in this leader epoch.
-func (r *Replica) BeginsAnew() bool {
+// that it has told in this leader epoch. It does so once its leader has answered: what
+// is left of its log may be the best that there is where the leader has lost records too.
+func (r *Replica) beginsAnew() bool {
 	return r.failed && r.role == Following && !r.countedOn()
 }
 
@@ -455,9 +456,16 @@ type Position struct {
 
 // Position returns where a follower stands, for its leader. There is none while
 // records are queued that came in an earlier epoch: the leader must compare them,
-// or what it sends to follow its own records at their end would follow these.
+// or what it sends to follow its own records at their end would follow these. A replica
+// that has lost records has none while somebody counts on it, and then that of an empty
+// log: it claims nothing, and asks for all.
 func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
-	if r.role != Following || r.logEnd < r.settled || r.failed {
+	switch {
+	case r.role != Following || r.logEnd < r.settled:
+		return Position{}, false
+	case r.beginsAnew():
+		return Position{Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch, LastEpoch: NoEpoch}, true
+	case r.failed:
 		return Position{}, false
 	}
 	r.stated = true
@@ -640,7 +648,13 @@ type Receive struct {
 // note of its high watermark. What was sent to an earlier process of the node is
 // for others to keep away.
 func (r *Replica) Receive(in Replicated) Receive {
-	if r.role != Following || in.LeaderEpoch != r.assignment.LeaderEpoch || in.Follows != r.next || r.logEnd < r.settled {
+	if r.role != Following || in.LeaderEpoch != r.assignment.LeaderEpoch || r.logEnd < r.settled {
+		return Receive{}
+	}
+	if r.failed {
+		return r.receiveAnew(in)
+	}
+	if in.Follows != r.next {
 		return Receive{}
 	}
 	switch {
@@ -658,6 +672,21 @@ func (r *Replica) Receive(in Replicated) Receive {
 	r.coordinatorEpoch = max(r.coordinatorEpoch, in.CoordinatorEpoch)
 	r.advance()
 	return Receive{Outcome: ReceiveAppends, LogStart: min(in.LogStart, next)}
+}
+
+// receiveAnew decides what a replica that has lost records makes of an answer: its leader
+// has answered the position of an empty log, so that it can be followed from nothing.
+// Where the leader does not say where, that is at the log start, which never goes back.
+func (r *Replica) receiveAnew(in Replicated) Receive {
+	switch {
+	case !r.beginsAnew() || in.Follows != 0:
+		return Receive{}
+	case in.Restarts:
+		return r.receiveRestart(in)
+	default:
+		r.coordinatorEpoch = max(r.coordinatorEpoch, in.CoordinatorEpoch)
+		return Receive{Outcome: ReceiveRestarts, Offset: r.startWritten}
+	}
 }
 
 // receiveRestart decides about an order to begin anew. Once the logs have agreed

@@ -67,8 +67,8 @@ func TestReplicaFailedAlone(t *testing.T) {
 	}
 }
 
-// A follower that has lost records has no position, and begins anew only while
-// nobody counts on it.
+// A follower that has lost records has no position while somebody counts on it, and
+// then that of an empty log.
 func TestReplicaFailedFollower(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -85,10 +85,10 @@ func TestReplicaFailedFollower(t *testing.T) {
 		p := assigned(1, 5, 7, test.isr)
 		p.ELR = test.elr
 		r.Apply(p, start)
-		if at, ok := r.Position(20); ok {
-			t.Errorf("%s: it has the position %+v", test.name, at)
+		if at, ok := r.Position(20); ok != test.begins || ok && (at.LogEnd != 0 || at.LastEpoch != NoEpoch) {
+			t.Errorf("%s: it has the position %+v, %t", test.name, at, ok)
 		}
-		if got := r.BeginsAnew(); got != test.begins {
+		if got := r.beginsAnew(); got != test.begins {
 			t.Errorf("%s: begins anew: %t", test.name, got)
 		}
 		r.Restart(0)
@@ -100,7 +100,7 @@ func TestReplicaFailedFollower(t *testing.T) {
 	r := NewReplica(2, 2, ReplicaLog{})
 	r.SetFailed(true)
 	r.Apply(assigned(cluster.NoNode, 5, 7, nil), start)
-	if r.BeginsAnew() {
+	if r.beginsAnew() {
 		t.Error("it begins anew without a leader")
 	}
 }
@@ -118,7 +118,7 @@ func TestReplicaWithdraws(t *testing.T) {
 	}
 	r.SetFailed(true)
 	for range 2 {
-		if r.BeginsAnew() || !r.Propose(start, maxLag, everyone) {
+		if r.beginsAnew() || !r.Propose(start, maxLag, everyone) {
 			t.Fatal("it begins anew though its leader knows a position of it")
 		}
 		proposal, ok := r.Proposal()
@@ -131,13 +131,46 @@ func TestReplicaWithdraws(t *testing.T) {
 	}
 	p.LeaderEpoch, p.PartitionEpoch, p.ISR = 6, p.PartitionEpoch+1, ids{1, 2}
 	r.Apply(p, start)
-	if r.BeginsAnew() || !r.Propose(start, maxLag, everyone) {
+	if r.beginsAnew() || !r.Propose(start, maxLag, everyone) {
 		t.Error("it begins anew in the ISR")
 	}
 	p.PartitionEpoch, p.ISR = p.PartitionEpoch+1, ids{1}
 	r.Answer(p.PartitionEpoch-1, p, start)
-	if _, ok := r.Proposal(); ok || !r.BeginsAnew() {
+	if _, ok := r.Proposal(); ok || !r.beginsAnew() {
 		t.Error("it does not begin anew though nobody counts on it")
+	}
+}
+
+// A follower that has lost records drops what is left only once its leader has answered,
+// in this epoch, what it asked as an empty log.
+func TestReplicaBeginsAnewOnceAnswered(t *testing.T) {
+	t.Parallel()
+	r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 5}}, LogStart: 5, LogEnd: 20, HighWatermark: 10, CoordinatorEpoch: 3})
+	r.SetFailed(true)
+	r.Apply(assigned(1, 5, 7, ids{1, 3}), start)
+	for _, test := range []struct {
+		name string
+		in   Replicated
+		want Receive
+	}{
+		{"another epoch", Replicated{LeaderEpoch: 4}, Receive{}},
+		{"to follow what it had", Replicated{LeaderEpoch: 5, Follows: 20}, Receive{}},
+		{"from the beginning", Replicated{LeaderEpoch: 5, Batches: []BatchBounds{{0, 9, 1}}}, Receive{Outcome: ReceiveRestarts, Offset: 5}},
+		{"nothing to send", Replicated{LeaderEpoch: 5, CoordinatorEpoch: 8}, Receive{Outcome: ReceiveRestarts, Offset: 5}},
+		{"from above", Replicated{LeaderEpoch: 5, Restarts: true, RestartOffset: 12}, Receive{Outcome: ReceiveRestarts, Offset: 12}},
+		{"from nowhere", Replicated{LeaderEpoch: 5, Restarts: true, RestartOffset: -1}, Receive{Outcome: ReceiveInvalid}},
+	} {
+		if got := r.Receive(test.in); got != test.want {
+			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+	if r.CoordinatorEpoch() != 8 {
+		t.Errorf("the coordinator epoch is %d", r.CoordinatorEpoch())
+	}
+	p := assigned(1, 5, 8, ids{1, 2, 3})
+	r.Apply(p, start)
+	if got := r.Receive(Replicated{LeaderEpoch: 5}); got != (Receive{}) {
+		t.Errorf("in the ISR: %+v", got)
 	}
 }
 

@@ -47,16 +47,6 @@ func (w *world) damageOne() {
 	r.rules.SetFailed(true)
 }
 
-// beginAnew drops what is left of a log that has lost records, once nobody counts on it.
-func (r *replica) beginAnew() {
-	if r.cutting || !r.rules.BeginsAnew() || r.rules.Next() != r.rules.LogEnd() || r.rules.LogStart() != r.rules.StartWritten() {
-		return
-	}
-	r.note("begins anew", r.rules.LogStart(), r.rules.LogEnd())
-	r.w.counts.BegunAnew++
-	r.restart(r.rules.StartWritten())
-}
-
 // stuck says that somebody leads who has lost records and is the only one in sync: it
 // takes no more until an operator gives up what it has.
 func (w *world) stuck() bool {

@@ -109,9 +109,6 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		return
 	}
 	defer r.probed(in)
-	if r.file.failed && !in.Restarts {
-		return
-	}
 	d := r.rules.Receive(in)
 	switch d.Outcome {
 	case rules.ReceiveDropped:
@@ -145,6 +142,9 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		}
 		r.note("restarts", r.rules.Next(), d.Offset)
 		r.w.counts.Restarts++
+		if r.file.failed {
+			r.w.counts.BegunAnew++
+		}
 		if r.w.check.partitions[r.index].unclean == rules.NoEpoch && !r.n.lossy[r.index] {
 			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)
 		}

@@ -266,7 +266,6 @@ func (r *replica) tick() {
 	switch r.rules.Role() {
 	case rules.Following:
 		r.propose()
-		r.beginAnew()
 		r.fetch()
 	case rules.Leading:
 		r.propose()

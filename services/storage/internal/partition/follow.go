@@ -18,7 +18,7 @@ const maxForeignBytes = 32 << 20
 
 // Position returns where a follower stands, for its leader; false where it does not
 // follow, has not yet written what it queued before the present epoch, or has lost
-// something, so that a position would claim what is not there.
+// something and is counted on, see [rules.Replica.Position].
 func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 	p.lock()
 	defer p.mu.Unlock()
@@ -29,44 +29,13 @@ func (p *Partition) Position(epoch cluster.NodeEpoch) (rules.Position, bool) {
 	return p.replica.Position(epoch)
 }
 
-// BeginsAnew says that [Partition.BeginAnew] would make a position of a log that has
-// lost something, see [rules.Replica.BeginsAnew].
-func (p *Partition) BeginsAnew() bool {
-	p.lock()
-	defer p.mu.Unlock()
-	return p.beginsAnewLocked()
-}
-
-func (p *Partition) beginsAnewLocked() bool {
-	p.replica.SetFailed(p.log.Failed() != nil)
-	return p.unavailable == nil && p.replica.BeginsAnew()
-}
-
-// BeginAnew drops what is left of a log that has lost something, where
-// [Partition.BeginsAnew] says so: its leader sends all of it.
-func (p *Partition) BeginAnew(ctx context.Context) error {
-	p.appending.Lock()
-	defer p.appending.Unlock()
-	p.lock()
-	due, start := p.beginsAnewLocked(), p.replica.StartWritten()
-	p.mu.Unlock()
-	if !due {
-		return nil
-	}
-	if err := p.restart(ctx, start); err != nil {
-		return err
-	}
-	p.lock()
-	defer p.mu.Unlock()
-	p.replica.SetFailed(p.log.Failed() != nil)
-	return nil
-}
-
 // Received is what has become of what a leader sent.
 type Received struct {
 	Outcome rules.ReceiveOutcome
 	// Writes says that something is written, so that the position will change.
 	Writes bool
+	// Anew says that a log which had lost records was dropped: its leader sends all.
+	Anew bool
 }
 
 // Receive takes what the leader has sent: the bounds of its batches stand in in,
@@ -134,6 +103,8 @@ func (p *Partition) receive(ctx context.Context, in rules.Replicated, headers []
 		p.mu.Unlock()
 		return Received{}, false, err
 	}
+	failed := p.log.Failed() != nil
+	p.replica.SetFailed(failed)
 	before := p.replica.HighWatermark()
 	decision := p.replica.Receive(in)
 	p.movedLocked(before)
@@ -148,7 +119,7 @@ func (p *Partition) receive(ctx context.Context, in rules.Replicated, headers []
 		out.Writes, wrote = true, true
 		err = p.truncate(ctx, decision.Offset)
 	case rules.ReceiveRestarts:
-		out.Writes, wrote = true, true
+		out.Writes, out.Anew, wrote = true, failed, true
 		err = p.restart(ctx, decision.Offset)
 	default:
 		err = p.foreign(in.Follows, fmt.Errorf("it does not continue a log that ends at %d", in.Follows))
@@ -298,6 +269,7 @@ func (p *Partition) restart(ctx context.Context, offset int64) error {
 	}
 	p.lock()
 	p.replica.Restart(offset)
+	p.replica.SetFailed(p.log.Failed() != nil)
 	p.checkpointed = offset
 	p.host.tails.drop(&p.tail)
 	p.mu.Unlock()

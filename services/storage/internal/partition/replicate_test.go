@@ -405,38 +405,33 @@ func TestFailedReplicaBeginsAnew(t *testing.T) {
 	s.catchUp(one, two)
 	two.log(s).Fail("a test says so")
 	for range 2 {
-		if at, ok := two.p.Position(two.epoch); ok || two.p.BeginsAnew() {
-			t.Fatalf("in the ISR, it has the position %+v, and begins anew: %t", at, two.p.BeginsAnew())
+		if at, ok := two.p.Position(two.epoch); ok {
+			t.Fatalf("in the ISR, it has the position %+v", at)
 		}
 		s.restart(two)
 	}
 	s.agree(func(p *cluster.Partition) { p.ISR = []cluster.NodeID{1} }, one, two)
-	if !two.p.BeginsAnew() {
-		t.Fatal("it does not begin anew")
-	}
-	if err := two.p.BeginAnew(t.Context()); err != nil {
-		t.Fatal(err)
+	// Until its leader has answered it drops nothing.
+	if at, ok := two.p.Position(two.epoch); !ok || at.LogEnd != 0 || two.log(s).Failed() == nil {
+		t.Fatalf("it has the position %+v, %t", at, ok)
 	}
 	s.catchUp(one, two)
 	s.same(0, one, two)
-	if two.p.BeginsAnew() || two.store.Damaged() {
+	if two.log(s).Failed() != nil || two.store.Damaged() {
 		t.Error("it counts as failed still")
 	}
 	// What is lost now may be what a leader is about to admit it for: it withdraws what
 	// it has stated first.
 	two.log(s).Fail("again")
-	if two.p.BeginsAnew() || !two.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
+	if _, ok := two.p.Position(two.epoch); ok || !two.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
 		t.Fatal("it begins anew in the leader epoch in which it has shown a position")
 	}
 	if proposal, ok := two.p.Proposal(); !ok || !proposal.Withdraws {
 		t.Fatalf("it proposes %+v", proposal)
 	}
 	s.agree(func(p *cluster.Partition) { p.LeaderEpoch++ }, one, two)
-	if _, ok := two.p.Proposal(); ok || !two.p.BeginsAnew() {
-		t.Fatal("withdrawn it does not begin anew")
-	}
-	if err := two.p.BeginAnew(t.Context()); err != nil {
-		t.Fatal(err)
+	if _, ok := two.p.Proposal(); ok {
+		t.Fatal("withdrawn it withdraws again")
 	}
 	s.write(one, plain(t, "d"))
 	s.catchUp(one, two)

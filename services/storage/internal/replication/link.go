@@ -48,8 +48,6 @@ type link struct {
 	removed []ID
 	// postponed are those that wait for their retry.
 	postponed []*followed
-	// broken are those that have to begin anew before they have a position.
-	broken []*followed
 	// received says that the stream has brought something.
 	received bool
 }
@@ -228,7 +226,6 @@ func (l *link) state(ctx, node context.Context, rpcStream peerv1connect.Replicat
 	defer timer.Stop()
 	for {
 		req, retry := l.compose(time.Now())
-		l.mend(node)
 		if len(req.GetPositions()) > 0 {
 			if err := rpcStream.Send(req); err != nil {
 				return fmt.Errorf("send positions: %w", err)
@@ -319,9 +316,6 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 	}
 	position, ok := f.partition.Position(l.followers.epoch)
 	if !ok || position.LeaderEpoch != f.epoch {
-		if !ok && f.partition.BeginsAnew() {
-			l.broken = append(l.broken, f)
-		}
 		l.postponeLocked(f, now, minWait)
 		return nil
 	}
@@ -339,23 +333,6 @@ func (l *link) positionLocked(f *followed, now time.Time) *peerv1.FollowerPositi
 		f.asked, f.resend, f.missed = position.LogEnd, false, false
 	}
 	return m
-}
-
-// mend lets partitions begin anew that have lost something: one after the other, as
-// each waits for the disk, and this node serves others meanwhile.
-func (l *link) mend(node context.Context) {
-	l.mu.Lock()
-	broken := l.broken
-	l.broken = nil
-	l.mu.Unlock()
-	for _, f := range broken {
-		name, index := f.partition.Topic().Name, f.partition.Index()
-		if err := f.partition.BeginAnew(node); err != nil {
-			l.followers.logger.Error("a partition that has lost records cannot begin anew", "topic", name, "partition", index, "error", err)
-			continue
-		}
-		l.followers.logger.Warn("a partition that had lost records begins anew: its leader sends all of it", "topic", name, "partition", index, "leader", l.leader)
-	}
 }
 
 // postponeLocked makes the leader be asked later, after a pause that grows.
@@ -425,6 +402,10 @@ func (l *link) accept(ctx, node context.Context, data *peerv1.ReplicaData) error
 	case err != nil:
 		l.refuse(ctx, f, data.GetLeaderEpoch(), err)
 	default:
+		if received.Anew {
+			l.followers.logger.Warn("a partition that had lost records begins anew: its leader sends all of it",
+				"topic", f.partition.Topic().Name, "partition", id.Index, "leader", l.leader)
+		}
 		l.took(f, in, received.Outcome)
 	}
 	return nil
