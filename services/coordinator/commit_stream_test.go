@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -212,6 +213,45 @@ func TestStreamedCommitsAreBounded(t *testing.T) {
 		for id, res := range got {
 			if res.GetFailure() != nil || res.GetResult().GetResults()[0].GetFailure() != nil {
 				t.Errorf("request %d: %v", id, res)
+			}
+		}
+	})
+}
+
+// Large commits are not read beyond what the memory is meant for, nor are small ones with
+// large answers.
+func TestStreamedCommitsAreBoundedInBytes(t *testing.T) {
+	inMesh(t, func(t *testing.T, m *mesh) {
+		n := m.start(2, t.TempDir())
+		// Most are refused: there are not so many partitions.
+		large, many := make([]*coordinatorv1.OffsetCommit, 256), make([]*coordinatorv1.OffsetCommit, 1024)
+		for i := range large {
+			large[i] = commit(int32(i), 0)
+			large[i].Metadata = strings.Repeat("x", 4096)
+		}
+		for i := range many {
+			many[i] = commit(int32(i), 0)
+		}
+		for name, offsets := range map[string][]*coordinatorv1.OffsetCommit{"requests": large, "answers": many} {
+			s := n.commits(t)
+			s.send(0, "g", commit(0, 0))
+			s.got()
+			resume := n.pause()
+			const all = 30
+			var sent atomic.Int64
+			go func() {
+				for i := range all {
+					s.send(uint64(1+i), fmt.Sprint(name, i), offsets...)
+					sent.Add(1)
+				}
+			}()
+			synctest.Wait()
+			if got := sent.Load(); got == 0 || got > 20 {
+				t.Errorf("%s: the server takes %d commits", name, got)
+			}
+			resume()
+			if got, err := s.got(); len(got) != 1+all || err != nil {
+				t.Errorf("%s: %d are answered, %v", name, len(got), err)
 			}
 		}
 	})

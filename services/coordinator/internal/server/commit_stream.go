@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1/coordinatorv1connect"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
@@ -20,6 +22,11 @@ const (
 	// maxStreamCommits is how many commits of a stream may be unanswered before the
 	// server stops reading it. The contract names it.
 	maxStreamCommits = 256
+	// maxStreamBytes is how many bytes the unanswered commits of a stream may take before
+	// the server stops reading it; the last one may go beyond. The contract names it.
+	maxStreamBytes = 4 << 20
+	// offsetAnswerBytes is about what the answer to one offset takes that is refused.
+	offsetAnswerBytes = 256
 	// drainGrace is how long a draining stream waits for the outcome of what it has
 	// accepted.
 	drainGrace = 5 * time.Second
@@ -42,6 +49,7 @@ func (s *Server) CommitOffsetsStream(ctx context.Context, stream coordinatorv1co
 		lanes:  make(map[string]*commitLane),
 		wake:   make(chan struct{}, 1),
 		slots:  make(chan struct{}, maxStreamCommits),
+		room:   make(chan struct{}, 1),
 		left:   make(chan struct{}),
 	}
 	defer close(c.left)
@@ -60,6 +68,8 @@ type commitStream struct {
 	// slots has a token for each commit that was not answered yet. A full channel holds
 	// the client back.
 	slots chan struct{}
+	// room has a token when bytes may have fallen to maxStreamBytes.
+	room chan struct{}
 	// left is closed by the sender when it returns.
 	left chan struct{}
 
@@ -69,6 +79,8 @@ type commitStream struct {
 	// ready are commits to be answered.
 	ready       []*streamCommit
 	outstanding int
+	// bytes is what the outstanding commits take, their answers included.
+	bytes int
 	// ended says that the receiver has stopped, with endErr; io.EOF is the client's
 	// half-close.
 	ended  bool
@@ -84,7 +96,9 @@ type commitLane struct{ first, last *streamCommit }
 type streamCommit struct {
 	next *streamCommit
 	id   uint64
-	req  *coordinatorv1.CommitOffsetsRequest
+	// bytes is what it takes of maxStreamBytes.
+	bytes int
+	req   *coordinatorv1.CommitOffsetsRequest
 	// until is when its time is over, waiting in the lane included.
 	until time.Time
 	res   *coordinatorv1.CommitOffsetsResponse
@@ -113,7 +127,12 @@ func (c *commitStream) receive(ctx context.Context, stream coordinatorv1connect.
 		case <-c.left:
 			return
 		}
-		if !c.accept(ctx, &streamCommit{id: req.GetRequestId(), req: req.GetCommit(), until: time.Now().Add(commitWithin)}) {
+		commit := req.GetCommit()
+		next := &streamCommit{
+			id: req.GetRequestId(), req: commit, until: time.Now().Add(commitWithin),
+			bytes: proto.Size(commit) + offsetAnswerBytes*len(commit.GetOffsets()),
+		}
+		if !c.accept(ctx, next) || !c.waitForRoom() {
 			// What the client sends behind it is not read any more.
 			return
 		}
@@ -127,6 +146,7 @@ func (c *commitStream) accept(ctx context.Context, next *streamCommit) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outstanding++
+	c.bytes += next.bytes
 	select {
 	case <-c.server.drain.C():
 		next.err = c.server.drain.Err()
@@ -146,6 +166,24 @@ func (c *commitStream) accept(ctx context.Context, next *streamCommit) bool {
 		lane.last.next, lane.last = next, next
 	}
 	return true
+}
+
+// waitForRoom waits until what is unanswered does not take too much. It reports false when
+// the sender has left.
+func (c *commitStream) waitForRoom() bool {
+	for {
+		c.mu.Lock()
+		full := c.bytes > maxStreamBytes
+		c.mu.Unlock()
+		if !full {
+			return true
+		}
+		select {
+		case <-c.room:
+		case <-c.left:
+			return false
+		}
+	}
 }
 
 // serve carries out the commits of a group, until there are none.
@@ -211,16 +249,23 @@ func (c *commitStream) send(ctx context.Context, stream coordinatorv1connect.Off
 		ready := c.ready
 		c.ready = spare
 		c.mu.Unlock()
+		answered := 0
 		for _, one := range ready {
 			if err := stream.Send(c.response(ctx, one)); err != nil {
 				return err
 			}
 			<-c.slots
+			answered += one.bytes
 		}
 		c.mu.Lock()
 		c.outstanding -= len(ready)
+		c.bytes -= answered
 		outstanding, ended, err := c.outstanding, c.ended, c.endErr
 		c.mu.Unlock()
+		select {
+		case c.room <- struct{}{}:
+		default:
+		}
 		clear(ready)
 		spare = ready[:0]
 		switch {

@@ -87,8 +87,9 @@ type OffsetServiceClient interface {
 	// of what a call costs. Requests are pipelined, and each gets exactly one response.
 	// Those of one group are carried out in their order; groups overtake each other. A
 	// failed request fails alone; the stream goes on. The server holds the client back
-	// while 256 requests of the stream are without a response. What is unanswered when the
-	// stream ends may have been carried out, but is not carried out any more soon after.
+	// while 256 requests of the stream are without a response, or about 4 MiB of them and
+	// of what is to be answered. What is unanswered when the stream ends may have been
+	// carried out, but is not carried out any more soon after.
 	CommitOffsetsStream(context.Context) (OffsetServiceCommitOffsetsStreamClientStream, error)
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
@@ -153,8 +154,9 @@ type OffsetServiceHandler interface {
 	// of what a call costs. Requests are pipelined, and each gets exactly one response.
 	// Those of one group are carried out in their order; groups overtake each other. A
 	// failed request fails alone; the stream goes on. The server holds the client back
-	// while 256 requests of the stream are without a response. What is unanswered when the
-	// stream ends may have been carried out, but is not carried out any more soon after.
+	// while 256 requests of the stream are without a response, or about 4 MiB of them and
+	// of what is to be answered. What is unanswered when the stream ends may have been
+	// carried out, but is not carried out any more soon after.
 	CommitOffsetsStream(context.Context, OffsetServiceCommitOffsetsStreamServerStream) error
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
