@@ -163,6 +163,36 @@ func TestSlowReaderGetsTheNewest(t *testing.T) {
 	})
 }
 
+// A commit that its caller has given up before the shard took it is not carried out: it
+// may come behind a newer one.
+func TestGivenUpIsNotCarriedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := coordinate(t, &memoryLog{})
+		orders := rules.Partition{Topic: cluster.TopicID{15: 1}}
+		at := func(offset int64) *rules.Commit {
+			return &rules.Commit{Group: "g", Offsets: []rules.CommitOffset{{Partition: orders, TopicName: "orders", Offset: offset, LeaderEpoch: -1}}}
+		}
+		if _, err := h.Do(t.Context(), 0, at(200)); err != nil {
+			t.Fatal(err)
+		}
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 50 { // Whether it comes as far as the shard is a matter of chance.
+			if _, err := h.Do(over, 0, at(100)); err == nil {
+				t.Fatal("it was answered")
+			}
+			synctest.Wait()
+		}
+		found, err := h.Do(t.Context(), 0, &rules.Fetch{Group: "g"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if records, _ := found.([]*rules.OffsetRecord); len(records) != 1 || records[0].Offset != 200 {
+			t.Errorf("committed is an older offset: %+v", *records[0])
+		}
+	})
+}
+
 // When the host ends, nobody waits on.
 func TestEndRefusesAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -78,6 +78,8 @@ type submission struct {
 	request rules.Request
 	done    chan<- answer
 	stream  *Stream
+	// abandoned is closed when nobody waits for done any more; nil without.
+	abandoned <-chan struct{}
 }
 
 // answer is what became of a request.
@@ -161,7 +163,15 @@ func (s *shard) takeMore() {
 	}
 }
 
+// submit takes a request, unless its caller has given it up: one that was on its way here
+// for long must not undo what the caller has asked for since, such as an older commit a
+// newer one.
 func (s *shard) submit(r submission) {
+	select {
+	case <-r.abandoned:
+		return
+	default:
+	}
 	switch {
 	case r.done != nil:
 		s.calls[r.ticket] = r.done
@@ -364,7 +374,7 @@ func (s *shard) report(ctx context.Context, what string, outcome rules.Outcome, 
 // do submits a request and waits for its answer.
 func (s *shard) do(ctx context.Context, request rules.Request) (any, error) {
 	done := make(chan answer, 1)
-	if err := s.send(ctx, submission{ticket: s.host.ticket(), request: request, done: done}); err != nil {
+	if err := s.send(ctx, submission{ticket: s.host.ticket(), request: request, done: done, abandoned: ctx.Done()}); err != nil {
 		return nil, err
 	}
 	select {
