@@ -4,24 +4,19 @@ package main
 
 import (
 	"os"
-	"runtime/debug"
+	"sync"
 
 	"github.com/runnel-mesh/runnel/services/runnel/internal/cli"
 )
 
-// garbage is how much garbage there may be before it is collected, in percent of what
-// is alive. Most of what a server has in memory is there for long, a stream for each
-// member of a group, say: with Go's 100 percent a quarter more memory is taken for less
-// than 1 % of the processor. GOGC says otherwise.
-const garbage = 75
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(garbage)
-	}
 	// Without it the program does in this process what is better done in another.
 	executable, _ := os.Executable()
 	ctx, stop := cli.UntilInterrupted()
+	var pacing sync.WaitGroup
+	if os.Getenv("GOGC") == "" {
+		pacing.Go(func() { pace(ctx) })
+	}
 	code := cli.Run(ctx, cli.Environment{
 		Program:    os.Args[0],
 		Executable: executable,
@@ -32,5 +27,6 @@ func main() {
 		Getenv:     os.Getenv,
 	})
 	stop()
+	pacing.Wait()
 	os.Exit(code)
 }
