@@ -280,8 +280,9 @@ type ISRProposal struct {
 	LeaderEpoch    cluster.LeaderEpoch
 	PartitionEpoch cluster.PartitionEpoch
 	ISR            []ISRMember
-	// Withdraws says that Leader is not the leader but a follower that has lost
-	// records, and asks not to be counted on; there is no ISR then.
+	// Withdraws says that Leader has lost records and asks not to be counted on. It
+	// is a leader that resigns, with an ISR that it leaves itself out of, or a
+	// follower, without an ISR.
 	Withdraws bool
 }
 
@@ -291,7 +292,8 @@ type ISRProposal struct {
 // Members that are taken out go into the ELR as long as the ISR is below min ISR
 // (KIP-966).
 // A leader that leaves itself out resigns, as it cannot serve: another member of the
-// ISR is elected, or else of the ELR, and without one it is refused.
+// ISR is elected, or else of the ELR, and without one it is refused. What it has counts
+// on in an unclean election, unless it withdraws as well.
 // A follower that withdraws is in neither from then on, and in a new leader epoch of
 // the same leader: nobody can be admitted for a position of the one before.
 // Each accepted proposal raises the partition epoch, also one of the ISR that there
@@ -299,8 +301,8 @@ type ISRProposal struct {
 // then.
 func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic TopicTraits) (PartitionState, error) {
 	switch {
-	case proposal.Withdraws && (p.Leader == cluster.NoNode || p.Leader == proposal.Leader || !slices.Contains(p.Replicas, proposal.Leader)):
-		return p, fmt.Errorf("%w: node %d, which does not follow, withdraws; node %d leads", ErrIneligible, proposal.Leader, p.Leader)
+	case proposal.Withdraws && (p.Leader == cluster.NoNode || !slices.Contains(p.Replicas, proposal.Leader)):
+		return p, fmt.Errorf("%w: node %d withdraws, and holds no replica or has no leader; node %d leads", ErrIneligible, proposal.Leader, p.Leader)
 	case p.Leader != proposal.Leader && !proposal.Withdraws:
 		return p, fmt.Errorf("%w: node %d proposes, node %d leads", ErrNotLeader, proposal.Leader, p.Leader)
 	case p.LeaderEpoch != proposal.LeaderEpoch:
@@ -308,7 +310,7 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 	case p.PartitionEpoch != proposal.PartitionEpoch:
 		return p, fmt.Errorf("%w: proposed on %d, now %d", ErrPartitionEpoch, proposal.PartitionEpoch, p.PartitionEpoch)
 	}
-	if proposal.Withdraws {
+	if proposal.Withdraws && p.Leader != proposal.Leader {
 		return withdraw(p, proposal.Leader, topic), nil
 	}
 	next := p
@@ -339,12 +341,19 @@ func ProposeISR(p PartitionState, proposal ISRProposal, nodes Nodes, topic Topic
 		}
 		next.Epochs[i] = epoch
 	}
+	if stays && proposal.Withdraws {
+		return p, fmt.Errorf("%w: node %d withdraws and proposes to stay", ErrIneligible, p.Leader)
+	}
 	if stays {
 		next.ELR = eligible(inOrder(slices.Concat(p.ELR, p.ISR), p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
 		next.PartitionEpoch++
 		return next, nil
 	}
-	// What it has is in doubt, so that it is not eligible either.
+	// What it has is in doubt, so that it is not eligible either. A disk that hangs keeps
+	// all; of what is lost nothing says any more which process held it.
+	if proposal.Withdraws {
+		next.Epochs[slices.Index(p.Replicas, p.Leader)] = 0
+	}
 	others := slices.DeleteFunc(slices.Concat(p.ELR, p.ISR), func(id cluster.NodeID) bool { return id == p.Leader })
 	next.ELR = eligible(inOrder(others, p.Replicas), next.ISR, topic.MinInsyncReplicas, len(p.Replicas))
 	elected, _ := Elect(next, nodes, topic)

@@ -210,6 +210,38 @@ func TestLeaderResigns(t *testing.T) {
 	}
 }
 
+// A leader whose disk hangs keeps what it held, which an unclean election may need; one
+// that resigns because it has lost records does not.
+func TestResignationSaysWhatIsLost(t *testing.T) {
+	t.Parallel()
+	broken := Restart{SameDirectory: true, Damaged: true}
+	for _, test := range []struct {
+		name  string
+		lost  bool
+		epoch cluster.NodeEpoch
+		want  cluster.NodeID
+	}{
+		{"its disk hangs", false, 20, 2},
+		{"it has lost records", true, 0, 1},
+	} {
+		p := led(2, ids{1, 2}, nil)
+		p.Replicas, p.Epochs = ids{1, 2}, p.Epochs[:2]
+		nodes := Nodes{1: live(10), 2: live(20)}
+		minTwo := TopicTraits{MinInsyncReplicas: 2}
+		p, err := ProposeISR(p, ISRProposal{Leader: 2, LeaderEpoch: p.LeaderEpoch, PartitionEpoch: p.PartitionEpoch, ISR: []ISRMember{{1, -1}}, Withdraws: test.lost}, nodes, minTwo)
+		if err != nil || p.Leader != 1 || !slices.Equal(p.ISR, ids{1}) || len(p.ELR) > 0 || p.Epochs[0] != 10 || p.Epochs[1] != test.epoch {
+			t.Errorf("%s: %+v, %v", test.name, p, err)
+			continue
+		}
+		// Another partition of node 1 is damaged, and the machines lose power.
+		nodes = Nodes{1: restarted(10, 11, broken), 2: restarted(20, 21, Restart{SameDirectory: true})}
+		p, _ = Elect(p, nodes, minTwo)
+		if p, elected := ElectUnclean(p, nodes); !elected || p.Leader != test.want {
+			t.Errorf("%s: the unclean election has %+v", test.name, p)
+		}
+	}
+}
+
 // A follower that has lost records is in neither ISR nor ELR once it has withdrawn, and
 // what its leader believes that it has is of an earlier leader epoch.
 func TestFollowerWithdraws(t *testing.T) {
@@ -227,7 +259,8 @@ func TestFollowerWithdraws(t *testing.T) {
 		{"and the rest is too small for the high watermark to move", led(1, ids{1, 3}, nil), ISRProposal{Leader: 3}, ids{1}, nil, nil},
 		{"of the ELR", led(1, ids{1}, ids{2, 3}), ISRProposal{Leader: 3}, ids{1}, ids{2}, nil},
 		{"of neither", led(1, ids{1, 2}, nil), ISRProposal{Leader: 3}, ids{1, 2}, nil, nil},
-		{"the leader resigns instead", led(1, ids{1, 2, 3}, nil), ISRProposal{Leader: 1}, nil, nil, ErrIneligible},
+		{"a leader to whom nobody succeeds", led(1, ids{1}, nil), ISRProposal{Leader: 1}, nil, nil, ErrIneligible},
+		{"a leader that stays", led(1, ids{1, 2, 3}, nil), ISRProposal{Leader: 1, ISR: []ISRMember{{1, -1}, {2, -1}}}, nil, nil, ErrIneligible},
 		{"nobody leads", offline(1, nil, ids{3}), ISRProposal{Leader: 3}, nil, nil, ErrIneligible},
 		{"no replica", led(1, ids{1}, nil), ISRProposal{Leader: 4}, nil, nil, ErrIneligible},
 		{"of an earlier leader epoch", stale, ISRProposal{Leader: 3, LeaderEpoch: stale.LeaderEpoch - 1}, nil, nil, ErrLeaderEpoch},

@@ -323,8 +323,8 @@ func (r *Replica) beginsAnew() bool {
 	return r.failed && r.role == Following && !r.countedOn()
 }
 
-// withdraws says that a failed replica asks the cluster not to count on it, so that it
-// may begin anew. A leader resigns instead.
+// withdraws says that a failed follower asks the cluster not to count on it, so that it
+// may begin anew. A leader does so as it resigns.
 func (r *Replica) withdraws() bool {
 	return r.failed && r.role == Following && r.countedOn()
 }
@@ -768,6 +768,7 @@ func (r *Replica) Proposal() (ISRProposal, bool) {
 	}
 	return ISRProposal{
 		Leader: r.self, LeaderEpoch: r.assignment.LeaderEpoch, PartitionEpoch: r.assignment.PartitionEpoch, ISR: r.proposal,
+		Withdraws: r.failed && !r.proposesToStay(),
 	}, true
 }
 
@@ -841,12 +842,16 @@ func (r *Replica) Resign() bool {
 			others = append(others, ISRMember{Node: id, Epoch: -1})
 		}
 	}
-	self := func(m ISRMember) bool { return m.Node == r.self }
-	if len(others)+len(r.assignment.ELR) == 0 || r.proposal != nil && !slices.ContainsFunc(r.proposal, self) {
+	if len(others)+len(r.assignment.ELR) == 0 || r.proposal != nil && !r.proposesToStay() {
 		return false
 	}
 	r.propose(others)
 	return true
+}
+
+// proposesToStay says whether the leader itself is in the ISR that it has proposed.
+func (r *Replica) proposesToStay() bool {
+	return slices.ContainsFunc(r.proposal, func(m ISRMember) bool { return m.Node == r.self })
 }
 
 // lags says whether a member of the ISR keeps the high watermark back. One that has

@@ -25,7 +25,7 @@ func TestReplicaFailedLeader(t *testing.T) {
 		t.Error("it does not resign once")
 	}
 	proposal, ok := r.Proposal()
-	if want := (ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: []ISRMember{{2, -1}}}); !ok || proposal.Leader != want.Leader ||
+	if want := (ISRProposal{Leader: 1, LeaderEpoch: 5, PartitionEpoch: 7, ISR: []ISRMember{{2, -1}}}); !ok || !proposal.Withdraws || proposal.Leader != want.Leader ||
 		proposal.LeaderEpoch != want.LeaderEpoch || proposal.PartitionEpoch != want.PartitionEpoch || !slices.Equal(proposal.ISR, want.ISR) {
 		t.Errorf("it proposes %+v", proposal)
 	}
@@ -40,10 +40,13 @@ func TestReplicaResignsBeforeItsProposalIsAnswered(t *testing.T) {
 		t.Fatal("nothing is proposed")
 	}
 	r.SetFailed(true)
+	if proposal, ok := r.Proposal(); !ok || proposal.Withdraws {
+		t.Errorf("before it resigns it proposes %+v", proposal)
+	}
 	if !r.Propose(start, maxLag, everyone) {
 		t.Fatal("it does not resign")
 	}
-	if proposal, _ := r.Proposal(); slices.ContainsFunc(proposal.ISR, func(m ISRMember) bool { return m.Node == 1 }) {
+	if proposal, _ := r.Proposal(); !proposal.Withdraws || slices.ContainsFunc(proposal.ISR, func(m ISRMember) bool { return m.Node == 1 }) {
 		t.Errorf("it proposes %+v", proposal)
 	}
 }
@@ -182,7 +185,7 @@ func TestReplicaResigns(t *testing.T) {
 	if !r.Resign() || r.Resign() {
 		t.Error("it does not resign once")
 	}
-	if proposal, ok := r.Proposal(); !ok || !slices.Equal(proposal.ISR, []ISRMember{{2, -1}, {3, -1}}) {
+	if proposal, ok := r.Proposal(); !ok || proposal.Withdraws || !slices.Equal(proposal.ISR, []ISRMember{{2, -1}, {3, -1}}) {
 		t.Errorf("it proposes %+v", proposal)
 	}
 	alone := leader(ids{1})

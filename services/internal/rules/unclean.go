@@ -13,9 +13,10 @@ import (
 //
 // The replica with the best claim leads: one that ISR or ELR name, which went away
 // with all acknowledged records and may have lost the latest of them since; else
-// the one that led last; else the first. One whose directory is another than the one
-// that its claim rests on, or was found damaged since, comes after all others. Of equal
-// claims the first replica that is not leaving wins.
+// the one that led last; else the first. One whose directory was found damaged since
+// its claim arose comes after all others, and after that one who may hold nothing at
+// all: it has another directory since, or withdrew to begin anew, or never was in sync.
+// Of equal claims the first replica that is not leaving wins.
 //
 // It is the whole ISR then, and nobody is eligible beside it: what others hold
 // above its log is given up, and they truncate to it by its leader epoch.
@@ -49,7 +50,9 @@ func ElectUnclean(p PartitionState, nodes Nodes) (PartitionState, bool) {
 func uncleanClaim(p PartitionState, i int, node NodeState) int {
 	claim := 0
 	switch id := p.Replicas[i]; {
-	case p.Epochs[i] < max(node.History.DirectorySince, node.History.IntactSince):
+	case p.Epochs[i] == 0 || p.Epochs[i] < node.History.DirectorySince:
+		claim = -4
+	case p.Epochs[i] < node.History.IntactSince:
 		claim = -2
 	case slices.Contains(p.ISR, id) || slices.Contains(p.ELR, id):
 		claim = 4

@@ -30,6 +30,9 @@ func TestElectUnclean(t *testing.T) {
 		{"another directory comes last", offline(1, nil, nil), Nodes{1: restarted(10, 11, disk), 2: leaving(20), 3: dead(30)}, 2},
 		{"damage comes last", offline(1, nil, nil), Nodes{1: restarted(10, 11, broken), 2: restarted(20, 21, power), 3: live(30)}, 2},
 		{"damage is better than nobody", offline(1, nil, nil), Nodes{1: restarted(10, 11, broken)}, 1},
+		{"damage before who withdrew", withdrew(1, 3), Nodes{1: live(10), 2: restarted(20, 21, broken), 3: live(30)}, 2},
+		{"damage before another directory", offline(1, nil, nil), Nodes{1: restarted(10, 11, disk), 2: restarted(20, 21, broken), 3: dead(30)}, 2},
+		{"who withdrew is better than nobody", withdrew(1), Nodes{1: live(10)}, 1},
 		{"of equal claims one that stays", offline(none, nil, nil), Nodes{1: leaving(10), 2: live(20)}, 2},
 		{"a claim outweighs that it is leaving", offline(1, nil, nil), Nodes{1: leaving(10), 2: live(20)}, 1},
 		{"nobody is live", offline(1, nil, ids{2}), Nodes{1: dead(10), 2: dead(20)}, none},
@@ -61,6 +64,15 @@ func TestElectUnclean(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withdrew returns an offline partition that counts on some of its replicas no more.
+func withdrew(nodes ...cluster.NodeID) PartitionState {
+	p := offline(cluster.NoNode, nil, nil)
+	for _, id := range nodes {
+		p.Epochs[slices.Index(p.Replicas, id)] = 0
+	}
+	return p
 }
 
 // Whoever is elected is live and a replica, nobody live has a better claim, and an

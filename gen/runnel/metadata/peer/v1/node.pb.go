@@ -820,9 +820,10 @@ type PartitionChange struct {
 	// The proposed ISR with the node epochs that its members have shown to the
 	// leader (KIP-903).
 	Isr []*IsrMember `protobuf:"bytes,5,rep,name=isr,proto3" json:"isr,omitempty"`
-	// The proposer follows, and has lost records that its leader counts on: it is taken
-	// out of ISR and ELR, and the leader epoch rises, so that no position which it has
-	// stated counts any more. isr is empty then.
+	// The proposer has lost records, so that what it holds is no claim to lead any more,
+	// not even in an unclean election. One that leads leaves itself out of isr, to resign.
+	// One that follows has no isr: it is taken out of ISR and ELR, and the leader epoch
+	// rises, so that no position which it has stated counts any more.
 	Withdraws     bool `protobuf:"varint,6,opt,name=withdraws,proto3" json:"withdraws,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
