@@ -53,6 +53,8 @@ type Client struct {
 	// pool is the client's own transport, nil if it was given one.
 	pool *transport.Pool
 	view *view
+	// commits are shared by all consumers.
+	commits *commitStreams
 
 	mu      sync.Mutex
 	closed  bool
@@ -100,6 +102,7 @@ func (c Config) NewClient() (*Client, error) {
 	}
 	client.config = c
 	client.view = newView(c)
+	client.commits = newCommitStreams(client)
 	return client, nil
 }
 
@@ -133,6 +136,7 @@ func (c *Client) Close() error {
 		wait.Go(func() { errs[i] = m.Close() })
 	}
 	wait.Wait()
+	c.commits.close()
 	c.view.stop()
 	if c.pool != nil {
 		c.pool.Close()

@@ -193,7 +193,7 @@ func (k *committer) settle(ctx context.Context, commits []*commit) {
 		}
 		var response *coordinatorv1.CommitOffsetsResponse
 		err := c.coordinator.attempt(ctx, repeatable, func(ctx context.Context, address string) (err error) {
-			response, err = call(ctx, address, c.client.offsets(address).CommitOffsets, request)
+			response, err = c.client.commits.commit(ctx, address, request)
 			if err == nil && len(response.GetResults()) != len(request.GetOffsets()) {
 				err = newError(errorsv1.Reason_REASON_INTERNAL, "%s answers %d of %d offsets", address, len(response.GetResults()), len(request.GetOffsets()))
 			}

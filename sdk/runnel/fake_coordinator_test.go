@@ -3,6 +3,7 @@ package runnel
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -41,10 +42,19 @@ type fakeGroups struct {
 	// cluster's mu.
 	refuse func(TopicPartition) *errorsv1.Failure
 
+	// streamless are coordinators of a version without streams of commits. Guarded by the
+	// cluster's mu.
+	streamless bool
+
 	// events tells what was carried out, members by what their programs call themselves.
 	events []string
 	// joins counts the streams.
 	joins int
+	// streams counts the streams of commits of each node that began, streaming those that
+	// have not ended, and refused those that it does not know. streamed counts the commits
+	// that came over them.
+	streams, streaming, refused map[int32]int
+	streamed                    int
 }
 
 type fakeGroup struct {
@@ -80,7 +90,10 @@ type fakeMember struct {
 // addCoordinators adds the offsets topic and so many coordinators, "coordinator-N:1",
 // the first of which has all groups.
 func (c *fakeCluster) addCoordinators(n int) *fakeGroups {
-	g := &fakeGroups{cluster: c, groups: make(map[string]*fakeGroup), interval: 5 * time.Second}
+	g := &fakeGroups{
+		cluster: c, groups: make(map[string]*fakeGroup), interval: 5 * time.Second,
+		streams: make(map[int32]int), streaming: make(map[int32]int), refused: make(map[int32]int),
+	}
 	c.createTopic(cluster.OffsetsTopic, 1)
 	var first int32
 	c.change(func() {
@@ -513,6 +526,55 @@ func (s fakeCoordinator) CommitOffsets(ctx context.Context, request *coordinator
 		}
 	}
 	return response, nil
+}
+
+// CommitOffsetsStream carries commits out one after the other, while it takes in others.
+func (s fakeCoordinator) CommitOffsetsStream(ctx context.Context, stream coordinatorv1connect.OffsetServiceCommitOffsetsStreamServerStream) error {
+	g, c := s.groups, s.node.cluster
+	c.mu.Lock()
+	if g.streamless {
+		g.refused[s.node.id]++
+		c.mu.Unlock()
+		return s.UnimplementedOffsetServiceHandler.CommitOffsetsStream(ctx, stream)
+	}
+	g.streams[s.node.id]++
+	g.streaming[s.node.id]++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		g.streaming[s.node.id]--
+	}()
+	requests := make(chan *coordinatorv1.CommitOffsetsStreamRequest, 256)
+	go func() {
+		defer close(requests)
+		for {
+			request, err := stream.Receive()
+			if err != nil {
+				return
+			}
+			requests <- request
+		}
+	}()
+	for request := range requests {
+		c.mu.Lock()
+		g.streamed++
+		c.mu.Unlock()
+		response := &coordinatorv1.CommitOffsetsStreamResponse{RequestId: request.GetRequestId()}
+		var err error
+		response.Result, err = s.CommitOffsets(ctx, request.GetCommit())
+		if err != nil {
+			refusal, ok := errors.AsType[*Error](callError(ctx, s.node.address, err))
+			if !ok || refusal.failure == nil {
+				return err
+			}
+			response.Failure = refusal.failure
+		}
+		if err := stream.Send(response); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 func (s fakeCoordinator) FetchOffsets(_ context.Context, request *coordinatorv1.FetchOffsetsRequest) (*coordinatorv1.FetchOffsetsResponse, error) {
