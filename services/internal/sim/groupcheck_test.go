@@ -292,3 +292,19 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 		})
 	}
 }
+
+// An offset of a deleted topic is held against the log, but not after an unclean election:
+// it may be among what that has given up.
+func TestGroupCheckerKnowsNoLogAfterAnUncleanElection(t *testing.T) {
+	t.Parallel()
+	h := newGroupHistory(nil, 0, 0)
+	fold(h.records, &groups.OffsetRecord{Group: "g", Partition: readPartition, Offset: 3})
+	h.removes(readPartition.Topic)
+	if h.unsettled("g", nil, nil) == "" {
+		t.Error("the log may have an offset of a deleted topic")
+	}
+	h.excused = true
+	if what := h.unsettled("g", nil, nil); what != "" {
+		t.Errorf("after an unclean election %s", what)
+	}
+}
