@@ -8,12 +8,15 @@ func TestPacer(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	var p pacer
+	if got := p.percent(64*mib, 9*mib); got != garbageCalm {
+		t.Errorf("a calm process: %d percent", got)
+	}
 	for i, step := range []struct {
 		alive, allocated uint64
 		want             int
 	}{
 		{100 * mib, 10 * mib, garbageCalm},
-		{64 * mib, 80 * mib, 200},
+		{64 * mib, 10 * mib, 200},
 		{20 * mib, 80 * mib, garbageBusy},
 		{0, 1, garbageBusy},
 		{171 * mib, 200 * mib, garbageCalm},
