@@ -73,9 +73,9 @@ type Replica struct {
 	// agrees says that the leader of this epoch has found this log to be a part of
 	// its own, so that nothing of it is cut in this epoch any more.
 	agrees bool
-	// failed says that something of the log was lost, and stated that a position was
-	// told in this leader epoch.
-	failed, stated bool
+	// failed says that something of the log was lost, and withdrawn that the cluster
+	// has agreed since then to count on nothing of it.
+	failed, withdrawn bool
 
 	// epochs covers what is queued.
 	epochs Epochs
@@ -244,12 +244,15 @@ func (r *Replica) Apply(p cluster.Partition, now time.Time) Applied {
 	led := r.role == Leading
 	renewed := !r.known || p.LeaderEpoch != before.LeaderEpoch
 	r.assignment, r.known, r.role = p, true, role
+	if r.counted() {
+		r.withdrawn = false
+	}
 	a := Applied{Began: role == Leading && (renewed || !led), Ended: led && (renewed || role != Leading)}
 	if a.Ended || a.Began {
 		r.leadership = nil
 	}
 	if renewed {
-		r.leaderHighWatermark, r.settled, r.agrees, r.stated = 0, r.next, false, false
+		r.leaderHighWatermark, r.settled, r.agrees = 0, r.next, false
 	}
 	switch {
 	case a.Began:
@@ -311,28 +314,27 @@ func (r *Replica) SetMinInsync(n int) {
 // leader it tells no follower what to do, and resigns if another member of the ISR
 // can lead.
 func (r *Replica) SetFailed(failed bool) {
-	r.failed = failed
+	r.failed, r.withdrawn = failed, r.withdrawn && failed
 	r.advance()
 }
 
 // beginsAnew says that a failed replica may drop what it has and follow from
-// nothing: nobody counts on it, nor can the leader be about to admit it for a position
-// that it has told in this leader epoch. It does so once its leader has answered: what
-// is left of its log may be the best that there is where the leader has lost records too.
-func (r *Replica) beginsAnew() bool {
-	return r.failed && r.role == Following && !r.countedOn()
-}
+// nothing: the cluster has agreed not to count on it. It does so once its leader has
+// answered: what is left of its log may be the best that there is where the leader has
+// lost records too.
+func (r *Replica) beginsAnew() bool { return r.failed && r.role == Following && r.withdrawn }
 
 // withdraws says that a failed follower asks the cluster not to count on it, so that it
-// may begin anew. A leader does so as it resigns.
-func (r *Replica) withdraws() bool {
-	return r.failed && r.role == Following && r.countedOn()
-}
+// may begin anew. It does so also where neither ISR nor ELR name it: its leader may be
+// about to admit it for a position that it has told, and the cluster may keep that it
+// was in sync once, which is a claim in an unclean election. A leader withdraws as it
+// resigns.
+func (r *Replica) withdraws() bool { return r.failed && r.role == Following && !r.withdrawn }
 
-// countedOn says that others may rely on what a follower has, or had when it told.
-func (r *Replica) countedOn() bool {
+// counted says that the replica leads, or that the ISR or the ELR name it.
+func (r *Replica) counted() bool {
 	p := &r.assignment
-	return r.stated || slices.Contains(p.ISR, r.self) || slices.Contains(p.ELR, r.self)
+	return r.role == Leading || slices.Contains(p.ISR, r.self) || slices.Contains(p.ELR, r.self)
 }
 
 // Alone says that the replica leads and there is no other: then all that it knows
@@ -457,7 +459,7 @@ type Position struct {
 // Position returns where a follower stands, for its leader. There is none while
 // records are queued that came in an earlier epoch: the leader must compare them,
 // or what it sends to follow its own records at their end would follow these. A replica
-// that has lost records has none while somebody counts on it, and then that of an empty
+// that has lost records has none until it has withdrawn, and then that of an empty
 // log: it claims nothing, and asks for all.
 func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
 	switch {
@@ -468,7 +470,6 @@ func (r *Replica) Position(epoch cluster.NodeEpoch) (Position, bool) {
 	case r.failed:
 		return Position{}, false
 	}
-	r.stated = true
 	return Position{
 		Node: r.self, NodeEpoch: epoch, LeaderEpoch: r.assignment.LeaderEpoch,
 		LastEpoch: r.lastEpoch(), LogEnd: r.logEnd, LogStart: r.startWritten,
@@ -877,13 +878,17 @@ func (r *Replica) admits(f *follower) bool {
 	return f.fetched && f.logEnd >= r.highWatermark && f.logEnd >= r.epochStart && f.logStart >= r.logStart
 }
 
-// Answer takes the cluster's answer to the proposal that was based on a partition
-// epoch: the partition as it is now, with the same partition epoch if it was
+// Answer takes the cluster's answer to a proposal: whether it was accepted, and the
+// partition as it is now, with the partition epoch of the proposal if it was
 // refused. An answer to an earlier proposal changes nothing but what it tells of
 // the partition.
-func (r *Replica) Answer(base cluster.PartitionEpoch, current cluster.Partition, now time.Time) Applied {
-	if r.leadership != nil && r.proposal != nil && base == r.assignment.PartitionEpoch {
+func (r *Replica) Answer(proposal ISRProposal, accepted bool, current cluster.Partition, now time.Time) Applied {
+	if r.leadership != nil && r.proposal != nil && proposal.PartitionEpoch == r.assignment.PartitionEpoch {
 		r.proposal = nil
 	}
-	return r.Apply(current, now)
+	a := r.Apply(current, now)
+	if accepted && proposal.Withdraws && r.failed && !a.Stale && !a.TooNew && !r.counted() {
+		r.withdrawn = true
+	}
+	return a
 }

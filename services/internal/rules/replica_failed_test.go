@@ -70,46 +70,74 @@ func TestReplicaFailedAlone(t *testing.T) {
 	}
 }
 
-// A follower that has lost records has no position while somebody counts on it, and
-// then that of an empty log.
+// acceptWithdrawal lets the cluster accept that a follower withdraws.
+func acceptWithdrawal(t *testing.T, r *Replica) cluster.Partition {
+	t.Helper()
+	proposal, ok := r.Proposal()
+	if !ok || !proposal.Withdraws || proposal.ISR != nil {
+		t.Fatalf("it proposes %+v", proposal)
+	}
+	p, _ := r.Assignment()
+	state := PartitionState{Partition: p, Epochs: make([]cluster.NodeEpoch, len(p.Replicas))}
+	next, err := ProposeISR(state, proposal, nil, TopicTraits{MinInsyncReplicas: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Answer(proposal, true, next.Partition, start)
+	return next.Partition
+}
+
+// A follower that has lost records has no position until it has withdrawn, and then that
+// of an empty log, though nobody names it: its leader may know a position of it, and the
+// cluster that it was in sync once.
 func TestReplicaFailedFollower(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		isr, elr ids
-		begins   bool
 	}{
-		{"in the ISR", ids{1, 2}, nil, false},
-		{"eligible", ids{1}, ids{2}, false},
-		{"neither", ids{1, 3}, nil, true},
+		{"in the ISR", ids{1, 2}, nil},
+		{"eligible", ids{1}, ids{2}},
+		{"neither", ids{1, 3}, nil},
 	} {
 		r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 0}}, LogEnd: 20, HighWatermark: 10})
 		r.SetFailed(true)
 		p := assigned(1, 5, 7, test.isr)
 		p.ELR = test.elr
 		r.Apply(p, start)
-		if at, ok := r.Position(20); ok != test.begins || ok && (at.LogEnd != 0 || at.LastEpoch != NoEpoch) {
-			t.Errorf("%s: it has the position %+v, %t", test.name, at, ok)
+		if at, ok := r.Position(20); ok || r.beginsAnew() {
+			t.Errorf("%s: it has the position %+v", test.name, at)
 		}
-		if got := r.beginsAnew(); got != test.begins {
-			t.Errorf("%s: begins anew: %t", test.name, got)
+		if !r.Propose(start, maxLag, everyone) {
+			t.Fatalf("%s: it does not withdraw", test.name)
+		}
+		acceptWithdrawal(t, &r)
+		if _, ok := r.Proposal(); ok {
+			t.Errorf("%s: it withdraws again", test.name)
+		}
+		if at, ok := r.Position(20); !ok || at.LogEnd != 0 || at.LastEpoch != NoEpoch || !r.beginsAnew() {
+			t.Errorf("%s: withdrawn it has the position %+v, %t", test.name, at, ok)
 		}
 		r.Restart(0)
 		r.SetFailed(false)
 		if at := position(t, &r, 20); at.LogEnd != 0 || at.LastEpoch != NoEpoch {
 			t.Errorf("%s: begun anew it has the position %+v", test.name, at)
 		}
+		r.SetFailed(true)
+		if r.beginsAnew() {
+			t.Errorf("%s: what it has lost since is covered by an earlier withdrawal", test.name)
+		}
 	}
 	r := NewReplica(2, 2, ReplicaLog{})
 	r.SetFailed(true)
 	r.Apply(assigned(cluster.NoNode, 5, 7, nil), start)
-	if r.beginsAnew() {
-		t.Error("it begins anew without a leader")
+	if r.beginsAnew() || r.Propose(start, maxLag, everyone) {
+		t.Error("it begins anew or withdraws without a leader")
 	}
 }
 
-// A follower that loses records after it has told a position withdraws, until a new
-// leader epoch makes that position void: its leader may be about to admit it for that.
+// A follower that has lost records withdraws until that is accepted, whatever else the
+// cluster agrees on meanwhile, and again once it was counted on since.
 func TestReplicaWithdraws(t *testing.T) {
 	t.Parallel()
 	r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 0}}, LogEnd: 20, HighWatermark: 10})
@@ -120,27 +148,79 @@ func TestReplicaWithdraws(t *testing.T) {
 		t.Error("it withdraws though it has lost nothing")
 	}
 	r.SetFailed(true)
-	for range 2 {
+	for i := range 3 {
 		if r.beginsAnew() || !r.Propose(start, maxLag, everyone) {
-			t.Fatal("it begins anew though its leader knows a position of it")
+			t.Fatal("it begins anew though its claim stands")
 		}
 		proposal, ok := r.Proposal()
-		if !ok || proposal.Leader != 2 || proposal.LeaderEpoch != 5 || proposal.PartitionEpoch != p.PartitionEpoch || !proposal.Withdraws || proposal.ISR != nil {
+		if !ok || proposal.Leader != 2 || proposal.LeaderEpoch != p.LeaderEpoch || proposal.PartitionEpoch != p.PartitionEpoch || !proposal.Withdraws || proposal.ISR != nil {
 			t.Fatalf("it proposes %+v", proposal)
 		}
-		// Another change of the ISR does not make the position void.
 		p.PartitionEpoch++
-		r.Apply(p, start)
+		switch i {
+		case 0:
+			r.Apply(p, start)
+		case 1:
+			// Somebody else has withdrawn.
+			p.LeaderEpoch++
+			r.Answer(proposal, false, p, start)
+		default:
+			// When it led, it has resigned as its disk was slow.
+			p.LeaderEpoch++
+			r.Answer(ISRProposal{Leader: 2, LeaderEpoch: 3, PartitionEpoch: 4}, true, p, start)
+		}
 	}
-	p.LeaderEpoch, p.PartitionEpoch, p.ISR = 6, p.PartitionEpoch+1, ids{1, 2}
+	p = acceptWithdrawal(t, &r)
+	if !r.beginsAnew() {
+		t.Error("it does not begin anew though nobody counts on it")
+	}
+	p.PartitionEpoch, p.ISR = p.PartitionEpoch+1, ids{1, 2}
 	r.Apply(p, start)
 	if r.beginsAnew() || !r.Propose(start, maxLag, everyone) {
 		t.Error("it begins anew in the ISR")
 	}
 	p.PartitionEpoch, p.ISR = p.PartitionEpoch+1, ids{1}
-	r.Answer(p.PartitionEpoch-1, p, start)
+	r.Apply(p, start)
+	if r.beginsAnew() || !r.Propose(start, maxLag, everyone) {
+		t.Error("it begins anew though it was in the ISR since it has withdrawn")
+	}
+}
+
+// An answer that comes after the cluster has gone on says nothing of what it counts on
+// now.
+func TestReplicaLateWithdrawal(t *testing.T) {
+	t.Parallel()
+	r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 0}}, LogEnd: 20, HighWatermark: 10})
+	r.SetFailed(true)
+	p := assigned(1, 5, 7, ids{1, 3})
+	r.Apply(p, start)
+	proposal, _ := r.Proposal()
+	accepted := p
+	accepted.LeaderEpoch, accepted.PartitionEpoch = 6, 8
+	p.LeaderEpoch, p.PartitionEpoch = 6, 10
+	r.Apply(p, start)
+	if a := r.Answer(proposal, true, accepted, start); !a.Stale || r.beginsAnew() {
+		t.Errorf("%+v, and it begins anew: %t", a, r.beginsAnew())
+	}
+	// The image may tell of it before the answer does.
+	proposal, _ = r.Proposal()
+	accepted.LeaderEpoch, accepted.PartitionEpoch = 7, 11
+	r.Apply(accepted, start)
+	if r.Answer(proposal, true, accepted, start); !r.beginsAnew() {
+		t.Error("it does not begin anew")
+	}
+}
+
+// A leader that resigns because it has lost records has withdrawn with that.
+func TestReplicaFailedLeaderHasWithdrawn(t *testing.T) {
+	t.Parallel()
+	r := leader(ids{1, 2})
+	r.SetFailed(true)
+	r.Propose(start, maxLag, everyone)
+	proposal, _ := r.Proposal()
+	r.Answer(proposal, true, assigned(2, 6, 8, ids{2}), start)
 	if _, ok := r.Proposal(); ok || !r.beginsAnew() {
-		t.Error("it does not begin anew though nobody counts on it")
+		t.Errorf("it begins anew: %t", r.beginsAnew())
 	}
 }
 
@@ -150,7 +230,11 @@ func TestReplicaBeginsAnewOnceAnswered(t *testing.T) {
 	t.Parallel()
 	r := NewReplica(2, 2, ReplicaLog{Epochs: Epochs{{4, 5}}, LogStart: 5, LogEnd: 20, HighWatermark: 10, CoordinatorEpoch: 3})
 	r.SetFailed(true)
-	r.Apply(assigned(1, 5, 7, ids{1, 3}), start)
+	r.Apply(assigned(1, 4, 6, ids{1, 3}), start)
+	if got := r.Receive(Replicated{LeaderEpoch: 4}); got != (Receive{}) {
+		t.Errorf("before it has withdrawn: %+v", got)
+	}
+	acceptWithdrawal(t, &r)
 	for _, test := range []struct {
 		name string
 		in   Replicated

@@ -60,8 +60,9 @@ type sent struct {
 }
 
 type answered struct {
-	base    cluster.PartitionEpoch
-	current cluster.Partition
+	proposal ISRProposal
+	accepted bool
+	current  cluster.Partition
 }
 
 // world runs one partition on three hosts, with a controller that applies the rules
@@ -310,7 +311,7 @@ func (w *world) deliver(m sent) {
 		} else {
 			w.happened["proposal refused"]++
 		}
-		w.send(sent{to: m.to, process: m.process, answer: &answered{m.proposal.PartitionEpoch, next.Partition}})
+		w.send(sent{to: m.to, process: m.process, answer: &answered{*m.proposal, err == nil, next.Partition}})
 		return
 	}
 	h := w.hosts[m.to]
@@ -327,7 +328,7 @@ func (w *world) deliver(m sent) {
 	case m.data != nil:
 		w.received(h, *m.data, m.batches)
 	case m.answer != nil:
-		w.applied(h, h.Answer(m.answer.base, m.answer.current, w.now))
+		w.applied(h, h.Answer(m.answer.proposal, m.answer.accepted, m.answer.current, w.now))
 	}
 }
 

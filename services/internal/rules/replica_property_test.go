@@ -272,7 +272,7 @@ func hostile(t *rapid.T) {
 		case 5:
 			r.Propose(now, time.Second, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 1, rapid.Bool().Draw(t, "live") })
 		case 6:
-			r.Answer(cluster.PartitionEpoch(rapid.Int32Range(0, 5).Draw(t, "base")), partition.Draw(t, "answer"), now)
+			r.Answer(ISRProposal{PartitionEpoch: cluster.PartitionEpoch(rapid.Int32Range(0, 5).Draw(t, "base"))}, rapid.Bool().Draw(t, "accepted"), partition.Draw(t, "answer"), now)
 		case 7:
 			now = now.Add(time.Second)
 		case 8:

@@ -569,7 +569,7 @@ func TestReplicaMaximalISR(t *testing.T) {
 	if err == nil {
 		t.Fatal("a node without a lease is admitted")
 	}
-	r.Answer(first.PartitionEpoch, refused.Partition, start)
+	r.Answer(first, false, refused.Partition, start)
 	if _, ok := r.Proposal(); ok {
 		t.Fatal("a refused proposal is sent again")
 	}
@@ -603,7 +603,7 @@ func TestReplicaMaximalISR(t *testing.T) {
 	if _, err := ProposeISR(settled, first, all, topic); err == nil {
 		t.Fatal("a late copy is accepted behind a later proposal")
 	}
-	r.Answer(second.PartitionEpoch, settled.Partition, start)
+	r.Answer(second, true, settled.Partition, start)
 	expect("settled", 41)
 	if r.Propose(start, maxLag, nobody) {
 		t.Error("there is nothing left to settle")
@@ -620,7 +620,7 @@ func TestReplicaLateAnswer(t *testing.T) {
 	if !r.Propose(start, maxLag, everyone) {
 		t.Fatal("no proposal")
 	}
-	if a := r.Answer(7, assigned(1, 5, 8, ids{1, 3}), start); !a.Stale {
+	if a := r.Answer(ISRProposal{PartitionEpoch: 7}, true, assigned(1, 5, 8, ids{1, 3}), start); !a.Stale {
 		t.Errorf("got %+v", a)
 	}
 	if p, ok := r.Proposal(); !ok || p.PartitionEpoch != 9 {
@@ -646,7 +646,7 @@ func TestReplicaShrink(t *testing.T) {
 	if r.HighWatermark() != 20 {
 		t.Fatalf("proposed: high watermark %d", r.HighWatermark())
 	}
-	r.Answer(7, assigned(1, 5, 8, ids{1, 3}), later)
+	r.Answer(ISRProposal{PartitionEpoch: 7}, true, assigned(1, 5, 8, ids{1, 3}), later)
 	if r.HighWatermark() != 30 {
 		t.Errorf("agreed: high watermark %d", r.HighWatermark())
 	}
@@ -667,7 +667,7 @@ func TestReplicaFrozenBelowMinISR(t *testing.T) {
 	if r.HighWatermark() != 10 {
 		t.Fatalf("a proposal lifts the high watermark to %d", r.HighWatermark())
 	}
-	r.Answer(7, assigned(1, 5, 8, ids{1, 2}), start)
+	r.Answer(ISRProposal{PartitionEpoch: 7}, true, assigned(1, 5, 8, ids{1, 2}), start)
 	if r.HighWatermark() != 30 {
 		t.Errorf("high watermark %d with ISR 2 of 2", r.HighWatermark())
 	}
@@ -693,7 +693,7 @@ func TestReplicaMinISRLowered(t *testing.T) {
 	if err != nil || len(next.ELR) > 0 {
 		t.Fatalf("%+v, %v", next, err)
 	}
-	r.Answer(8, next.Partition, start)
+	r.Answer(ISRProposal{PartitionEpoch: 8}, true, next.Partition, start)
 	if r.HighWatermark() != 30 {
 		t.Errorf("high watermark %d, nobody else is eligible", r.HighWatermark())
 	}

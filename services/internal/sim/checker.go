@@ -173,6 +173,15 @@ func (k *checker) caughtUp(p int, node cluster.NodeID, end, highWatermark, epoch
 	}
 }
 
+// dropsLost is a node that has lost records and drops what is left of its log: the epoch
+// of its process that the cluster keeps as one that had all, and whether it is in ISR or
+// ELR.
+func (k *checker) dropsLost(p int, node cluster.NodeID, epoch cluster.NodeEpoch, member bool) {
+	if epoch != 0 && !member {
+		k.fail(26, p, "node %d drops what is left of its log, and its process of epoch %d is its claim in an unclean election", node, epoch)
+	}
+}
+
 // member is the end of the log of a running member of ISR or ELR.
 func (k *checker) member(p int, node cluster.NodeID, end int64) {
 	if committed := k.partitions[p].end(); end < committed {

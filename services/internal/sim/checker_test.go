@@ -61,6 +61,7 @@ func TestCheckerFindsAnomalies(t *testing.T) {
 		{"a member of the ISR lacks what is committed", 11, func(k *checker) { k.member(0, 2, 1) }},
 		{"a superseded leader commits", 25, func(k *checker) { k.superseded(0, 4, 3, 5, 2) }},
 		{"an unclean node in the ISR", 26, func(k *checker) { k.registered(0, 2, 5, 6) }},
+		{"a node drops its log and keeps its claim", 26, func(k *checker) { k.dropsLost(0, 2, 5, false) }},
 		{"a node comes into the ISR below the high watermark", 26, func(k *checker) { k.caughtUp(0, 2, 4, 5, 0) }},
 		{"a node comes into the ISR below the epoch's start", 26, func(k *checker) { k.caughtUp(0, 2, 4, 4, 5) }},
 		{"a member outside the maximal ISR", 12, func(k *checker) {

@@ -144,6 +144,7 @@ func (r *replica) receive(in rules.Replicated, batches []batch, gone []int64) {
 		r.w.counts.Restarts++
 		if r.file.failed {
 			r.w.counts.BegunAnew++
+			r.w.checkDrops(r)
 		}
 		if r.w.check.partitions[r.index].unclean == rules.NoEpoch && !r.n.lossy[r.index] {
 			r.w.check.logStart(r.index, r.n.id, r.rules.LogStart(), d.Offset)

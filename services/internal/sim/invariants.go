@@ -34,7 +34,7 @@ var invariants = map[int]string{
 	23: "a term that was followed by another one writes nothing any more",
 	24: "the epochs of a node rise, and whoever is added to an ISR is the process that is registered and live",
 	25: "a superseded leader acknowledges nothing that its successors lack",
-	26: "a node that stopped uncleanly is in no ISR or ELR before it has caught up",
+	26: "a node that stopped uncleanly is in no ISR or ELR before it has caught up, and a replica that drops what damage has left has no claim to lead",
 	27: "a partition of a group has one owner at any time, and the epochs of groups and members rise",
 	28: "a committed offset is a register, which falls by its owner's commits only, and goes when it may",
 	29: "a commit counts if the member has the partition at the epoch that it carries, and only then",

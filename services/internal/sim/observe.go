@@ -270,3 +270,14 @@ func (w *world) checkAdded(i int, n *node, p rules.PartitionState) {
 	// maximal ISR.
 	w.check.caughtUp(i, n.id, r.rules.LogEnd(), l.rules.HighWatermark(), l.rules.EpochStart())
 }
+
+// checkDrops looks at what the cluster keeps of a replica that has lost records and drops
+// what is left. Where another leads by now, or has taken it in, it is known by what it
+// has been since.
+func (w *world) checkDrops(r *replica) {
+	p := w.etcd.partitions[r.index]
+	if p.LeaderEpoch == r.rules.Epoch() {
+		member := slices.Contains(p.ISR, r.n.id) || slices.Contains(p.ELR, r.n.id)
+		w.check.dropsLost(r.index, r.n.id, p.Epochs[slices.Index(p.Replicas, r.n.id)], member)
+	}
+}

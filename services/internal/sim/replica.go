@@ -313,7 +313,7 @@ func (r *replica) propose() {
 		}
 		r.note("answered", int64(p.PartitionEpoch), int64(a.partition.PartitionEpoch), number(a.accepted))
 		before := r.rules.Epoch()
-		r.applied(before, r.rules.Answer(p.PartitionEpoch, a.partition, r.w.time()))
+		r.applied(before, r.rules.Answer(p, a.accepted, a.partition, r.w.time()))
 	})
 }
 

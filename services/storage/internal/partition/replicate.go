@@ -206,8 +206,8 @@ func (p *Partition) Proposal() (rules.ISRProposal, bool) {
 	return p.replica.Proposal()
 }
 
-// Answer takes the cluster's answer to the proposal that was based on a partition
-// epoch, see [rules.Replica.Answer], and acts on it as [Partition.Apply] does.
-func (p *Partition) Answer(base cluster.PartitionEpoch, current cluster.Partition, now time.Time) error {
-	return p.apply(func() rules.Applied { return p.replica.Answer(base, current, now) })
+// Answer takes the cluster's answer to a proposal, see [rules.Replica.Answer], and acts
+// on it as [Partition.Apply] does.
+func (p *Partition) Answer(proposal rules.ISRProposal, accepted bool, current cluster.Partition, now time.Time) error {
+	return p.apply(func() rules.Applied { return p.replica.Answer(proposal, accepted, current, now) })
 }

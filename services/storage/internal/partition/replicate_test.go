@@ -410,11 +410,34 @@ func TestFailedReplicaBeginsAnew(t *testing.T) {
 		}
 		s.restart(two)
 	}
+	withdraw := func() {
+		t.Helper()
+		if !two.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
+			t.Fatal("it does not withdraw")
+		}
+		proposal, ok := two.p.Proposal()
+		if !ok || !proposal.Withdraws {
+			t.Fatalf("it proposes %+v", proposal)
+		}
+		s.agree(func(p *cluster.Partition) { p.LeaderEpoch, p.ISR = p.LeaderEpoch+1, []cluster.NodeID{1} }, one, two)
+		if err := two.p.Answer(proposal, true, s.agreed, s.now); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := two.p.Proposal(); ok {
+			t.Fatal("withdrawn it withdraws again")
+		}
+	}
+	// The cluster keeps who was in sync, also where the ISR does not name it any more.
 	s.agree(func(p *cluster.Partition) { p.ISR = []cluster.NodeID{1} }, one, two)
+	if at, ok := two.p.Position(two.epoch); ok {
+		t.Fatalf("it has not withdrawn, and has the position %+v", at)
+	}
+	withdraw()
 	// Until its leader has answered it drops nothing.
 	if at, ok := two.p.Position(two.epoch); !ok || at.LogEnd != 0 || two.log(s).Failed() == nil {
 		t.Fatalf("it has the position %+v, %t", at, ok)
 	}
+	s.write(one, plain(t, "of this epoch"))
 	s.catchUp(one, two)
 	s.same(0, one, two)
 	if two.log(s).Failed() != nil || two.store.Damaged() {
@@ -423,16 +446,10 @@ func TestFailedReplicaBeginsAnew(t *testing.T) {
 	// What is lost now may be what a leader is about to admit it for: it withdraws what
 	// it has stated first.
 	two.log(s).Fail("again")
-	if _, ok := two.p.Position(two.epoch); ok || !two.p.Propose(time.Now(), time.Minute, func(cluster.NodeID) (cluster.NodeEpoch, bool) { return 0, false }) {
+	if _, ok := two.p.Position(two.epoch); ok {
 		t.Fatal("it begins anew in the leader epoch in which it has shown a position")
 	}
-	if proposal, ok := two.p.Proposal(); !ok || !proposal.Withdraws {
-		t.Fatalf("it proposes %+v", proposal)
-	}
-	s.agree(func(p *cluster.Partition) { p.LeaderEpoch++ }, one, two)
-	if _, ok := two.p.Proposal(); ok {
-		t.Fatal("withdrawn it withdraws again")
-	}
+	withdraw()
 	s.write(one, plain(t, "d"))
 	s.catchUp(one, two)
 	s.same(0, one, two)
@@ -603,9 +620,9 @@ func TestShrinkAndExpand(t *testing.T) {
 	}
 	answer := func(isr ...cluster.NodeID) {
 		t.Helper()
-		base := s.agreed.PartitionEpoch
+		proposal := rules.ISRProposal{PartitionEpoch: s.agreed.PartitionEpoch}
 		s.agree(func(p *cluster.Partition) { p.ISR = isr })
-		if err := one.p.Answer(base, s.agreed, s.now); err != nil {
+		if err := one.p.Answer(proposal, true, s.agreed, s.now); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -239,7 +239,7 @@ func (p *Proposer) ask(ctx context.Context, self cluster.NodeID, epoch cluster.N
 		}
 		current := cluster.PartitionFromProto(result.GetPartition())
 		before := asked[i].Assignment()
-		if err := asked[i].Answer(proposals[i].PartitionEpoch, current, now); err != nil {
+		if err := asked[i].Answer(proposals[i], result.GetAccepted(), current, now); err != nil {
 			p.logger.Error("a partition is not served", "topic", asked[i].Topic().Name, "partition", asked[i].Index(), "error", err)
 		}
 		p.settle(asked[i], result.GetAccepted())
