@@ -385,6 +385,52 @@ func TestCommitGivenUpHarmsNoOther(t *testing.T) {
 	})
 }
 
+// TestCommitsAreNumbered: of a member each request has a higher number than the one before,
+// what is sent again after a broken stream and after the loss of the membership included.
+func TestCommitsAreNumbered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, g := newCommitCluster(t, 1)
+		var last uint64
+		requests := 0
+		g.onCommit = func(request *coordinatorv1.CommitOffsetsRequest) fault {
+			if requests++; request.GetMemberId() == "" || request.GetCommitSequence() <= last {
+				t.Errorf("request %d is of %q and has number %d after %d", requests, request.GetMemberId(), request.GetCommitSequence(), last)
+			}
+			last = request.GetCommitSequence()
+			return fault{cut: requests == 1, appended: true}
+		}
+		a := c.member(t, "a", WithAutoCommit(0))
+		subscribe(t, a, "t")
+		for range 2 {
+			if _, err := a.Poll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Commit(t.Context(), at(3)); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Commit(t.Context(), at(2)); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Unsubscribe(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			subscribe(t, a, "t")
+		}
+		if requests < 5 {
+			t.Errorf("%d requests", requests)
+		}
+		g.onCommit = func(request *coordinatorv1.CommitOffsetsRequest) fault {
+			if request.GetCommitSequence() != 0 {
+				t.Errorf("a commit of no member has number %d", request.GetCommitSequence())
+			}
+			return fault{}
+		}
+		if err := assigned(t, c.client(t), "h").Commit(t.Context(), at(1)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestCommitStreamOverHTTP: a coordinator without streams, one that ends them, and one that
 // stands still, which hears that the stream was given up.
 func TestCommitStreamOverHTTP(t *testing.T) {

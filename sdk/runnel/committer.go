@@ -17,6 +17,9 @@ type committer struct {
 	consumer *Consumer
 	// wake holds a token while queue may have become non-empty.
 	wake chan struct{}
+	// sequence is the number of the last request of a member: what was given up and is
+	// read late counts no more. It belongs to the goroutine that commits.
+	sequence uint64
 
 	// queue holds what is not under way, in order; ended says that nobody looks at it
 	// any more. Both are guarded by the consumer's mu.
@@ -261,7 +264,8 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 	}
 	request := &coordinatorv1.CommitOffsetsRequest{Group: c.config.group}
 	if m := c.member; m != nil {
-		request.MemberId, request.MemberEpoch = m.id, m.epoch
+		k.sequence++
+		request.MemberId, request.MemberEpoch, request.CommitSequence = m.id, m.epoch, k.sequence
 	}
 	for tp, offset := range newest {
 		if len(request.GetOffsets()) == maxCommitOffsets {

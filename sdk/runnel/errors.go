@@ -144,6 +144,7 @@ func outcomeOf(r Reason) outcome {
 		errorsv1.Reason_REASON_UNKNOWN_MEMBER,
 		errorsv1.Reason_REASON_MEMBER_FENCED,
 		errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
+		errorsv1.Reason_REASON_STALE_COMMIT,
 		errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED,
 		errorsv1.Reason_REASON_INSTANCE_FENCED,
 		errorsv1.Reason_REASON_GROUP_NOT_FOUND,

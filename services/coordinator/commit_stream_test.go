@@ -185,6 +185,72 @@ func TestStreamedCommitsKeepTheOrderOfTheirGroup(t *testing.T) {
 	})
 }
 
+// A commit that is carried out late, over another connection than those that its member has
+// sent since, undoes none of them.
+func TestLateCommitOverAnotherConnection(t *testing.T) {
+	for name, late := range map[string]func(n *coordinatorNode, s *commitStream, request *coordinatorv1.CommitOffsetsRequest) func() errorsv1.Reason{
+		"stream": func(_ *coordinatorNode, s *commitStream, request *coordinatorv1.CommitOffsetsRequest) func() errorsv1.Reason {
+			if err := s.stream.Send(&coordinatorv1.CommitOffsetsStreamRequest{RequestId: 1, Commit: request}); err != nil {
+				s.t.Fatal(err)
+			}
+			return func() errorsv1.Reason {
+				got, _ := s.got()
+				return got[1].GetResult().GetResults()[0].GetFailure().GetReason()
+			}
+		},
+		"call": func(n *coordinatorNode, s *commitStream, request *coordinatorv1.CommitOffsetsRequest) func() errorsv1.Reason {
+			done := make(chan *coordinatorv1.CommitOffsetsResponse, 1)
+			go func() {
+				res, err := n.offsets.CommitOffsets(s.t.Context(), request)
+				if err != nil {
+					s.t.Error(err)
+				}
+				done <- res
+			}()
+			return func() errorsv1.Reason { return (<-done).GetResults()[0].GetFailure().GetReason() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inMesh(t, func(t *testing.T, m *mesh) {
+				n := m.start(2, t.TempDir())
+				member := n.join(t, orders("a", "m"))
+				synctest.Wait()
+				if err := beat(t, n, "a", member); err != nil {
+					t.Fatal(err)
+				}
+				a, _ := member.latest()
+				numbered := func(sequence uint64, offsets ...*coordinatorv1.OffsetCommit) *coordinatorv1.CommitOffsetsRequest {
+					return &coordinatorv1.CommitOffsetsRequest{
+						Group: "a", MemberId: a.GetMemberId(), MemberEpoch: a.GetMemberEpoch(), Offsets: offsets, CommitSequence: sequence,
+					}
+				}
+				first, second := n.commits(t), n.commits(t)
+				resume := n.pause()
+				outcome := late(n, first, numbered(1, commit(2, 450))) // Its leader is asked.
+				synctest.Wait()
+				if err := second.stream.Send(&coordinatorv1.CommitOffsetsStreamRequest{RequestId: 2, Commit: numbered(2, commit(2, 0))}); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				m.mu.Lock()
+				m.ends["orders/2"] = 500
+				m.mu.Unlock()
+				resume()
+				if got := outcome(); got != errorsv1.Reason_REASON_STALE_COMMIT {
+					t.Errorf("the late commit: %v", got)
+				}
+				if got := committed(t, n, "a", 2); got != 0 {
+					t.Errorf("committed is %d", got)
+				}
+				res, err := n.offsets.CommitOffsets(t.Context(), numbered(3, commit(2, 450)))
+				if err != nil || res.GetResults()[0].GetFailure() != nil {
+					t.Errorf("the next commit: %v, %v", res, err)
+				}
+			})
+		})
+	}
+}
+
 // More than so many commits are not read, and nothing is lost of them.
 func TestStreamedCommitsAreBounded(t *testing.T) {
 	inMesh(t, func(t *testing.T, m *mesh) {

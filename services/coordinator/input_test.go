@@ -130,10 +130,13 @@ func TestBadCommits(t *testing.T) {
 			err    error
 			reason errorsv1.Reason
 		}{
-			"none":           {second(call("", 0)), errorsv1.Reason_REASON_INVALID_REQUEST},
-			"twice":          {second(call("", 0, commit(0, 1), commit(0, 2))), errorsv1.Reason_REASON_INVALID_REQUEST},
-			"too many":       {second(call("", 0, slices.Repeat([]*coordinatorv1.OffsetCommit{commit(0, 1)}, 10_001)...)), errorsv1.Reason_REASON_INVALID_REQUEST},
-			"epoch only":     {second(call("", 4, commit(0, 1))), errorsv1.Reason_REASON_INVALID_REQUEST},
+			"none":       {second(call("", 0)), errorsv1.Reason_REASON_INVALID_REQUEST},
+			"twice":      {second(call("", 0, commit(0, 1), commit(0, 2))), errorsv1.Reason_REASON_INVALID_REQUEST},
+			"too many":   {second(call("", 0, slices.Repeat([]*coordinatorv1.OffsetCommit{commit(0, 1)}, 10_001)...)), errorsv1.Reason_REASON_INVALID_REQUEST},
+			"epoch only": {second(call("", 4, commit(0, 1))), errorsv1.Reason_REASON_INVALID_REQUEST},
+			"number only": {second(n.offsets.CommitOffsets(t.Context(), &coordinatorv1.CommitOffsetsRequest{
+				Group: "g", CommitSequence: 1, Offsets: []*coordinatorv1.OffsetCommit{commit(0, 1)},
+			})), errorsv1.Reason_REASON_INVALID_REQUEST},
 			"unknown member": {second(call("nobody", 4, commit(0, 1))), errorsv1.Reason_REASON_UNKNOWN_MEMBER},
 		} {
 			if reason(want.err) != want.reason {

@@ -53,6 +53,7 @@ func Code(reason errorsv1.Reason) connect.Code {
 		errorsv1.Reason_REASON_COORDINATOR_FENCED,
 		errorsv1.Reason_REASON_MEMBER_FENCED,
 		errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
+		errorsv1.Reason_REASON_STALE_COMMIT,
 		errorsv1.Reason_REASON_INSTANCE_FENCED:
 		return connect.CodeAborted
 	case errorsv1.Reason_REASON_OFFSET_OUT_OF_RANGE,

@@ -65,6 +65,7 @@ var wantCodes = map[errorsv1.Reason]connect.Code{
 	errorsv1.Reason_REASON_UNKNOWN_MEMBER:                   connect.CodeNotFound,
 	errorsv1.Reason_REASON_MEMBER_FENCED:                    connect.CodeAborted,
 	errorsv1.Reason_REASON_STALE_MEMBER_EPOCH:               connect.CodeAborted,
+	errorsv1.Reason_REASON_STALE_COMMIT:                     connect.CodeAborted,
 	errorsv1.Reason_REASON_PARTITION_NOT_ASSIGNED:           connect.CodeFailedPrecondition,
 	errorsv1.Reason_REASON_INSTANCE_FENCED:                  connect.CodeAborted,
 	errorsv1.Reason_REASON_GROUP_NOT_FOUND:                  connect.CodeNotFound,

@@ -95,9 +95,13 @@ func (m *member) commitAt(epoch groups.Epoch, readings []*reading) {
 	}
 	session, id := m.session, m.id
 	sent := m.g.newCommit()
+	var sequence groups.CommitSequence
+	if m.numbers {
+		sequence = groups.CommitSequence(sent)
+	}
 	m.committing++
 	m.request(func() groups.Request {
-		c := &groups.Commit{Group: m.g.groups[m.group], Member: id, Epoch: epoch}
+		c := &groups.Commit{Group: m.g.groups[m.group], Member: id, Epoch: epoch, Sequence: sequence}
 		for _, p := range positions {
 			// Each copy that arrives is told from the others.
 			c.Offsets = append(c.Offsets, groups.CommitOffset{

@@ -84,8 +84,10 @@ type commitFact struct {
 	epoch     groups.Epoch
 	partition groups.Partition
 	offset    int64
-	// sent orders what a member has sent in a session; a copy has those of its original.
+	// sent orders what a member has sent in a session; a copy has those of its original, as
+	// it has the number that the member gave the commit, 0 for none.
 	session, sent int64
+	sequence      groups.CommitSequence
 	// logged says that the log has it, deleted that it has it no more, refused that the
 	// coordinator has refused it for good.
 	logged, deleted, refused bool
@@ -276,12 +278,19 @@ func (h *groupHistory) offsetLogged(key recordKey, r *groups.OffsetRecord, d dec
 	}
 	h.highest[offsetKey{r.Group, r.Partition}] = max(h.highest[offsetKey{r.Group, r.Partition}], r.Offset)
 	before, ok := h.records[key].(*groups.OffsetRecord)
-	if !ok || before.Offset <= r.Offset {
+	if !ok {
 		return
 	}
-	// The network may bring an owner's commits in another order, and one who begins anew
-	// may go on from where others were not to be seen yet.
-	if b := h.commits[commitID(before)]; b == nil || b.member != c.member || b.session == c.session && b.sent < c.sent {
+	b := h.commits[commitID(before)]
+	if b != nil && b.member == c.member && c.sequence > 0 && c.sequence < b.sequence {
+		h.fail(28, "commit %d of member %s, of offset %d of %v, follows its commit %d", c.sequence, c.member, r.Offset, r.Partition, b.sequence)
+	}
+	if before.Offset <= r.Offset {
+		return
+	}
+	// The network may bring the commits of an owner who does not number them in another
+	// order, and one who begins anew may go on from where others were not to be seen yet.
+	if b == nil || b.member != c.member || b.session == c.session && b.sent < c.sent {
 		h.fail(28, "offset %d of %v, of member %s, follows %d, of %+v", r.Offset, r.Partition, c.member, before.Offset, b)
 	}
 }

@@ -50,7 +50,8 @@ func (g *crowd) sawCommit(group int, session, sent int64, c *groups.Commit) {
 	for i := range c.Offsets {
 		o := &c.Offsets[i]
 		h.commits[commitID(&groups.OffsetRecord{Metadata: o.Metadata})] = &commitFact{
-			group: c.Group, member: c.Member, epoch: c.Epoch, partition: o.Partition, offset: o.Offset, session: session, sent: sent,
+			group: c.Group, member: c.Member, epoch: c.Epoch, partition: o.Partition, offset: o.Offset,
+			session: session, sent: sent, sequence: c.Sequence,
 		}
 	}
 }

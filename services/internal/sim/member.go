@@ -23,8 +23,10 @@ type member struct {
 	names int
 	// instance is its name as a static member, over restarts; "" for others. A twin has by
 	// mistake that of another process.
-	instance     string
-	twin         bool
+	instance string
+	twin     bool
+	// numbers says that the program numbers its commits, which one in four does not.
+	numbers      bool
 	subscription groups.Subscription
 	assignor     groups.Assignor
 
@@ -63,7 +65,7 @@ type reading struct {
 }
 
 func newMember(g *crowd, i int) *member {
-	m := &member{g: g, w: g.w, group: i % len(g.groups)}
+	m := &member{g: g, w: g.w, group: i % len(g.groups), numbers: i%4 != 3}
 	g.w.register(&m.process, fmt.Sprintf("mem%d", i))
 	if before := i - len(g.groups); before >= 0 && g.members[before].instance != "" && g.w.chance(400) {
 		m.instance, m.twin = g.members[before].instance, true

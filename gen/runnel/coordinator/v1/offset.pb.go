@@ -36,9 +36,18 @@ type CommitOffsetsRequest struct {
 	// one that it follows, or an older one. Set by the client.
 	MemberEpoch int64 `protobuf:"varint,3,opt,name=member_epoch,json=memberEpoch,proto3" json:"member_epoch,omitempty"`
 	// Offsets, 1 to 10,000, each partition at most once. Set by the client.
-	Offsets       []*OffsetCommit `protobuf:"bytes,4,rep,name=offsets,proto3" json:"offsets,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Offsets []*OffsetCommit `protobuf:"bytes,4,rep,name=offsets,proto3" json:"offsets,omitempty"`
+	// Number of the commit, from 1, that grows from each commit of the member to its next,
+	// whichever connection it takes. An offset of a partition of which the member has
+	// recorded one with a higher number is refused with REASON_STALE_COMMIT: a commit that
+	// was given up and arrives late undoes none that came after it. A request that is
+	// repeated as it is keeps its number. Numbers count as long as the member has the
+	// partition; who begins anew under the same member_id goes on above the highest. 0 or
+	// unset: commits count in the order in which they arrive. A member numbers all of its
+	// commits or none; without member_id it must be 0. Set by the client.
+	CommitSequence uint64 `protobuf:"varint,5,opt,name=commit_sequence,json=commitSequence,proto3" json:"commit_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CommitOffsetsRequest) Reset() {
@@ -97,6 +106,13 @@ func (x *CommitOffsetsRequest) GetOffsets() []*OffsetCommit {
 		return x.Offsets
 	}
 	return nil
+}
+
+func (x *CommitOffsetsRequest) GetCommitSequence() uint64 {
+	if x != nil {
+		return x.CommitSequence
+	}
+	return 0
 }
 
 // OffsetCommit is the offset of one partition.
@@ -1151,12 +1167,13 @@ var File_runnel_coordinator_v1_offset_proto protoreflect.FileDescriptor
 
 const file_runnel_coordinator_v1_offset_proto_rawDesc = "" +
 	"\n" +
-	"\"runnel/coordinator/v1/offset.proto\x12\x15runnel.coordinator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1drunnel/errors/v1/errors.proto\x1a\x17runnel/log/v1/log.proto\"\xab\x01\n" +
+	"\"runnel/coordinator/v1/offset.proto\x12\x15runnel.coordinator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1drunnel/errors/v1/errors.proto\x1a\x17runnel/log/v1/log.proto\"\xd4\x01\n" +
 	"\x14CommitOffsetsRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12!\n" +
 	"\fmember_epoch\x18\x03 \x01(\x03R\vmemberEpoch\x12=\n" +
-	"\aoffsets\x18\x04 \x03(\v2#.runnel.coordinator.v1.OffsetCommitR\aoffsets\"\xca\x01\n" +
+	"\aoffsets\x18\x04 \x03(\v2#.runnel.coordinator.v1.OffsetCommitR\aoffsets\x12'\n" +
+	"\x0fcommit_sequence\x18\x05 \x01(\x04R\x0ecommitSequence\"\xca\x01\n" +
 	"\fOffsetCommit\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x19\n" +
 	"\btopic_id\x18\x02 \x01(\fR\atopicId\x12\x1c\n" +

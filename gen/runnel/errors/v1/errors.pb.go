@@ -172,6 +172,9 @@ const (
 	Reason_REASON_GROUP_FULL Reason = 53
 	// The metadata of a commit is longer than 4,096 bytes. Fatal.
 	Reason_REASON_METADATA_TOO_LARGE Reason = 54
+	// The member has recorded an offset of the partition with a higher commit_sequence.
+	// Fatal for the commit, which has come too late to count.
+	Reason_REASON_STALE_COMMIT Reason = 55
 )
 
 // Enum value maps for Reason.
@@ -232,6 +235,7 @@ var (
 		52: "REASON_INVALID_SUBSCRIPTION",
 		53: "REASON_GROUP_FULL",
 		54: "REASON_METADATA_TOO_LARGE",
+		55: "REASON_STALE_COMMIT",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":                      0,
@@ -289,6 +293,7 @@ var (
 		"REASON_INVALID_SUBSCRIPTION":             52,
 		"REASON_GROUP_FULL":                       53,
 		"REASON_METADATA_TOO_LARGE":               54,
+		"REASON_STALE_COMMIT":                     55,
 	}
 )
 
@@ -907,7 +912,7 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x0flast_read_epoch\x18\x04 \x01(\x05R\rlastReadEpoch\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\x05R\x05epoch\x12\x1d\n" +
 	"\n" +
-	"end_offset\x18\x06 \x01(\x03R\tendOffset*\xc2\f\n" +
+	"end_offset\x18\x06 \x01(\x03R\tendOffset*\xdb\f\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -964,7 +969,8 @@ const file_runnel_errors_v1_errors_proto_rawDesc = "" +
 	"\x17REASON_INVALID_GROUP_ID\x103\x12\x1f\n" +
 	"\x1bREASON_INVALID_SUBSCRIPTION\x104\x12\x15\n" +
 	"\x11REASON_GROUP_FULL\x105\x12\x1d\n" +
-	"\x19REASON_METADATA_TOO_LARGE\x106B\xc2\x01\n" +
+	"\x19REASON_METADATA_TOO_LARGE\x106\x12\x17\n" +
+	"\x13REASON_STALE_COMMIT\x107B\xc2\x01\n" +
 	"\x14com.runnel.errors.v1B\vErrorsProtoP\x01Z;github.com/runnel-mesh/runnel/gen/runnel/errors/v1;errorsv1\xa2\x02\x03REX\xaa\x02\x10Runnel.Errors.V1\xca\x02\x10Runnel\\Errors\\V1\xe2\x02\x1cRunnel\\Errors\\V1\\GPBMetadata\xea\x02\x12Runnel::Errors::V1b\x06proto3"
 
 var (

@@ -188,7 +188,8 @@ func decodeMember(k recordKey, value []byte) (groups.Record, error) {
 }
 
 func offsetValue(r *groups.OffsetRecord) *logv1.OffsetValue {
-	v := &logv1.OffsetValue{Offset: r.Offset, Metadata: r.Metadata, CommittedAtMs: r.Committed.UnixMilli(), Topic: r.TopicName}
+	v := &logv1.OffsetValue{Offset: r.Offset, Metadata: r.Metadata, CommittedAtMs: r.Committed.UnixMilli(), Topic: r.TopicName,
+		SinceEpoch: int64(r.Since), CommitSequence: uint64(r.Sequence)}
 	if r.LeaderEpoch >= 0 {
 		v.LeaderEpoch = &r.LeaderEpoch
 	}
@@ -203,6 +204,7 @@ func decodeOffset(k recordKey, value []byte) (groups.Record, error) {
 	r := &groups.OffsetRecord{
 		Group: k.group, Partition: k.partition, TopicName: v.GetTopic(),
 		Offset: v.GetOffset(), LeaderEpoch: -1, Metadata: v.GetMetadata(), Committed: time.UnixMilli(v.GetCommittedAtMs()).UTC(),
+		Since: groups.Epoch(v.GetSinceEpoch()), Sequence: groups.CommitSequence(v.GetCommitSequence()),
 	}
 	if v.LeaderEpoch != nil {
 		r.LeaderEpoch = max(-1, v.GetLeaderEpoch())

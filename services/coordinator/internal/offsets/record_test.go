@@ -71,10 +71,10 @@ var golden = []struct {
 	{
 		"offset", &groups.OffsetRecord{
 			Group: "g", Partition: partition(1, 300), TopicName: "orders", Offset: 128, LeaderEpoch: 0, Metadata: "x",
-			Committed: time.UnixMilli(1_700_000_000_000).UTC(),
+			Committed: time.UnixMilli(1_700_000_000_000).UTC(), Since: 7, Sequence: 300,
 		},
 		"2218 0a0167 1210" + topic1 + "18ac02",
-		"088001 1000 1a0178 2080d095ffbc31 2a066f7264657273",
+		"088001 1000 1a0178 2080d095ffbc31 2a066f7264657273 3007 38ac02",
 	},
 	{
 		"offset of partition 0 without a leader epoch", &groups.OffsetRecord{

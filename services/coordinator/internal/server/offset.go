@@ -35,13 +35,19 @@ func (s *Server) commit(ctx context.Context, req *coordinatorv1.CommitOffsetsReq
 	if req.GetMemberId() == "" && req.GetMemberEpoch() != 0 {
 		return nil, invalid("member_epoch is %d but member_id is empty: name the member that commits, or send no epoch", req.GetMemberEpoch())
 	}
+	if req.GetMemberId() == "" && req.GetCommitSequence() != 0 {
+		return nil, invalid("commit_sequence is %d but member_id is empty: name the member whose commits are numbered, or send no number", req.GetCommitSequence())
+	}
 	index, err := s.find(ctx, req.GetGroup())
 	if err != nil {
 		return nil, err
 	}
 	image := s.view.Image()
 	res := &coordinatorv1.CommitOffsetsResponse{Results: make([]*coordinatorv1.OffsetCommitResult, len(req.GetOffsets()))}
-	commit := &rules.Commit{Group: rules.GroupID(req.GetGroup()), Member: rules.MemberID(req.GetMemberId()), Epoch: rules.Epoch(req.GetMemberEpoch())}
+	commit := &rules.Commit{
+		Group: rules.GroupID(req.GetGroup()), Member: rules.MemberID(req.GetMemberId()), Epoch: rules.Epoch(req.GetMemberEpoch()),
+		Sequence: rules.CommitSequence(req.GetCommitSequence()),
+	}
 	// at says which result belongs to which offset of the commit.
 	var at []int
 	seen := make(map[rules.Partition]bool, len(req.GetOffsets()))

@@ -114,6 +114,9 @@ func (s *state) fold(record Record) {
 			s.offsetsOf[r.Topic]++
 		}
 		g.offsets[r.Partition] = r
+		// Of the member that has committed it there may be no record any more. Its epoch
+		// names the time in which it had the partition, and must not name another.
+		g.epoch = max(g.epoch, r.Since)
 	case *Tombstone:
 		s.erase(r)
 	}

@@ -37,6 +37,12 @@
 // commit counts if the epoch that it carries lies between that and the member's
 // (KIP-848, KIP-1251).
 //
+// Commits of one member reach the shard in any order, since it may have several
+// connections, and a coordinator that stood still reads what was given up long ago. So
+// members number them, and each offset in the log remembers the number of its commit with
+// the epoch at which the member got the partition: a lower one is refused as long as that
+// lasts, by later coordinators too.
+//
 // A member that does not confirm in time has its heartbeats refused; its session then
 // ends like that of one which has died, and the member, who counts from its last answered
 // heartbeat, has stopped by then.
@@ -63,6 +69,10 @@ type MemberID string
 // Epoch rises with each change of a group, from 1 or more, over its deletion too; a
 // member's epoch is that of its newest assignment.
 type Epoch int64
+
+// CommitSequence numbers the commits of a member, from 1. It says in which order they were
+// sent, which connections do not.
+type CommitSequence uint64
 
 // CoordinatorEpoch orders the processes that coordinate a partition of
 // __consumer_offsets, from 1.

@@ -31,8 +31,12 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 	}
 	for i := range r.Offsets {
 		o := &r.Offsets[i]
-		fresh := g == nil || g.offsets[o.Partition] == nil
-		why := s.checkOffset(r, m, o)
+		var before *OffsetRecord
+		if g != nil {
+			before = g.offsets[o.Partition]
+		}
+		fresh := before == nil
+		why := s.checkOffset(r, m, o, before)
 		if why == nil && fresh && count >= s.config.OffsetsPerGroup {
 			why = refusal(errorsv1.Reason_REASON_LIMIT_REACHED,
 				"group %q has offsets of %d partitions, as many as it may have: delete those of topics that it no longer reads",
@@ -48,6 +52,11 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 		record := &OffsetRecord{
 			Group: r.Group, Partition: o.Partition, TopicName: o.TopicName, Offset: o.Offset,
 			LeaderEpoch: o.LeaderEpoch, Metadata: o.Metadata, Committed: time.UnixMilli(s.now.UnixMilli()),
+			Sequence: r.Sequence,
+		}
+		if m != nil {
+			owned, _ := m.find(o.Partition)
+			record.Since = owned.Since
 		}
 		bytes += recordBytes(record)
 		records = append(records, record)
@@ -99,8 +108,8 @@ func (s *Shard) mayCommit(g *group, m *member, r *Commit) *Refusal {
 
 // checkOffset returns why one offset is not recorded; m is nil where no member commits.
 // What a member was told to give up is its own until it has, and the last commit of it
-// counts.
-func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset) *Refusal {
+// counts. before is the partition's record, which may be nil.
+func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset, before *OffsetRecord) *Refusal {
 	switch {
 	case o.Offset < 0 || o.LeaderEpoch < -1 || o.Index < 0:
 		return refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
@@ -130,6 +139,10 @@ func (s *Shard) checkOffset(r *Commit, m *member, o *CommitOffset) *Refusal {
 		return refusal(errorsv1.Reason_REASON_STALE_MEMBER_EPOCH,
 			"member %q of group %q has partition %d of topic %q since epoch %d, and the commit is of epoch %d: read on from the committed offset",
 			m.Member, r.Group, o.Index, o.TopicName, owned.Since, r.Epoch)
+	case before != nil && before.Since == owned.Since && r.Sequence > 0 && r.Sequence < before.Sequence:
+		return refusal(errorsv1.Reason_REASON_STALE_COMMIT,
+			"member %q of group %q has committed offset %d of partition %d of topic %q with sequence %d, and this commit of offset %d has %d: number each commit above the one before, and drop those that come late",
+			m.Member, r.Group, before.Offset, o.Index, o.TopicName, before.Sequence, o.Offset, r.Sequence)
 	}
 	return nil
 }

@@ -43,6 +43,76 @@ func TestCommitIsFenced(t *testing.T) {
 	check("m1", r.newest(s1).Epoch, partition(1, 3), 0)
 }
 
+// committed is where the group stands in a partition, -1 for nowhere.
+func (r *rig) committed(p Partition) int64 {
+	r.t.Helper()
+	for _, o := range r.ok(&Fetch{Group: "g"}).([]*OffsetRecord) {
+		if o.Partition == p {
+			return o.Offset
+		}
+	}
+	return -1
+}
+
+// A commit that comes late undoes no newer one of its member, at whichever coordinator it
+// comes, as long as the member has the partition.
+func TestLateCommitIsRefused(t *testing.T) {
+	r := newRig(t, testConfig)
+	_, a1 := r.join(joinOf("m1", "a"))
+	p, other := partition(1, 3), partition(1, 0)
+	check := func(member MemberID, epoch Epoch, sequence CommitSequence, p Partition, offset int64, want errorsv1.Reason) {
+		t.Helper()
+		got, before := r.commitNumbered(member, epoch, sequence, p, offset), r.committed(p)
+		switch {
+		case want != 0:
+			checkRefusal(t, got, want)
+		case got != nil || before != offset:
+			t.Fatalf("commit %d: %v, and the group stands at %d, want %d", sequence, got, before, offset)
+		}
+	}
+	check("m1", a1.Epoch, 5, p, 50, 0)
+	check("m1", a1.Epoch, 4, p, 40, errorsv1.Reason_REASON_STALE_COMMIT)
+	check("m1", a1.Epoch, 5, p, 50, 0) // It is repeated as it is.
+	check("m1", a1.Epoch, 4, other, 40, 0)
+	check("m1", a1.Epoch, 6, p, 30, 0) // A member may go back.
+	for range 2 {
+		// The next coordinator, and the same one that begins anew.
+		r.start(testConfig, r.log.epoch+1)
+		check("m1", a1.Epoch, 5, p, 50, errorsv1.Reason_REASON_STALE_COMMIT)
+		if got := r.committed(p); got != 30 {
+			t.Fatalf("the group stands at %d", got)
+		}
+	}
+	again := joinOf("m1", "a")
+	again.Epoch = a1.Epoch
+	s1, _ := r.join(again)
+	s2, _ := r.join(joinOf("m2", "a")) // Takes a2 and a3 away from m1.
+	check("m1", a1.Epoch, 5, p, 50, errorsv1.Reason_REASON_STALE_COMMIT)
+	check("m1", a1.Epoch, 7, p, 60, 0)
+	r.follow(s1)
+	r.follow(s2)
+	check("m2", r.newest(s2).Epoch, 1, p, 61, 0) // It counts by itself.
+	check("m2", r.newest(s2).Epoch, 0, p, 62, 0) // It does not number any more.
+	r.ok(&Leave{Group: "g", Member: "m2"})
+	check("m1", a1.Epoch, 6, p, 55, errorsv1.Reason_REASON_STALE_MEMBER_EPOCH)
+	check("m1", r.newest(s1).Epoch, 8, p, 70, 0)
+}
+
+// Of a member that had an offset's partition there may be no record any more, nor of the
+// group's epochs since: the next one that has the partition numbers its commits anew.
+func TestEpochOfACommitIsNotGivenAgain(t *testing.T) {
+	r := newRig(t, testConfig)
+	p := partition(1, 0)
+	r.log.records = append(r.log.records,
+		&GroupRecord{Group: "g", Epoch: 6},
+		&OffsetRecord{Group: "g", Partition: p, TopicName: "a", Offset: 90, LeaderEpoch: -1, Since: 7, Sequence: 9})
+	r.start(testConfig, 2)
+	_, a := r.join(joinOf("m2", "a"))
+	if why := r.commitNumbered("m2", a.Epoch, 1, p, 91); why != nil {
+		t.Errorf("in epoch %d: %v", a.Epoch, why)
+	}
+}
+
 func TestCommitIsCheckedByOffset(t *testing.T) {
 	r := newRig(t, testConfig)
 	r.topics = r.topics.without("b")

@@ -66,6 +66,10 @@ type OffsetRecord struct {
 	Metadata    string
 	// Committed is the wall clock's time, for people.
 	Committed time.Time
+	// Since is the epoch at which the member that has committed it got the partition, 0
+	// where no member has; Sequence is the number of the commit among those since then.
+	Since    Epoch
+	Sequence CommitSequence
 }
 
 // Tombstone removes a group, a member, or an offset.

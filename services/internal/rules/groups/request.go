@@ -71,9 +71,11 @@ type Leave struct {
 type Commit struct {
 	Group GroupID
 	// Member is empty for who is none, which a group with members refuses.
-	Member  MemberID
-	Epoch   Epoch
-	Offsets []CommitOffset
+	Member MemberID
+	Epoch  Epoch
+	// Sequence orders the commits of a member; 0 for one that does not number them.
+	Sequence CommitSequence
+	Offsets  []CommitOffset
 }
 
 // CommitOffset is an offset to record.

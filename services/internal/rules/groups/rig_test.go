@@ -310,7 +310,12 @@ func (r *rig) describe() *Description {
 
 func (r *rig) commit(member MemberID, epoch Epoch, p Partition, offset int64) *Refusal {
 	r.t.Helper()
-	reply := r.ask(&Commit{Group: "g", Member: member, Epoch: epoch, Offsets: []CommitOffset{
+	return r.commitNumbered(member, epoch, 0, p, offset)
+}
+
+func (r *rig) commitNumbered(member MemberID, epoch Epoch, sequence CommitSequence, p Partition, offset int64) *Refusal {
+	r.t.Helper()
+	reply := r.ask(&Commit{Group: "g", Member: member, Epoch: epoch, Sequence: sequence, Offsets: []CommitOffset{
 		{Partition: p, TopicName: "a", Offset: offset, LeaderEpoch: -1},
 	}})
 	if reply.Refusal != nil {

@@ -48,6 +48,8 @@ type decodedRecord struct {
 	LeaderEpoch      *int32              `json:"leader_epoch,omitempty"`
 	Metadata         string              `json:"metadata,omitempty"`
 	CommittedAt      string              `json:"committed_at,omitempty"`
+	SinceEpoch       int64               `json:"since_epoch,omitempty"`
+	CommitSequence   uint64              `json:"commit_sequence,omitempty"`
 	Error            string              `json:"error,omitempty"`
 }
 
@@ -102,6 +104,7 @@ func decode(key, value []byte) decodedRecord {
 		return decodedRecord{
 			Kind: kindOffset, Group: string(r.Group), Topic: r.TopicName, TopicID: r.Topic.String(), Partition: &r.Index, Offset: &r.Offset,
 			LeaderEpoch: known(r.LeaderEpoch), Metadata: r.Metadata, CommittedAt: r.Committed.UTC().Format(time.RFC3339Nano),
+			SinceEpoch: int64(r.Since), CommitSequence: uint64(r.Sequence),
 		}
 	case *groups.Tombstone:
 		d := decodedRecord{Kind: kindGroup, Deleted: true, Group: string(r.Group), Member: string(r.Member)}

@@ -765,9 +765,15 @@ type OffsetValue struct {
 	// When it was committed, milliseconds since the Unix epoch.
 	CommittedAtMs int64 `protobuf:"varint,4,opt,name=committed_at_ms,json=committedAtMs,proto3" json:"committed_at_ms,omitempty"`
 	// Name of the topic at that time.
-	Topic         string `protobuf:"bytes,5,opt,name=topic,proto3" json:"topic,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Topic string `protobuf:"bytes,5,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Member epoch with which the member that has committed it got the partition; 0 where
+	// no member has.
+	SinceEpoch int64 `protobuf:"varint,6,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"`
+	// Number that the member gave the commit; 0 for none. Within one since_epoch it does not
+	// fall along the log.
+	CommitSequence uint64 `protobuf:"varint,7,opt,name=commit_sequence,json=commitSequence,proto3" json:"commit_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OffsetValue) Reset() {
@@ -835,6 +841,20 @@ func (x *OffsetValue) GetTopic() string {
 	return ""
 }
 
+func (x *OffsetValue) GetSinceEpoch() int64 {
+	if x != nil {
+		return x.SinceEpoch
+	}
+	return 0
+}
+
+func (x *OffsetValue) GetCommitSequence() uint64 {
+	if x != nil {
+		return x.CommitSequence
+	}
+	return 0
+}
+
 var File_runnel_coordinator_log_v1_log_proto protoreflect.FileDescriptor
 
 const file_runnel_coordinator_log_v1_log_proto_rawDesc = "" +
@@ -894,13 +914,16 @@ const file_runnel_coordinator_log_v1_log_proto_rawDesc = "" +
 	"\tOffsetKey\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x19\n" +
 	"\btopic_id\x18\x02 \x01(\fR\atopicId\x12\x1c\n" +
-	"\tpartition\x18\x03 \x01(\x05R\tpartition\"\xb8\x01\n" +
+	"\tpartition\x18\x03 \x01(\x05R\tpartition\"\x82\x02\n" +
 	"\vOffsetValue\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12&\n" +
 	"\fleader_epoch\x18\x02 \x01(\x05H\x00R\vleaderEpoch\x88\x01\x01\x12\x1a\n" +
 	"\bmetadata\x18\x03 \x01(\tR\bmetadata\x12&\n" +
 	"\x0fcommitted_at_ms\x18\x04 \x01(\x03R\rcommittedAtMs\x12\x14\n" +
-	"\x05topic\x18\x05 \x01(\tR\x05topicB\x0f\n" +
+	"\x05topic\x18\x05 \x01(\tR\x05topic\x12\x1f\n" +
+	"\vsince_epoch\x18\x06 \x01(\x03R\n" +
+	"sinceEpoch\x12'\n" +
+	"\x0fcommit_sequence\x18\a \x01(\x04R\x0ecommitSequenceB\x0f\n" +
 	"\r_leader_epochB\xf3\x01\n" +
 	"\x1dcom.runnel.coordinator.log.v1B\bLogProtoP\x01ZAgithub.com/runnel-mesh/runnel/gen/runnel/coordinator/log/v1;logv1\xa2\x02\x03RCL\xaa\x02\x19Runnel.Coordinator.Log.V1\xca\x02\x19Runnel\\Coordinator\\Log\\V1\xe2\x02%Runnel\\Coordinator\\Log\\V1\\GPBMetadata\xea\x02\x1cRunnel::Coordinator::Log::V1b\x06proto3"
 
