@@ -422,31 +422,60 @@ func TestStreamedCommitOfMovedGroup(t *testing.T) {
 	})
 }
 
-// What waits behind commits that take long counts its time from when it came.
+// What waits behind commits that take long counts its time from when it was read, and what
+// the stream has no room for is read then.
 func TestStreamedCommitsHaveAnEnd(t *testing.T) {
 	inMesh(t, func(t *testing.T, m *mesh) {
 		n := m.start(2, t.TempDir())
 		s := n.commits(t)
 		resume := n.pause() // The offsets topic is not there yet, and cannot be made.
-		defer resume()
-		for id := range uint64(10) {
-			s.send(id, "a", commit(0, 0))
-		}
-		time.Sleep(29 * time.Second)
-		if got, err := s.got(); len(got) != 1 || err != nil {
-			t.Errorf("after 29 s: %v, %v", got, err)
+		go func() {
+			for id := range uint64(300) {
+				s.send(1+id, fmt.Sprint("g", id%100), commit(0, 0))
+			}
+		}()
+		time.Sleep(9 * time.Second)
+		if got, err := s.got(); len(got) != 0 || err != nil {
+			t.Errorf("after 9 s: %v, %v", got, err)
 		}
 		time.Sleep(2 * time.Second)
 		got, err := s.got()
-		if len(got) != 10 || err != nil {
-			t.Errorf("after 31 s: %v, %v", got, err)
+		if len(got) != 256 || err != nil {
+			t.Errorf("after 11 s: %d are answered, %v", len(got), err)
 		}
-		for id, res := range got {
-			if res.GetFailure() == nil {
-				t.Errorf("request %d: %v", id, res)
+		for id := uint64(1); id <= 256; id++ {
+			if got[id].GetFailure() == nil {
+				t.Errorf("request %d: %v", id, got[id])
 			}
 		}
+		resume()
+		if got, err := s.got(); len(got) != 300 || err != nil || got[300].GetFailure() != nil {
+			t.Errorf("in the end: %d are answered, %v, %v", len(got), got[300], err)
+		}
+		if ok, late := streamed(t, n, "ok"), streamed(t, n, "unavailable"); ok != 44 || late != 256 {
+			t.Errorf("counted are %d and %d", ok, late)
+		}
 	})
+}
+
+// streamed counts the commits of streams that were answered with a code.
+func streamed(t *testing.T, n *coordinatorNode, code string) uint64 {
+	t.Helper()
+	families, err := n.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "runnel_coordinator_streamed_commit_seconds" {
+			continue
+		}
+		for _, metric := range f.GetMetric() {
+			if metric.GetLabel()[0].GetValue() == code {
+				return metric.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return 0
 }
 
 func TestStreamRequestWithoutCommit(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
@@ -27,6 +28,7 @@ import (
 	"github.com/runnel-mesh/runnel/services/internal/clusterview"
 	"github.com/runnel-mesh/runnel/services/internal/rpc"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
+	"github.com/runnel-mesh/runnel/services/internal/telemetry"
 )
 
 var clusterID = [16]byte{7}
@@ -336,6 +338,8 @@ type coordinatorNode struct {
 	groups  coordinatorv1connect.GroupServiceClient
 	offsets coordinatorv1connect.OffsetServiceClient
 	stop    func() error
+	// registry has the metrics.
+	registry *prometheus.Registry
 
 	mu sync.Mutex
 	// open is closed while the process may call others.
@@ -370,13 +374,14 @@ func (m *mesh) start(id int32, dir string, change ...func(*Config)) *coordinator
 	if err := config.Validate(); err != nil {
 		m.t.Fatal(err)
 	}
-	n := &coordinatorNode{id: id, open: make(chan struct{})}
+	measured := telemetry.Discard()
+	n := &coordinatorNode{id: id, open: make(chan struct{}), registry: measured.Registry}
 	close(n.open)
 	pass := func(t connect.Transport) connect.Transport { return gate{t, n.passage} }
 	n.Service = New(config, Deps{
-		Metadata: pass(m.metadata),
-		Storage:  func(string) connect.Transport { return pass(m.public) },
-		Peers:    func(string) connect.Transport { return pass(m.peer) },
+		Metadata: pass(m.metadata), Telemetry: measured,
+		Storage: func(string) connect.Transport { return pass(m.public) },
+		Peers:   func(string) connect.Transport { return pass(m.peer) },
 	})
 	server, peer := rpc.NewServer(rpc.ServerOptions{}), rpc.NewServer(rpc.ServerOptions{})
 	n.Register(server, peer)

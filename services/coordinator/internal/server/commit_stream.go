@@ -14,7 +14,6 @@ import (
 
 	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
 	"github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1/coordinatorv1connect"
-	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 	"github.com/runnel-mesh/runnel/services/internal/rpcerr"
 )
 
@@ -27,6 +26,11 @@ const (
 	maxStreamBytes = 4 << 20
 	// offsetAnswerBytes is about what the answer to one offset takes that is refused.
 	offsetAnswerBytes = 256
+	// streamedWithin is how long a commit of a stream may take, waiting in its lane
+	// included, and so how long commits that get nowhere, and take all that may be
+	// unanswered, hold up the others of their stream. As long as an append may take: the
+	// outcome of what takes longer is not known then either. The contract names it.
+	streamedWithin = 10 * time.Second
 	// drainGrace is how long a draining stream waits for the outcome of what it has
 	// accepted.
 	drainGrace = 5 * time.Second
@@ -99,10 +103,10 @@ type streamCommit struct {
 	// bytes is what it takes of maxStreamBytes.
 	bytes int
 	req   *coordinatorv1.CommitOffsetsRequest
-	// until is when its time is over, waiting in the lane included.
-	until time.Time
-	res   *coordinatorv1.CommitOffsetsResponse
-	err   error
+	// came is when it was read.
+	came time.Time
+	res  *coordinatorv1.CommitOffsetsResponse
+	err  error
 }
 
 func (c *commitStream) receive(ctx context.Context, stream coordinatorv1connect.OffsetServiceCommitOffsetsStreamServerStream) {
@@ -129,7 +133,7 @@ func (c *commitStream) receive(ctx context.Context, stream coordinatorv1connect.
 		}
 		commit := req.GetCommit()
 		next := &streamCommit{
-			id: req.GetRequestId(), req: commit, until: time.Now().Add(commitWithin),
+			id: req.GetRequestId(), req: commit, came: time.Now(),
 			bytes: proto.Size(commit) + offsetAnswerBytes*len(commit.GetOffsets()),
 		}
 		if !c.accept(ctx, next) || !c.waitForRoom() {
@@ -213,7 +217,7 @@ func (c *commitStream) carryOut(ctx context.Context, one *streamCommit) {
 			one.err = fmt.Errorf("panic: %v\n%s", cause, debug.Stack())
 		}
 	}()
-	one.res, one.err = c.server.commit(ctx, one.req, one.until)
+	one.res, one.err = c.server.commit(ctx, one.req, one.came.Add(streamedWithin))
 	one.req = nil
 }
 
@@ -280,19 +284,16 @@ func (c *commitStream) send(ctx context.Context, stream coordinatorv1connect.Off
 	}
 }
 
+// response is what a client is told of a commit.
 func (c *commitStream) response(ctx context.Context, one *streamCommit) *coordinatorv1.CommitOffsetsStreamResponse {
-	return &coordinatorv1.CommitOffsetsStreamResponse{RequestId: one.id, Result: one.res, Failure: c.server.failure(ctx, one.err)}
-}
-
-// failure is what a client is told of an error that fails one commit of a stream; nil for
-// nil.
-func (s *Server) failure(ctx context.Context, err error) *errorsv1.Failure {
-	if err == nil {
-		return nil
+	res, code := &coordinatorv1.CommitOffsetsStreamResponse{RequestId: one.id, Result: one.res}, "ok"
+	if one.err != nil {
+		e := rpcerr.Classify(one.err)
+		if e.Incident != "" {
+			c.server.logger.LogAttrs(ctx, slog.LevelError, "commit failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", one.err))
+		}
+		res.Failure, code = e.Failure(), rpcerr.Code(e.Reason).String()
 	}
-	e := rpcerr.Classify(err)
-	if e.Incident != "" {
-		s.logger.LogAttrs(ctx, slog.LevelError, "commit failed unexpectedly", slog.String("incident", e.Incident), slog.Any("error", err))
-	}
-	return e.Failure()
+	c.server.streamed.WithLabelValues(code).Observe(time.Since(one.came).Seconds())
+	return res
 }

@@ -92,6 +92,8 @@ type Server struct {
 	// place.
 	streams, committing *rpc.Streams
 	joined, committers  prometheus.Gauge
+	// streamed is how long commits of streams took, by what clients were told.
+	streamed *prometheus.HistogramVec
 	// unchecked counts offsets that were recorded without knowing the log's end.
 	unchecked prometheus.Counter
 	// preparing has a token while the offsets topic is being asked for.
@@ -115,12 +117,17 @@ func New(config Config, deps Deps) *Server {
 		committers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "runnel_coordinator_commit_streams", Help: "Streams of commits being served.",
 		}),
+		streamed: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "runnel_coordinator_streamed_commit_seconds",
+			Help:    "Time from when a commit of a stream was read until it was answered, by the code that a call would have got.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"code"}),
 		unchecked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "runnel_coordinator_unchecked_commits_total", Help: "Offsets that members have committed while no leader could say whether the partition reaches that far.",
 		}),
 	}
 	if deps.Registerer != nil {
-		deps.Registerer.MustRegister(s.joined, s.committers, s.unchecked)
+		deps.Registerer.MustRegister(s.joined, s.committers, s.streamed, s.unchecked)
 	}
 	return s
 }

@@ -88,8 +88,10 @@ type OffsetServiceClient interface {
 	// Those of one group are carried out in their order; groups overtake each other. A
 	// failed request fails alone; the stream goes on. The server holds the client back
 	// while 256 requests of the stream are without a response, or about 4 MiB of them and
-	// of what is to be answered. What is unanswered when the stream ends may have been
-	// carried out, but is not carried out any more soon after.
+	// of what is to be answered; what takes longer than 10 s from when it was read fails
+	// with REASON_TIMED_OUT, its outcome unknown, so that groups which cannot be served
+	// hold those that can up for no longer. What is unanswered when the stream ends may have
+	// been carried out, but is not carried out any more soon after.
 	CommitOffsetsStream(context.Context) (OffsetServiceCommitOffsetsStreamClientStream, error)
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
@@ -155,8 +157,10 @@ type OffsetServiceHandler interface {
 	// Those of one group are carried out in their order; groups overtake each other. A
 	// failed request fails alone; the stream goes on. The server holds the client back
 	// while 256 requests of the stream are without a response, or about 4 MiB of them and
-	// of what is to be answered. What is unanswered when the stream ends may have been
-	// carried out, but is not carried out any more soon after.
+	// of what is to be answered; what takes longer than 10 s from when it was read fails
+	// with REASON_TIMED_OUT, its outcome unknown, so that groups which cannot be served
+	// hold those that can up for no longer. What is unanswered when the stream ends may have
+	// been carried out, but is not carried out any more soon after.
 	CommitOffsetsStream(context.Context, OffsetServiceCommitOffsetsStreamServerStream) error
 	// FetchOffsets returns the offsets that were committed last.
 	FetchOffsets(context.Context, *v1.FetchOffsetsRequest) (*v1.FetchOffsetsResponse, error)
