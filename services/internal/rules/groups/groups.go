@@ -119,7 +119,8 @@ type Config struct {
 	// them may be commits: the rest of the queue is left to those that a session needs.
 	Queue, Commits int
 	// RoundBytes is about how many bytes of records the requests of one round make at
-	// most, and about how many more go into one append; a larger commit is refused.
+	// most, and about how many more go into one append; a larger commit takes several
+	// rounds.
 	RoundBytes int
 	// HeartbeatInterval is what members are told; a third of a shorter session timeout
 	// takes its place.

@@ -15,22 +15,29 @@ import (
 // maxMetadata is how many bytes the metadata of a commit may have.
 const maxMetadata = 4096
 
-func (s *Shard) commit(ticket Ticket, r *Commit) {
+// commit reports whether it is through. What one round can write is recorded at once or not
+// at all; a larger commit takes several, during which the group gets no other request.
+func (s *Shard) commit(w *waiting, r *Commit) bool {
 	g := s.groups[r.Group]
 	m := g.member(r.Member)
 	if why := s.mayCommit(g, m, r); why != nil {
-		s.refuse(ticket, why)
-		return
+		s.refuse(w.ticket, why)
+		return true
 	}
-	answer := CommitAnswer{Refusals: make([]*Refusal, len(r.Offsets))}
-	records := make([]*OffsetRecord, 0, len(r.Offsets))
-	bytes := 0
-	count := 0
+	if w.settled == 0 {
+		w.refusals = make([]*Refusal, len(r.Offsets))
+	}
+	whole := commitBytes(r) <= s.config.RoundBytes
+	var records []*OffsetRecord
+	bytes, count := 0, 0
 	if g != nil {
 		count = len(g.offsets)
 	}
-	for i := range r.Offsets {
-		o := &r.Offsets[i]
+	for ; w.settled < len(r.Offsets); w.settled++ {
+		if !whole && len(records) > 0 && s.bytes+bytes >= s.config.RoundBytes {
+			break
+		}
+		o := &r.Offsets[w.settled]
 		var before *OffsetRecord
 		if g != nil {
 			before = g.offsets[o.Partition]
@@ -43,7 +50,7 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 				r.Group, count)
 		}
 		if why != nil {
-			answer.Refusals[i] = why
+			w.refusals[w.settled] = why
 			continue
 		}
 		if fresh {
@@ -61,12 +68,6 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 		bytes += recordBytes(record)
 		records = append(records, record)
 	}
-	if len(records) > 1 && bytes > s.config.RoundBytes {
-		s.refuse(ticket, refusal(errorsv1.Reason_REASON_INVALID_REQUEST,
-			"the commit in group %q takes %d bytes, more than the %d that are written at once: commit fewer offsets at a time",
-			r.Group, bytes, s.config.RoundBytes))
-		return
-	}
 	if len(records) > 0 && (g == nil || len(g.members) == 0) {
 		// The time without members counts from the last commit.
 		defer func() { s.rest(s.groups[r.Group]) }()
@@ -82,7 +83,20 @@ func (s *Shard) commit(ticket Ticket, r *Commit) {
 	for _, record := range records {
 		s.emit(record)
 	}
-	s.reply(ticket, answer)
+	if w.settled < len(r.Offsets) {
+		return false
+	}
+	s.reply(w.ticket, CommitAnswer{Refusals: w.refusals})
+	return true
+}
+
+// commitBytes is about what a commit writes at most.
+func commitBytes(r *Commit) int {
+	n := len(r.Offsets) * recordBytes(&OffsetRecord{Group: r.Group})
+	for i := range r.Offsets {
+		n += len(r.Offsets[i].TopicName) + len(r.Offsets[i].Metadata)
+	}
+	return n
 }
 
 // mayCommit returns why nothing of a commit is recorded; g and m may be nil.

@@ -155,18 +155,70 @@ func TestOffsetsOfAGroupAreLimited(t *testing.T) {
 	}
 }
 
+// A commit that is larger than a round is written in several, also when what has become of
+// one of them is not known; a smaller one is whole.
 func TestCommitLargerThanARound(t *testing.T) {
-	r := newRig(t, testConfig)
-	request := &Commit{Group: "g"}
-	for i := range 70 {
-		request.Offsets = append(request.Offsets, CommitOffset{
-			Partition: partition(1, int32(i)), TopicName: "a", Metadata: strings.Repeat("x", 4096),
+	config := testConfig
+	config.OffsetsPerGroup, config.RoundBytes = 100, 1<<16
+	large := &Commit{Group: "g"}
+	for i := range 90 {
+		large.Offsets = append(large.Offsets, CommitOffset{
+			Partition: partition(1, int32(i)), TopicName: "a", Offset: int64(i), Metadata: strings.Repeat("x", 4000),
 		})
 	}
-	config := testConfig
-	config.OffsetsPerGroup = 100
-	r.start(config, 2)
-	r.refused(request, errorsv1.Reason_REASON_INVALID_REQUEST)
+	large.Offsets[40].Offset = -1
+	for name, trouble := range map[string]Outcome{"no trouble": Done, "refused": Refused, "in doubt": Doubtful} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, config)
+			appends := 0
+			r.outcome = func(e Effects) (Outcome, bool) {
+				if e.Append == nil || e.Append.Expected == -1 {
+					return Done, true
+				}
+				if appends++; appends == 4 {
+					return trouble, true
+				}
+				return Done, true
+			}
+			ticket := r.submit(large)
+			r.step()
+			if trouble != Done {
+				r.pass(time.Second)
+			}
+			reply := r.replies[ticket]
+			answer, ok := reply.Value.(CommitAnswer)
+			if !ok || len(answer.Refusals) != 90 {
+				t.Fatalf("got %+v", reply)
+			}
+			for i, why := range answer.Refusals {
+				if (why != nil) != (i == 40) {
+					t.Errorf("offset %d: %v", i, why)
+				}
+			}
+			if appends < 6 {
+				t.Errorf("written with %d appends", appends)
+			}
+			for _, a := range r.appends {
+				if len(a.Records) > 18 {
+					t.Errorf("an append of %d records", len(a.Records))
+				}
+			}
+			r.outcome = nil
+			r.start(config, 2)
+			if got := r.ok(&Fetch{Group: "g"}).([]*OffsetRecord); len(got) != 89 || got[88].Offset != 89 {
+				t.Errorf("%d offsets are in the log", len(got))
+			}
+		})
+	}
+	r := newRig(t, config)
+	r.appends = nil
+	small := &Commit{Group: "g", Offsets: large.Offsets[:15]}
+	r.submit(&Commit{Group: "other", Offsets: large.Offsets[:10]})
+	r.submit(small)
+	r.step()
+	if len(r.appends) != 1 || len(r.appends[0].Records) != 27 {
+		t.Errorf("commits that fit are written with %d appends", len(r.appends))
+	}
 }
 
 func TestFetch(t *testing.T) {

@@ -50,7 +50,7 @@ func (s *Shard) handle(w *waiting) bool {
 	case *Leave:
 		s.leave(w.ticket, r)
 	case *Commit:
-		s.commit(w.ticket, r)
+		return s.commit(w, r)
 	case *Fetch:
 		s.reply(w.ticket, s.fetch(r))
 	case *CheckReset:

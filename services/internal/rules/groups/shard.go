@@ -92,6 +92,10 @@ type waiting struct {
 	// deleted is what a DeleteOffsets that takes several rounds has come to. It outlives
 	// that the shard begins anew: what is not deleted then is deleted again.
 	deleted map[Partition]*OffsetRecord
+	// settled is how many offsets a Commit that takes several rounds has come to, and
+	// refusals what of these was not recorded and why.
+	settled  int
+	refusals []*Refusal
 }
 
 // NewShard returns a shard that coordinates nothing yet.
@@ -442,6 +446,10 @@ func (s *Shard) drop(why *Refusal) {
 		}
 	}
 	s.clear()
+	for i := range s.queue {
+		// What it has recorded may not be in the log.
+		s.queue[i].settled = 0
+	}
 	s.state, s.stale = newState(), nil
 	s.orphaned = s.flight.ticket != 0
 }
