@@ -306,6 +306,32 @@ func (d *damagedCluster) heal() {
 	}
 }
 
+// accept has the loss accepted at one start, and checks that the partition is whole again
+// then and at the next, with what was left of it.
+func (d *damagedCluster) accept(left []int64) {
+	d.t.Helper()
+	d.restart(func() { d.config.Storage.AcceptLosses = map[string][]int32{"broken": {0}} })
+	for range 2 {
+		if err := d.failure(); err != nil {
+			d.t.Fatal(err)
+		}
+		latest, err := d.client.Admin().ListOffsets(d.t.Context(), runnel.At("broken", 0, runnel.Latest()))
+		if err != nil || latest[0].Err != nil {
+			d.t.Fatal(err, latest)
+		}
+		if offset, err := d.append(d.t.Context(), "broken", valueOf(int(latest[0].Offset))); err != nil || offset <= left[len(left)-1] {
+			d.t.Errorf("appended at %d, %v", offset, err)
+		}
+		if got := d.read("broken"); len(got) <= len(left) || !slices.Equal(got[:len(left)], left) {
+			d.t.Errorf("the offsets %v can be read, before %v", got, left)
+		}
+		if got := d.metric("runnel_storage_partitions_failed"); got != "0" {
+			d.t.Errorf("%s partitions have failed", got)
+		}
+		d.restart(func() { d.config.Storage.AcceptLosses = nil })
+	}
+}
+
 // TestDamageAtRest damages volumes while the cluster is down.
 func TestDamageAtRest(t *testing.T) {
 	for _, sealed := range []bool{true, false} {
@@ -339,6 +365,8 @@ func TestDamageAtRest(t *testing.T) {
 			} else if err := d.failure(); !strings.Contains(err.Error(), "create it anew") {
 				// What was lost may have been more than anybody knows.
 				t.Errorf("the error is %v", err)
+			} else {
+				d.accept(left)
 			}
 		})
 	}

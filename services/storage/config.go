@@ -39,6 +39,11 @@ type Config struct {
 	// how long streams may take to end then; at least 0. Default 10 s.
 	Grace time.Duration
 
+	// AcceptLosses names partitions, by their topics, of which it is accepted that they
+	// have lost records when the process begins: they go on with what is left, unless
+	// another node leads them. No partitions stand for all of a topic. Default none.
+	AcceptLosses map[string][]int32
+
 	// VolumeBytes is how many bytes of batches the store puts into one volume; at
 	// least 65,536. On a disk of less than 16 times as much it is a sixteenth of the
 	// disk, or 16 MiB. Default 1 GiB.

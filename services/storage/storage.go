@@ -118,7 +118,7 @@ func New(config Config, deps Deps) *Service {
 		view:     view,
 		drain:    rpc.NewDrain(),
 		host:     host,
-		replicas: replica.New(host, view, logger),
+		replicas: replica.New(host, view, logger, config.AcceptLosses),
 		ids:      server.NewProducerIDs(),
 		nodes:    peerv1connect.NewNodeServiceClient(client),
 		clusters: metadatav1connect.NewClusterServiceClient(client),

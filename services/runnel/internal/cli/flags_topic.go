@@ -44,14 +44,34 @@ func newTopicsFlag(flags *pflag.FlagSet, usage string) *parsedList[topicPartitio
 	return newListFlag(flags, "topic", "T[:P,...]", usage, parseTopicPartitions)
 }
 
-// checkTopics refuses a topic that is named twice.
-func checkTopics(topics []topicPartitions) error {
+// checkTopics refuses a topic that is named twice with --topic.
+func checkTopics(topics []topicPartitions) error { return checkTopicsOf("topic", topics) }
+
+func checkTopicsOf(flag string, topics []topicPartitions) error {
 	seen := make(map[string]bool)
 	for _, t := range topics {
 		if seen[t.topic] {
-			return usagef("--topic names %s twice: name it once, as in --topic %s:0,3", t.topic, t.topic)
+			return usagef("--%s names %s twice: name it once, as in --%s %s:0,3", flag, t.topic, flag, t.topic)
 		}
 		seen[t.topic] = true
 	}
 	return nil
+}
+
+// acceptLossFlag adds the flag that names what goes on though it has lost records.
+func acceptLossFlag(flags *pflag.FlagSet) *parsedList[topicPartitions] {
+	return newListFlag(flags, "accept-loss", "T[:P,...]",
+		"let these partitions go on with what is left of them, if they have failed and no other node leads them; for one start, may be repeated", parseTopicPartitions)
+}
+
+// acceptedLosses is what an [acceptLossFlag] names, by topic.
+func acceptedLosses(f *parsedList[topicPartitions]) (map[string][]int32, error) {
+	if err := checkTopicsOf("accept-loss", f.values); err != nil {
+		return nil, err
+	}
+	losses := make(map[string][]int32)
+	for _, t := range f.values {
+		losses[t.topic] = t.partitions
+	}
+	return losses, nil
 }

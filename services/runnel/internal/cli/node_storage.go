@@ -45,6 +45,7 @@ func (p *program) storageCommand() *cobra.Command {
 	metadata := newFlag(flags, "metadata", "", "ADDR[,ADDR]", "", "peer addresses of metadata nodes; required", parseAddresses)
 	o := p.newNodeOptions(command, "storage", defaults.Listen, defaults.PeerListen)
 	minFree := minFreeFlag(flags)
+	acceptLoss := acceptLossFlag(flags)
 	command.RunE = func(c *cobra.Command, _ []string) error {
 		if metadata.text == "" {
 			return usagef("--metadata is needed, such as --metadata 127.0.0.1:7071")
@@ -52,18 +53,22 @@ func (p *program) storageCommand() *cobra.Command {
 		if err := o.check(); err != nil {
 			return err
 		}
-		return p.storage(c.Context(), o, metadata.value, minFree.value)
+		losses, err := acceptedLosses(acceptLoss)
+		if err != nil {
+			return err
+		}
+		return p.storage(c.Context(), o, metadata.value, minFree.value, losses)
 	}
 	return command
 }
 
-func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string, minFree int64) error {
+func (p *program) storage(ctx context.Context, o *nodeOptions, metadata []string, minFree int64, losses map[string][]int32) error {
 	config := storage.DefaultConfig()
 	config.DataDir = absolute(*o.dataDir)
 	config.Listen, config.Advertise = o.listen.value, o.advertise.value
 	config.PeerListen, config.AdvertisePeer = o.peerListen.value, o.advertisePeer.value
 	config.NodeID = cluster.NodeID(o.nodeID.value)
-	config.MinFreeBytes = minFree
+	config.MinFreeBytes, config.AcceptLosses = minFree, losses
 	config.CheckVolume = p.checkVolume()
 	if err := config.Validate(); err != nil {
 		return err

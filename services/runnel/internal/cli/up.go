@@ -30,6 +30,7 @@ type upOptions struct {
 	dataDir           *string
 	listen, advertise *parsed[string]
 	minFree           *parsed[int64]
+	acceptLoss        *parsedList[topicPartitions]
 	offsetsPartitions *parsed[int64]
 	log               *logFlags
 }
@@ -51,6 +52,7 @@ func (p *program) upCommand() *cobra.Command {
 	o.listen = listenFlag(flags, "listen", defaultAddress, "address to listen on; port 0 takes a free one")
 	o.advertise = advertiseFlag(flags, "advertise", "address at which clients reach --listen, where that differs")
 	o.minFree = minFreeFlag(flags)
+	o.acceptLoss = acceptLossFlag(flags)
 	o.offsetsPartitions = offsetsPartitionsFlag(flags, metadata.DefaultConfig())
 	o.log = newLogFlags(command, "warn")
 	command.RunE = func(c *cobra.Command, _ []string) error {
@@ -73,6 +75,11 @@ func (p *program) up(ctx context.Context, o *upOptions) error {
 	config.Advertise = o.advertise.value
 	config.Metadata.OffsetsPartitions = int(o.offsetsPartitions.value)
 	config.Storage.MinFreeBytes = o.minFree.value
+	losses, err := acceptedLosses(o.acceptLoss)
+	if err != nil {
+		return err
+	}
+	config.Storage.AcceptLosses = losses
 	config.Storage.CheckVolume = p.checkVolume()
 	config.Logger = p.logger(o.log)
 	cluster, err := allinone.New(config)

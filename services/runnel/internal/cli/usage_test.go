@@ -54,6 +54,8 @@ func TestWrongUsage(t *testing.T) {
 
 		{"up --min-free 0", `bad value "0" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel up --help"`},
 		{"up --min-free 9223372036854775807GiB", `bad value "9223372036854775807GiB" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel up --help"`},
+		{"up --accept-loss orders:x", `bad value "orders:x" for --accept-loss: must look like TOPIC or TOPIC:P,P with numbers from 0, such as orders or orders:0,3; see "runnel up --help"`},
+		{"storage --metadata 127.0.0.1:7071 --accept-loss orders --accept-loss orders:1", `--accept-loss names orders twice: name it once, as in --accept-loss orders:0,3; see "runnel storage --help"`},
 		{"storage --min-free 2GB", `bad value "2GB" for --min-free: must be a number of bytes from 1 up, such as 500MiB or 2GiB; see "runnel storage --help"`},
 
 		{"topics create t --partitions 0", `bad value "0" for --partitions: must be a whole number from 1 up; see "runnel topics create --help"`},

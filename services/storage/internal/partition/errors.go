@@ -133,11 +133,15 @@ func (p *Partition) lost(err error) error {
 		return p.unreadable(0, err)
 	}
 	remedy := fmt.Sprintf("delete its records below offset %d to go on without them", failed.LostTo)
-	switch {
-	case failed.LogEndUnknown && failed.LogStart >= failed.LogEnd:
-		remedy = "nothing of it is left on this node; delete the topic and create it anew"
-	case failed.LogEndUnknown:
-		remedy = fmt.Sprintf("what is intact of its offsets %d to %d can be read; copy that to another topic, then delete this one and create it anew", failed.LogStart, failed.LogEnd-1)
+	if failed.LogEndUnknown {
+		left := "nothing of it is left on this node"
+		if failed.LogStart < failed.LogEnd {
+			left = fmt.Sprintf("what is intact of its offsets %d to %d can be read", failed.LogStart, failed.LogEnd-1)
+		}
+		remedy = fmt.Sprintf("%s; restart the node with --accept-loss %s:%d to go on at offset %d", left, p.topic.Name, p.index, failed.LogEnd)
+		if !p.topic.Internal() {
+			remedy += ", or delete the topic and create it anew"
+		}
 	}
 	return rpcerr.New(errorsv1.Reason_REASON_CORRUPT_LOG, "%s has lost records and takes no more: %s; %s", p.name(), failed.Reason, remedy).WithCause(err)
 }

@@ -697,8 +697,8 @@ func TestFailedPartitionNamesTheRemedy(t *testing.T) {
 		failed store.ErrFailed
 		says   string
 	}{
-		{store.ErrFailed{LogEndUnknown: true}, `partition 3 of topic "orders" has lost records and takes no more: volume 1 is lost; nothing of it is left on this node; delete the topic and create it anew`},
-		{store.ErrFailed{LogEndUnknown: true, LogStart: 3, LogEnd: 9}, "; what is intact of its offsets 3 to 8 can be read; copy that to another topic, then delete this one and create it anew"},
+		{store.ErrFailed{LogEndUnknown: true}, `partition 3 of topic "orders" has lost records and takes no more: volume 1 is lost; nothing of it is left on this node; restart the node with --accept-loss orders:3 to go on at offset 0, or delete the topic and create it anew`},
+		{store.ErrFailed{LogEndUnknown: true, LogStart: 3, LogEnd: 9}, "; what is intact of its offsets 3 to 8 can be read; restart the node with --accept-loss orders:3 to go on at offset 9, or delete the topic and create it anew"},
 		{store.ErrFailed{LostTo: 7, LogEnd: 9}, "; delete its records below offset 7 to go on without them"},
 	} {
 		c.failed.Reason = "volume 1 is lost"

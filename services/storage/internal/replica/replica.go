@@ -27,9 +27,10 @@ const appliedWithin = time.Second
 // Replicas are the partitions that this node holds. Its methods may be called
 // concurrently.
 type Replicas struct {
-	host   *partition.Host
-	view   *clusterview.View
-	logger *slog.Logger
+	host     *partition.Host
+	view     *clusterview.View
+	logger   *slog.Logger
+	accepted Losses
 
 	mu     sync.RWMutex
 	topics map[cluster.TopicID]*topic
@@ -56,14 +57,16 @@ type topic struct {
 	dormant partition.Roles
 }
 
-// New returns an empty set.
-func New(host *partition.Host, view *clusterview.View, logger *slog.Logger) *Replicas {
+// New returns an empty set. Of the partitions that accepted names, those which have lost
+// records when this process begins go on with what is left.
+func New(host *partition.Host, view *clusterview.View, logger *slog.Logger, accepted Losses) *Replicas {
 	return &Replicas{
-		host:    host,
-		view:    view,
-		logger:  logger,
-		topics:  make(map[cluster.TopicID]*topic),
-		changed: make(chan struct{}),
+		host:     host,
+		view:     view,
+		logger:   logger,
+		accepted: accepted,
+		topics:   make(map[cluster.TopicID]*topic),
+		changed:  make(chan struct{}),
 	}
 }
 
@@ -97,6 +100,11 @@ func (r *Replicas) Run(ctx context.Context, st *store.Store, from int64) error {
 		r.removeDeleted(st, image, found)
 		if first && st.Unsettled() {
 			r.failLost(st, image, found)
+		}
+		if first {
+			if err := r.acceptLosses(ctx, st, image, found); err != nil && ctx.Err() == nil {
+				return err
+			}
 		}
 		first = false
 		for _, t := range image.Topics() {

@@ -60,7 +60,7 @@ func startNode(t *testing.T, dir string, from int64) *node {
 	partitions.RetentionEvery = 20 * time.Millisecond
 	n.host = partition.NewHost(partitions, func(id cluster.NodeID) string { return Address(n.view, id) }, n.metrics)
 	n.host.SetSelf(self)
-	n.replicas = New(n.host, n.view, logger)
+	n.replicas = New(n.host, n.view, logger, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.replicas.Run(ctx, st, from) }()

@@ -98,7 +98,7 @@ func start(t testing.TB, change ...func(*options)) *harness {
 	}
 	h.host = partition.NewHost(o.partition, func(id cluster.NodeID) string { return replica.Address(h.view, id) }, h.metrics)
 	h.host.SetSelf(self)
-	h.replicas = replica.New(h.host, h.view, logger)
+	h.replicas = replica.New(h.host, h.view, logger, nil)
 	ids := NewProducerIDs()
 	if o.allocate == nil {
 		o.allocate = func(context.Context) (*peerv1.AllocateProducerIdsResponse, error) {

@@ -2,12 +2,15 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/runnel-mesh/runnel/services/internal/rules"
 )
 
 // failures counts the partitions that have failed.
@@ -100,6 +103,29 @@ func (l *Log) forgiveLocked() {
 		l.rewrite = true
 		l.store.failures.add(-1)
 	}
+}
+
+// AcceptLoss ends a failure for good by letting go of what is known to be lost and of
+// all before it; where the log ends for certain no more is. The log goes on where it ends
+// as far as the store knows, so that offsets may be given again which it has lost:
+// whoever leads it next has to do so in another leader epoch than before. It is for the
+// time before the log has a replica, and no failure is nothing to accept. The error is
+// [Log.Err]'s, of ctx, or the store's.
+func (l *Log) AcceptLoss(ctx context.Context) error {
+	return l.changeSync(ctx, change{apply: func(w *writer, l *Log) (bool, error) {
+		f := l.durable.failed
+		if l.fault != nil || f == nil {
+			return false, nil
+		}
+		state := l.durable.State
+		state.LogStart = min(max(state.LogStart, f.lostTo), state.LogEnd)
+		state.HighWatermark = max(state.HighWatermark, state.LogStart)
+		state.Epochs = rules.Epochs(state.Epochs).TruncateStart(state.LogStart).TruncateEnd(state.LogEnd)
+		w.uses = append(w.uses, l.setStateLocked(state)...)
+		l.forgiveLocked()
+		l.start, l.rewrite = state.LogStart, true
+		return true, nil
+	}})
 }
 
 // failLog adds a loss to what is known of a log, and records it.
