@@ -536,6 +536,39 @@ func TestNothingIsReturnedBeforeTheStartIsCommitted(t *testing.T) {
 	}
 }
 
+// TestAddedPartitionBeginsAtItsStart: what was written there before the member has found it
+// is read, at the end of everything else too, and by the successor of one that has died
+// with it in hand.
+func TestAddedPartitionBeginsAtItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 2)
+		c.fill(t, "t", 0, recordbatch.None, "before")
+		c.fill(t, "t", 1, recordbatch.None, "new")
+		g.added = map[TopicPartition]bool{{Topic: "t", Partition: 1}: true}
+		process := &mortal{fakeCluster: c}
+		client, err := Config{Bootstrap: []string{"meta:1"}, Transports: process, ClientID: "a"}.NewClient()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close() // Of a dead process: it reaches nobody.
+		first, err := client.NewConsumer(WithGroup("g"), WithReset(ResetLatest), WithSessionTimeout(3*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		subscribe(t, first, "t")
+		want(t, poll(t, first, 1), "1:0=new")
+		process.kill()
+		sleepFor(t, 4*time.Second)
+		c.change(func() { g.added = nil })
+		second := c.member(t, "b", WithReset(ResetLatest))
+		subscribe(t, second, "t")
+		want(t, poll(t, second, 1), "1:0=new")
+		nothing(t, second)
+	})
+}
+
 // TestStartThatCannotBeCommitted is told: nothing is read of the partition.
 func TestStartThatCannotBeCommitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -27,10 +27,11 @@ const (
 	ResetEarliest
 	// ResetLatest goes on at the end of the partition. A member of a group commits where
 	// that was before it gets a record from there, also if committing is left to the
-	// program: whoever comes after it would begin at a later end. Of a partition that is
-	// added to a topic later, the group has no offset either: what is written there before
-	// a member has found it is passed over (in Kafka, KAFKA-12478). A group that must not
-	// miss that has ResetEarliest, and begins at the end by a reset of its offsets.
+	// program: whoever comes after it would begin at a later end. A topic that
+	// is created, or a partition that is added to one, while members are subscribed to it
+	// begins with its first record: all that it holds was written since, and would be
+	// passed over up to when a member finds it (as in Kafka, KAFKA-12478). So does a
+	// partition that was added while the group had no members but offsets of the topic.
 	ResetLatest
 )
 

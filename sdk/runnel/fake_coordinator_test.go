@@ -42,6 +42,10 @@ type fakeGroups struct {
 	// cluster's mu.
 	refuse func(TopicPartition) *errorsv1.Failure
 
+	// added are partitions that came into being while groups were subscribed. Guarded by
+	// the cluster's mu.
+	added map[TopicPartition]bool
+
 	// streamless are coordinators of a version without streams of commits. Guarded by the
 	// cluster's mu.
 	streamless bool
@@ -404,6 +408,11 @@ func (g *fakeGroups) assignment(group *fakeGroup, m *fakeMember) *coordinatorv1.
 			}
 		}
 		response.Partitions = append(response.Partitions, set)
+	}
+	for _, tp := range sorted(g.added) {
+		if _, assigned := m.assigned[tp]; assigned {
+			response.AddedPartitions = append(response.AddedPartitions, &coordinatorv1.TopicPartitions{Topic: tp.Topic, Partitions: []int32{tp.Partition}})
+		}
 	}
 	return response
 }

@@ -247,7 +247,7 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 					// anything: without an offset nobody can say how far behind it is.
 					o.finished = found
 				}
-				if q.start.byPolicy && q.start.kind == startLatest {
+				if q.start.byPolicy && c.config.reset == ResetLatest {
 					o.owed = found
 					owed = append(owed, o)
 					continue

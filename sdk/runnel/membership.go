@@ -78,6 +78,8 @@ type membership struct {
 type target struct {
 	epoch      int64
 	partitions map[TopicPartition]cluster.TopicID
+	// added are those that came into being while the group was subscribed.
+	added map[TopicPartition]bool
 }
 
 // noPosition is the position of what has none.
@@ -88,6 +90,9 @@ var noPosition = Position{Offset: -1, LeaderEpoch: -1}
 type tenure struct {
 	partition TopicPartition
 	id        cluster.TopicID
+	// added says that all that the partition holds was written while the group was
+	// subscribed.
+	added bool
 	// begin is where the group has come to, once startKnown.
 	startKnown bool
 	begin      *Position
@@ -99,9 +104,9 @@ type tenure struct {
 	// has of it, refused what it does not take since the log does not hold it; all have
 	// offset -1 where there is nothing, as has owed.
 	finished, committed, refused Position
-	// owed is the end of the partition at which the reset policy has made the member
-	// begin, until the group has that. Nothing is read before: a successor that finds
-	// no offset would begin at another end, behind what came in between.
+	// owed is where ResetLatest has made the member begin, until the group has that.
+	// Nothing is read before: a successor that finds no offset would begin at another end,
+	// behind what came in between.
 	owed Position
 }
 
@@ -257,7 +262,7 @@ func (m *membership) take(response *coordinatorv1.JoinResponse, version int, inc
 	if m.over || m.incarnation != incarnation {
 		return false
 	}
-	next := &target{epoch: response.GetMemberEpoch(), partitions: make(map[TopicPartition]cluster.TopicID)}
+	next := &target{epoch: response.GetMemberEpoch(), partitions: make(map[TopicPartition]cluster.TopicID), added: make(map[TopicPartition]bool)}
 	for _, topic := range response.GetPartitions() {
 		id, err := cluster.ParseTopicID(topic.GetTopicId())
 		if err != nil {
@@ -266,6 +271,11 @@ func (m *membership) take(response *coordinatorv1.JoinResponse, version int, inc
 		}
 		for _, partition := range topic.GetPartitions() {
 			next.partitions[TopicPartition{Topic: topic.GetTopic(), Partition: partition}] = id
+		}
+	}
+	for _, topic := range response.GetAddedPartitions() {
+		for _, partition := range topic.GetPartitions() {
+			next.added[TopicPartition{Topic: topic.GetTopic(), Partition: partition}] = true
 		}
 	}
 	m.admitted = version

@@ -138,7 +138,7 @@ func (m *membership) apply(to *target) {
 	var added []*tenure
 	for tp, id := range to.partitions {
 		if m.owned[tp] == nil {
-			o := &tenure{partition: tp, id: id, finished: noPosition, committed: noPosition, refused: noPosition, owed: noPosition}
+			o := &tenure{partition: tp, id: id, added: to.added[tp], finished: noPosition, committed: noPosition, refused: noPosition, owed: noPosition}
 			m.owned[tp] = o
 			added = append(added, o)
 		}
@@ -228,6 +228,10 @@ func (c *Consumer) readingOf(o *tenure) *reading {
 	switch {
 	case o.begin != nil:
 		r.begin(From(*o.begin))
+	case ok && o.added:
+		// What it holds was written while the group was there to read it.
+		start, _ = ResetEarliest.start()
+		r.begin(start)
 	case ok:
 		r.begin(start)
 	default:

@@ -147,3 +147,56 @@ func TestConsumersShareATopic(t *testing.T) {
 		t.Errorf("committed %d of %d: %+v", total, sent, committed)
 	}
 }
+
+// TestTopicThatIsWaitedFor: a member that begins at the end reads a topic that is created
+// while it waits from the first record on, also if that is there before the member.
+func TestTopicThatIsWaitedFor(t *testing.T) {
+	cluster, _ := startCluster(t, testConfig(t))
+	client, err := runnel.NewClient(cluster.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	admin := client.Admin()
+	create := func(name string) {
+		t.Helper()
+		if _, err := admin.CreateTopic(ctx, runnel.TopicSpec{Name: name, Partitions: 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	producer, err := client.NewProducer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(topic, value string) {
+		t.Helper()
+		if err := producer.Send(ctx, runnel.Record{Topic: topic, Value: []byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := producer.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create("there")
+	send("there", "old")
+	consumer, err := client.NewConsumer(runnel.WithGroup("waits"), runnel.WithReset(runnel.ResetLatest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := consumer.Subscribe(ctx, "there", "awaited"); err != nil {
+		t.Fatal(err)
+	}
+	create("awaited")
+	send("awaited", "new")
+	records, err := consumer.Poll(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records.Slice() {
+		if string(r.Value) != "new" {
+			t.Errorf("read %s of %s", r.Value, r.Topic)
+		}
+	}
+}

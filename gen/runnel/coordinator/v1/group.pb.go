@@ -357,8 +357,12 @@ type JoinResponse struct {
 	// Partitions of all topics that the group is subscribed to, from 0. Where it is
 	// less than member_count, some members have nothing to do.
 	PartitionCount int32 `protobuf:"varint,10,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Those of partitions that came into being after the group had subscribed to their
+	// topics, and of which it has no committed offset: a member that begins at the end
+	// elsewhere begins there at the start, since nothing there is older than its interest.
+	AddedPartitions []*TopicPartitions `protobuf:"bytes,11,rep,name=added_partitions,json=addedPartitions,proto3" json:"added_partitions,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *JoinResponse) Reset() {
@@ -459,6 +463,13 @@ func (x *JoinResponse) GetPartitionCount() int32 {
 		return x.PartitionCount
 	}
 	return 0
+}
+
+func (x *JoinResponse) GetAddedPartitions() []*TopicPartitions {
+	if x != nil {
+		return x.AddedPartitions
+	}
+	return nil
 }
 
 // HeartbeatRequest is a sign of life.
@@ -1396,7 +1407,7 @@ const file_runnel_coordinator_v1_group_proto_rawDesc = "" +
 	"\fsubscription\x18\x06 \x01(\v2#.runnel.coordinator.v1.SubscriptionR\fsubscription\x12\x1a\n" +
 	"\bassignor\x18\a \x01(\tR\bassignor\x12,\n" +
 	"\x12session_timeout_ms\x18\b \x01(\x05R\x10sessionTimeoutMs\x120\n" +
-	"\x14rebalance_timeout_ms\x18\t \x01(\x05R\x12rebalanceTimeoutMs\"\xac\x03\n" +
+	"\x14rebalance_timeout_ms\x18\t \x01(\x05R\x12rebalanceTimeoutMs\"\xff\x03\n" +
 	"\fJoinResponse\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\tR\bmemberId\x12!\n" +
 	"\fmember_epoch\x18\x02 \x01(\x03R\vmemberEpoch\x12F\n" +
@@ -1410,7 +1421,8 @@ const file_runnel_coordinator_v1_group_proto_rawDesc = "" +
 	"\x0emissing_topics\x18\b \x03(\tR\rmissingTopics\x12!\n" +
 	"\fmember_count\x18\t \x01(\x05R\vmemberCount\x12'\n" +
 	"\x0fpartition_count\x18\n" +
-	" \x01(\x05R\x0epartitionCount\"h\n" +
+	" \x01(\x05R\x0epartitionCount\x12Q\n" +
+	"\x10added_partitions\x18\v \x03(\v2&.runnel.coordinator.v1.TopicPartitionsR\x0faddedPartitions\"h\n" +
 	"\x10HeartbeatRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12!\n" +
@@ -1539,35 +1551,36 @@ var file_runnel_coordinator_v1_group_proto_goTypes = []any{
 var file_runnel_coordinator_v1_group_proto_depIdxs = []int32{
 	2,  // 0: runnel.coordinator.v1.JoinRequest.subscription:type_name -> runnel.coordinator.v1.Subscription
 	1,  // 1: runnel.coordinator.v1.JoinResponse.partitions:type_name -> runnel.coordinator.v1.TopicPartitions
-	0,  // 2: runnel.coordinator.v1.ListGroupsRequest.states:type_name -> runnel.coordinator.v1.GroupState
-	11, // 3: runnel.coordinator.v1.ListGroupsResponse.groups:type_name -> runnel.coordinator.v1.GroupSummary
-	0,  // 4: runnel.coordinator.v1.GroupSummary.state:type_name -> runnel.coordinator.v1.GroupState
-	0,  // 5: runnel.coordinator.v1.DescribeGroupResponse.state:type_name -> runnel.coordinator.v1.GroupState
-	14, // 6: runnel.coordinator.v1.DescribeGroupResponse.members:type_name -> runnel.coordinator.v1.GroupMember
-	15, // 7: runnel.coordinator.v1.DescribeGroupResponse.partitions:type_name -> runnel.coordinator.v1.GroupPartition
-	2,  // 8: runnel.coordinator.v1.GroupMember.subscription:type_name -> runnel.coordinator.v1.Subscription
-	1,  // 9: runnel.coordinator.v1.GroupMember.partitions:type_name -> runnel.coordinator.v1.TopicPartitions
-	1,  // 10: runnel.coordinator.v1.GroupMember.revoking:type_name -> runnel.coordinator.v1.TopicPartitions
-	1,  // 11: runnel.coordinator.v1.GroupMember.awaited:type_name -> runnel.coordinator.v1.TopicPartitions
-	18, // 12: runnel.coordinator.v1.GroupPartition.committed_at:type_name -> google.protobuf.Timestamp
-	19, // 13: runnel.coordinator.v1.GroupPartition.failure:type_name -> runnel.errors.v1.Failure
-	3,  // 14: runnel.coordinator.v1.GroupService.Join:input_type -> runnel.coordinator.v1.JoinRequest
-	5,  // 15: runnel.coordinator.v1.GroupService.Heartbeat:input_type -> runnel.coordinator.v1.HeartbeatRequest
-	7,  // 16: runnel.coordinator.v1.GroupService.Leave:input_type -> runnel.coordinator.v1.LeaveRequest
-	9,  // 17: runnel.coordinator.v1.GroupService.ListGroups:input_type -> runnel.coordinator.v1.ListGroupsRequest
-	12, // 18: runnel.coordinator.v1.GroupService.DescribeGroup:input_type -> runnel.coordinator.v1.DescribeGroupRequest
-	16, // 19: runnel.coordinator.v1.GroupService.DeleteGroup:input_type -> runnel.coordinator.v1.DeleteGroupRequest
-	4,  // 20: runnel.coordinator.v1.GroupService.Join:output_type -> runnel.coordinator.v1.JoinResponse
-	6,  // 21: runnel.coordinator.v1.GroupService.Heartbeat:output_type -> runnel.coordinator.v1.HeartbeatResponse
-	8,  // 22: runnel.coordinator.v1.GroupService.Leave:output_type -> runnel.coordinator.v1.LeaveResponse
-	10, // 23: runnel.coordinator.v1.GroupService.ListGroups:output_type -> runnel.coordinator.v1.ListGroupsResponse
-	13, // 24: runnel.coordinator.v1.GroupService.DescribeGroup:output_type -> runnel.coordinator.v1.DescribeGroupResponse
-	17, // 25: runnel.coordinator.v1.GroupService.DeleteGroup:output_type -> runnel.coordinator.v1.DeleteGroupResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	1,  // 2: runnel.coordinator.v1.JoinResponse.added_partitions:type_name -> runnel.coordinator.v1.TopicPartitions
+	0,  // 3: runnel.coordinator.v1.ListGroupsRequest.states:type_name -> runnel.coordinator.v1.GroupState
+	11, // 4: runnel.coordinator.v1.ListGroupsResponse.groups:type_name -> runnel.coordinator.v1.GroupSummary
+	0,  // 5: runnel.coordinator.v1.GroupSummary.state:type_name -> runnel.coordinator.v1.GroupState
+	0,  // 6: runnel.coordinator.v1.DescribeGroupResponse.state:type_name -> runnel.coordinator.v1.GroupState
+	14, // 7: runnel.coordinator.v1.DescribeGroupResponse.members:type_name -> runnel.coordinator.v1.GroupMember
+	15, // 8: runnel.coordinator.v1.DescribeGroupResponse.partitions:type_name -> runnel.coordinator.v1.GroupPartition
+	2,  // 9: runnel.coordinator.v1.GroupMember.subscription:type_name -> runnel.coordinator.v1.Subscription
+	1,  // 10: runnel.coordinator.v1.GroupMember.partitions:type_name -> runnel.coordinator.v1.TopicPartitions
+	1,  // 11: runnel.coordinator.v1.GroupMember.revoking:type_name -> runnel.coordinator.v1.TopicPartitions
+	1,  // 12: runnel.coordinator.v1.GroupMember.awaited:type_name -> runnel.coordinator.v1.TopicPartitions
+	18, // 13: runnel.coordinator.v1.GroupPartition.committed_at:type_name -> google.protobuf.Timestamp
+	19, // 14: runnel.coordinator.v1.GroupPartition.failure:type_name -> runnel.errors.v1.Failure
+	3,  // 15: runnel.coordinator.v1.GroupService.Join:input_type -> runnel.coordinator.v1.JoinRequest
+	5,  // 16: runnel.coordinator.v1.GroupService.Heartbeat:input_type -> runnel.coordinator.v1.HeartbeatRequest
+	7,  // 17: runnel.coordinator.v1.GroupService.Leave:input_type -> runnel.coordinator.v1.LeaveRequest
+	9,  // 18: runnel.coordinator.v1.GroupService.ListGroups:input_type -> runnel.coordinator.v1.ListGroupsRequest
+	12, // 19: runnel.coordinator.v1.GroupService.DescribeGroup:input_type -> runnel.coordinator.v1.DescribeGroupRequest
+	16, // 20: runnel.coordinator.v1.GroupService.DeleteGroup:input_type -> runnel.coordinator.v1.DeleteGroupRequest
+	4,  // 21: runnel.coordinator.v1.GroupService.Join:output_type -> runnel.coordinator.v1.JoinResponse
+	6,  // 22: runnel.coordinator.v1.GroupService.Heartbeat:output_type -> runnel.coordinator.v1.HeartbeatResponse
+	8,  // 23: runnel.coordinator.v1.GroupService.Leave:output_type -> runnel.coordinator.v1.LeaveResponse
+	10, // 24: runnel.coordinator.v1.GroupService.ListGroups:output_type -> runnel.coordinator.v1.ListGroupsResponse
+	13, // 25: runnel.coordinator.v1.GroupService.DescribeGroup:output_type -> runnel.coordinator.v1.DescribeGroupResponse
+	17, // 26: runnel.coordinator.v1.GroupService.DeleteGroup:output_type -> runnel.coordinator.v1.DeleteGroupResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_runnel_coordinator_v1_group_proto_init() }

@@ -1,6 +1,7 @@
 package offsets
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -107,6 +108,9 @@ func groupValue(r *groups.GroupRecord) (*logv1.GroupValue, error) {
 		}
 		v.Target = append(v.Target, &logv1.TargetAssignment{MemberId: string(id), Partitions: sets})
 	}
+	for _, s := range r.Seen {
+		v.Seen = append(v.Seen, &logv1.SeenTopic{TopicId: bytes.Clone(s.Topic[:]), Partitions: s.Partitions})
+	}
 	return v, nil
 }
 
@@ -139,6 +143,16 @@ func decodeGroup(k recordKey, value []byte) (groups.Record, error) {
 			partitions = append(partitions, owned[i].Partition)
 		}
 		r.Target[id] = partitions
+	}
+	for _, s := range v.GetSeen() {
+		id, err := topicID(s.GetTopicId())
+		if err != nil {
+			return nil, fmt.Errorf("group %q: seen: %w", k.group, err)
+		}
+		if n := len(r.Seen); n > 0 && bytes.Compare(r.Seen[n-1].Topic[:], id[:]) >= 0 {
+			return nil, fmt.Errorf("group %q: seen: topic %s follows %s", k.group, id, r.Seen[n-1].Topic)
+		}
+		r.Seen = append(r.Seen, groups.SeenTopic{Topic: id, Partitions: s.GetPartitions()})
 	}
 	return r, nil
 }

@@ -52,6 +52,12 @@ var golden = []struct {
 			"2a03 0a016e",
 	},
 	{
+		"group that knows topics", &groups.GroupRecord{
+			Group: "g", Epoch: 5, Seen: []groups.SeenTopic{{Topic: cluster.TopicID{15: 1}, Partitions: 300}, {Topic: cluster.TopicID{15: 2}}},
+		},
+		"1203 0a0167", "0805 3215 0a10" + topic1 + "10ac02 3212 0a10" + topic2,
+	},
+	{
 		"group without anything", &groups.GroupRecord{Group: "g"},
 		"1203 0a0167", "",
 	},

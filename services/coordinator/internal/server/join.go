@@ -212,6 +212,7 @@ func (s *Server) joinResponse(a *rules.Assignment) *coordinatorv1.JoinResponse {
 		MissingTopics:       a.Missing,
 		MemberCount:         int32(a.Members),
 		PartitionCount:      int32(a.GroupPartitions),
+		AddedPartitions:     s.topicPartitions(a.Added),
 	}
 }
 

@@ -59,7 +59,10 @@ type Assignment struct {
 	Member     MemberID
 	Epoch      Epoch
 	Partitions []Owned
-	Assignor   Assignor
+	// Added are those of Partitions that came into being after the group had subscribed to
+	// their topics, and of which it has no offset.
+	Added    []Partition
+	Assignor Assignor
 	// SessionTimeout and HeartbeatInterval are for the member to keep.
 	SessionTimeout, HeartbeatInterval time.Duration
 	// Awaited is how many partitions are meant for the member and not free.

@@ -49,6 +49,8 @@ type member struct {
 	heard, revoked time.Time
 	// confirmed is the newest epoch that the member said that it follows.
 	confirmed Epoch
+	// targeted: a target was computed since it has had its subscription.
+	targeted bool
 	// fenced: it did not confirm in time, and its heartbeats are refused.
 	fenced bool
 	// inherits is the target of the member whose instance this one took over.

@@ -117,6 +117,7 @@ func (s *Shard) join(ticket Ticket, r *Join) {
 	}
 	changed := m == nil || older != nil
 	if m != nil {
+		m.targeted = m.targeted && subscription.equal(m.Subscription)
 		record.Epoch, record.Assigned, record.Revoking = m.Epoch, m.Assigned, m.Revoking
 		changed = changed || record.Assignor != m.Assignor || !subscription.equal(m.Subscription)
 	}

@@ -27,6 +27,15 @@ type GroupRecord struct {
 	Empty time.Duration
 	// Target is what each member is to have, in ascending order of topic and index.
 	Target map[MemberID][]Partition
+	// Seen are the topics that the group knows, in ascending order of their ids.
+	Seen []SeenTopic
+}
+
+// SeenTopic says how many partitions a topic had when the group subscribed to it, or 0 if
+// it was not there yet: those from there on came into being later.
+type SeenTopic struct {
+	Topic      cluster.TopicID
+	Partitions int32
 }
 
 // MemberRecord is a member with what it has.

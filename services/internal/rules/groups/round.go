@@ -132,6 +132,7 @@ func (s *Shard) revive() {
 			m.heard, m.revoked = s.now.Add(s.config.Confidence), s.now
 			s.schedule(m)
 			g.stale = true
+			m.targeted = m.Epoch > 0
 		}
 		if len(g.members) == 0 {
 			s.rest(g)
@@ -241,7 +242,7 @@ func recordBytes(record Record) int {
 	const overhead, topic, partition = 24, 24, 8
 	switch r := record.(type) {
 	case *GroupRecord:
-		n := overhead + len(r.Group)
+		n := overhead + len(r.Group) + (topic+partition)*len(r.Seen)
 		for m, partitions := range r.Target {
 			n += len(m) + topic + partition*len(partitions)
 		}

@@ -31,7 +31,7 @@ func (s *Shard) retarget(g *group) {
 	epoch := s.nextEpoch(g)
 	record := GroupRecord{Group: g.id, Epoch: epoch, TargetEpoch: epoch}
 	var members []AssignMember
-	union := map[cluster.TopicID]Topic{}
+	union, standing := map[cluster.TopicID]Topic{}, map[cluster.TopicID]bool{}
 	var wishes []Assignor
 	var last Subscription
 	var ids []cluster.TopicID
@@ -51,6 +51,12 @@ func (s *Shard) retarget(g *group) {
 			had = m.inherits
 		}
 		m.inherits = nil
+		if m.targeted {
+			for _, id := range ids {
+				standing[id] = true
+			}
+		}
+		m.targeted = true
 		wishes = append(wishes, m.Assignor)
 		members = append(members, AssignMember{ID: m.Member, Instance: m.Instance, Topics: ids, Owned: had})
 	}
@@ -62,11 +68,12 @@ func (s *Shard) retarget(g *group) {
 		record.Assignor = ElectAssignor(wishes)
 		record.Target = target(Assign(record.Assignor, members, slices.SortedFunc(maps.Values(union), compareNames)))
 	}
+	record.Seen = g.see(union, standing)
 	if len(g.members) == 0 && !g.changed {
 		// Nobody was there since, not even within the round.
 		record.Empty = g.record.Empty
 	}
-	changed := g.changed || record.Assignor != g.record.Assignor ||
+	changed := g.changed || !slices.Equal(record.Seen, g.record.Seen) || record.Assignor != g.record.Assignor ||
 		!maps.EqualFunc(record.Target, g.record.Target, slices.Equal)
 	g.stale, g.changed = false, false
 	if changed {
@@ -75,6 +82,53 @@ func (s *Shard) retarget(g *group) {
 	if len(g.members) == 0 {
 		s.rest(g)
 	}
+}
+
+// see returns how many partitions each topic had when the group subscribed to it. standing
+// are topics that match what somebody was subscribed to before: one of them of which the
+// last target has nothing was not there then.
+func (g *group) see(subscribed map[cluster.TopicID]Topic, standing map[cluster.TopicID]bool) []SeenTopic {
+	targeted, committed := make(map[cluster.TopicID]bool), make(map[cluster.TopicID]bool)
+	for _, partitions := range g.record.Target {
+		for i := range partitions {
+			targeted[partitions[i].Topic] = true
+		}
+	}
+	for p := range g.offsets {
+		committed[p.Topic] = true
+	}
+	var seen []SeenTopic
+	known := make(map[cluster.TopicID]bool, len(g.record.Seen))
+	for _, s := range g.record.Seen {
+		// Who has neither offsets nor members there begins anew.
+		if _, still := subscribed[s.Topic]; committed[s.Topic] || still && targeted[s.Topic] {
+			seen, known[s.Topic] = append(seen, s), true
+		}
+	}
+	for id, t := range subscribed {
+		switch {
+		case known[id]:
+		case standing[id] && !targeted[id] && !committed[id]:
+			seen = append(seen, SeenTopic{Topic: id})
+		default:
+			seen = append(seen, SeenTopic{Topic: id, Partitions: t.Partitions})
+		}
+	}
+	slices.SortFunc(seen, func(a, b SeenTopic) int { return compareTopics(a.Topic, b.Topic) })
+	return seen
+}
+
+// added returns which partitions came into being after the group had subscribed to their
+// topics, and have no offset.
+func (g *group) added(owned []Owned) []Partition {
+	var added []Partition
+	for _, o := range owned {
+		i, found := slices.BinarySearchFunc(g.record.Seen, o.Topic, func(s SeenTopic, id cluster.TopicID) int { return compareTopics(s.Topic, id) })
+		if found && o.Index >= g.record.Seen[i].Partitions && g.offsets[o.Partition] == nil {
+			added = append(added, o.Partition)
+		}
+	}
+	return added
 }
 
 // nextEpoch returns the epoch of the group's next change. That of a group which begins to
@@ -219,7 +273,7 @@ func (s *Shard) announce(g *group) {
 		_, _, due := compareTarget(m.Assigned, g.record.Target[m.Member])
 		s.held.Assignments = append(s.held.Assignments, Assignment{
 			Stream: m.stream, Group: g.id, Member: m.Member, Epoch: m.Epoch,
-			Partitions: m.Assigned, Assignor: g.record.Assignor,
+			Partitions: m.Assigned, Added: g.added(m.Assigned), Assignor: g.record.Assignor,
 			SessionTimeout: m.SessionTimeout, HeartbeatInterval: s.interval(m),
 			Awaited: len(due), Missing: s.missing(m.Subscription),
 			Members: members, GroupPartitions: g.partitions,

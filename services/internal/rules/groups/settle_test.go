@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestSettlementIsWrittenInPieces has one change rewrite many members with long
@@ -67,4 +68,74 @@ func TestSupersedingIsWrittenAtOnce(t *testing.T) {
 	if len(names) < 2 || names[0] != "m1" || names[1] != "m2" {
 		t.Fatalf("the first append writes members %v", names)
 	}
+}
+
+// TestWhatIsNewToAGroup: a member is told which of its partitions came into being while the
+// group was subscribed, or had offsets of others of the topic; whichever coordinator tells.
+func TestWhatIsNewToAGroup(t *testing.T) {
+	r := newRig(t, testConfig)
+	grow := func(name string, id byte, partitions int32) {
+		r.topics = r.topics.with(Topic{ID: topicID(id), Name: name, Partitions: partitions})
+		r.shard.SetTopics(r.topics)
+		r.step()
+	}
+	check := func(a Assignment, want string) {
+		t.Helper()
+		var added []Owned
+		for _, p := range a.Added {
+			added = append(added, Owned{Partition: p})
+		}
+		if got := r.has(added); got != want {
+			t.Fatalf("new in epoch %d are %q of %q, want %q", a.Epoch, got, r.has(a.Partitions), want)
+		}
+	}
+	stream, a := r.join(joinOf("m1", "a", "late"))
+	check(a, "")
+	grow("a", 1, 5)
+	check(r.newest(stream), "a4")
+	grow("late", 3, 1) // It was waited for.
+	check(r.newest(stream), "a4 late0")
+	grow("b", 2, 3)
+	more, _ := r.join(joinOf("m2", "a", "b", "late")) // Nobody was subscribed to b.
+	r.follow(stream)
+	check(r.newest(stream), "a4")
+	check(r.newest(more), "late0")
+	if why := r.commit("m1", r.newest(stream).Epoch, partition(1, 4), 7); why != nil {
+		t.Fatal(why)
+	}
+	r.start(testConfig, 2)
+	grow("b", 2, 4)
+	again := joinOf("m2", "a", "b", "late")
+	again.Epoch = r.newest(more).Epoch
+	_, a = r.join(again)
+	check(a, "b3 late0")
+	r.ok(&Leave{Group: "g", Member: "m1"})
+	r.ok(&Leave{Group: "g", Member: "m2"})
+	// Of topic a the group has an offset: it knows what it had. Of the others it has none.
+	grow("a", 1, 6)
+	_, a = r.join(joinOf("m3", "a", "b", "late"))
+	check(a, "a5")
+	// Another subscription does not make old topics new ones.
+	_, a = r.join(func() *Join {
+		j := joinOf("m3", "a", "c")
+		j.Epoch = a.Epoch
+		return j
+	}())
+	r.pass(time.Second)
+	r.topics = r.topics.without("late")
+	grow("late", 4, 2)
+	_, a = r.join(func() *Join {
+		j := joinOf("m3", "a", "late")
+		j.Epoch = a.Epoch
+		return j
+	}())
+	check(a, "a5")
+	r.topics = r.topics.without("late")
+	grow("late", 5, 2) // It is deleted and created again.
+	_, a = r.join(func() *Join {
+		j := joinOf("m3", "a", "late")
+		j.Epoch = a.Epoch
+		return j
+	}())
+	check(a, "a5 late0 late1")
 }

@@ -298,7 +298,10 @@ type GroupValue struct {
 	// record.
 	EmptyMs int64 `protobuf:"varint,4,opt,name=empty_ms,json=emptyMs,proto3" json:"empty_ms,omitempty"`
 	// What each member is to have.
-	Target        []*TargetAssignment `protobuf:"bytes,5,rep,name=target,proto3" json:"target,omitempty"`
+	Target []*TargetAssignment `protobuf:"bytes,5,rep,name=target,proto3" json:"target,omitempty"`
+	// Topics that the group is subscribed to or has offsets of, in ascending order of their
+	// ids.
+	Seen          []*SeenTopic `protobuf:"bytes,6,rep,name=seen,proto3" json:"seen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +371,68 @@ func (x *GroupValue) GetTarget() []*TargetAssignment {
 	return nil
 }
 
+func (x *GroupValue) GetSeen() []*SeenTopic {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+// SeenTopic is a topic as a group has found it.
+type SeenTopic struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Topic, 16 bytes.
+	TopicId []byte `protobuf:"bytes,1,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
+	// Partitions that it had when the group subscribed to it; 0 if it was created later.
+	Partitions    int32 `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenTopic) Reset() {
+	*x = SeenTopic{}
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenTopic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenTopic) ProtoMessage() {}
+
+func (x *SeenTopic) ProtoReflect() protoreflect.Message {
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenTopic.ProtoReflect.Descriptor instead.
+func (*SeenTopic) Descriptor() ([]byte, []int) {
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SeenTopic) GetTopicId() []byte {
+	if x != nil {
+		return x.TopicId
+	}
+	return nil
+}
+
+func (x *SeenTopic) GetPartitions() int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
 // TargetAssignment is what a member is to have.
 type TargetAssignment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -381,7 +446,7 @@ type TargetAssignment struct {
 
 func (x *TargetAssignment) Reset() {
 	*x = TargetAssignment{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[5]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +458,7 @@ func (x *TargetAssignment) String() string {
 func (*TargetAssignment) ProtoMessage() {}
 
 func (x *TargetAssignment) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[5]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +471,7 @@ func (x *TargetAssignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetAssignment.ProtoReflect.Descriptor instead.
 func (*TargetAssignment) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TargetAssignment) GetMemberId() string {
@@ -439,7 +504,7 @@ type PartitionSet struct {
 
 func (x *PartitionSet) Reset() {
 	*x = PartitionSet{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[6]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +516,7 @@ func (x *PartitionSet) String() string {
 func (*PartitionSet) ProtoMessage() {}
 
 func (x *PartitionSet) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[6]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +529,7 @@ func (x *PartitionSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionSet.ProtoReflect.Descriptor instead.
 func (*PartitionSet) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PartitionSet) GetTopicId() []byte {
@@ -501,7 +566,7 @@ type MemberKey struct {
 
 func (x *MemberKey) Reset() {
 	*x = MemberKey{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[7]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +578,7 @@ func (x *MemberKey) String() string {
 func (*MemberKey) ProtoMessage() {}
 
 func (x *MemberKey) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[7]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +591,7 @@ func (x *MemberKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberKey.ProtoReflect.Descriptor instead.
 func (*MemberKey) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MemberKey) GetGroup() string {
@@ -577,7 +642,7 @@ type MemberValue struct {
 
 func (x *MemberValue) Reset() {
 	*x = MemberValue{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[8]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +654,7 @@ func (x *MemberValue) String() string {
 func (*MemberValue) ProtoMessage() {}
 
 func (x *MemberValue) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[8]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +667,7 @@ func (x *MemberValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberValue.ProtoReflect.Descriptor instead.
 func (*MemberValue) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MemberValue) GetEpoch() int64 {
@@ -704,7 +769,7 @@ type OffsetKey struct {
 
 func (x *OffsetKey) Reset() {
 	*x = OffsetKey{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[9]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +781,7 @@ func (x *OffsetKey) String() string {
 func (*OffsetKey) ProtoMessage() {}
 
 func (x *OffsetKey) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[9]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +794,7 @@ func (x *OffsetKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OffsetKey.ProtoReflect.Descriptor instead.
 func (*OffsetKey) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OffsetKey) GetGroup() string {
@@ -778,7 +843,7 @@ type OffsetValue struct {
 
 func (x *OffsetValue) Reset() {
 	*x = OffsetValue{}
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[10]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +855,7 @@ func (x *OffsetValue) String() string {
 func (*OffsetValue) ProtoMessage() {}
 
 func (x *OffsetValue) ProtoReflect() protoreflect.Message {
-	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[10]
+	mi := &file_runnel_coordinator_log_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +868,7 @@ func (x *OffsetValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OffsetValue.ProtoReflect.Descriptor instead.
 func (*OffsetValue) Descriptor() ([]byte, []int) {
-	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_runnel_coordinator_log_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OffsetValue) GetOffset() int64 {
@@ -873,14 +938,20 @@ const file_runnel_coordinator_log_v1_log_proto_rawDesc = "" +
 	"\x11coordinator_epoch\x18\x01 \x01(\x03R\x10coordinatorEpoch\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\x05R\x06nodeId\" \n" +
 	"\bGroupKey\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\tR\x05group\"\xc1\x01\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"\xfb\x01\n" +
 	"\n" +
 	"GroupValue\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12!\n" +
 	"\ftarget_epoch\x18\x02 \x01(\x03R\vtargetEpoch\x12\x1a\n" +
 	"\bassignor\x18\x03 \x01(\tR\bassignor\x12\x19\n" +
 	"\bempty_ms\x18\x04 \x01(\x03R\aemptyMs\x12C\n" +
-	"\x06target\x18\x05 \x03(\v2+.runnel.coordinator.log.v1.TargetAssignmentR\x06target\"x\n" +
+	"\x06target\x18\x05 \x03(\v2+.runnel.coordinator.log.v1.TargetAssignmentR\x06target\x128\n" +
+	"\x04seen\x18\x06 \x03(\v2$.runnel.coordinator.log.v1.SeenTopicR\x04seen\"F\n" +
+	"\tSeenTopic\x12\x19\n" +
+	"\btopic_id\x18\x01 \x01(\fR\atopicId\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x01(\x05R\n" +
+	"partitions\"x\n" +
 	"\x10TargetAssignment\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\tR\bmemberId\x12G\n" +
 	"\n" +
@@ -939,34 +1010,36 @@ func file_runnel_coordinator_log_v1_log_proto_rawDescGZIP() []byte {
 	return file_runnel_coordinator_log_v1_log_proto_rawDescData
 }
 
-var file_runnel_coordinator_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_runnel_coordinator_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_runnel_coordinator_log_v1_log_proto_goTypes = []any{
 	(*RecordKey)(nil),        // 0: runnel.coordinator.log.v1.RecordKey
 	(*FenceKey)(nil),         // 1: runnel.coordinator.log.v1.FenceKey
 	(*FenceValue)(nil),       // 2: runnel.coordinator.log.v1.FenceValue
 	(*GroupKey)(nil),         // 3: runnel.coordinator.log.v1.GroupKey
 	(*GroupValue)(nil),       // 4: runnel.coordinator.log.v1.GroupValue
-	(*TargetAssignment)(nil), // 5: runnel.coordinator.log.v1.TargetAssignment
-	(*PartitionSet)(nil),     // 6: runnel.coordinator.log.v1.PartitionSet
-	(*MemberKey)(nil),        // 7: runnel.coordinator.log.v1.MemberKey
-	(*MemberValue)(nil),      // 8: runnel.coordinator.log.v1.MemberValue
-	(*OffsetKey)(nil),        // 9: runnel.coordinator.log.v1.OffsetKey
-	(*OffsetValue)(nil),      // 10: runnel.coordinator.log.v1.OffsetValue
+	(*SeenTopic)(nil),        // 5: runnel.coordinator.log.v1.SeenTopic
+	(*TargetAssignment)(nil), // 6: runnel.coordinator.log.v1.TargetAssignment
+	(*PartitionSet)(nil),     // 7: runnel.coordinator.log.v1.PartitionSet
+	(*MemberKey)(nil),        // 8: runnel.coordinator.log.v1.MemberKey
+	(*MemberValue)(nil),      // 9: runnel.coordinator.log.v1.MemberValue
+	(*OffsetKey)(nil),        // 10: runnel.coordinator.log.v1.OffsetKey
+	(*OffsetValue)(nil),      // 11: runnel.coordinator.log.v1.OffsetValue
 }
 var file_runnel_coordinator_log_v1_log_proto_depIdxs = []int32{
-	1, // 0: runnel.coordinator.log.v1.RecordKey.fence:type_name -> runnel.coordinator.log.v1.FenceKey
-	3, // 1: runnel.coordinator.log.v1.RecordKey.group:type_name -> runnel.coordinator.log.v1.GroupKey
-	7, // 2: runnel.coordinator.log.v1.RecordKey.member:type_name -> runnel.coordinator.log.v1.MemberKey
-	9, // 3: runnel.coordinator.log.v1.RecordKey.offset:type_name -> runnel.coordinator.log.v1.OffsetKey
-	5, // 4: runnel.coordinator.log.v1.GroupValue.target:type_name -> runnel.coordinator.log.v1.TargetAssignment
-	6, // 5: runnel.coordinator.log.v1.TargetAssignment.partitions:type_name -> runnel.coordinator.log.v1.PartitionSet
-	6, // 6: runnel.coordinator.log.v1.MemberValue.assigned:type_name -> runnel.coordinator.log.v1.PartitionSet
-	6, // 7: runnel.coordinator.log.v1.MemberValue.revoking:type_name -> runnel.coordinator.log.v1.PartitionSet
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	1,  // 0: runnel.coordinator.log.v1.RecordKey.fence:type_name -> runnel.coordinator.log.v1.FenceKey
+	3,  // 1: runnel.coordinator.log.v1.RecordKey.group:type_name -> runnel.coordinator.log.v1.GroupKey
+	8,  // 2: runnel.coordinator.log.v1.RecordKey.member:type_name -> runnel.coordinator.log.v1.MemberKey
+	10, // 3: runnel.coordinator.log.v1.RecordKey.offset:type_name -> runnel.coordinator.log.v1.OffsetKey
+	6,  // 4: runnel.coordinator.log.v1.GroupValue.target:type_name -> runnel.coordinator.log.v1.TargetAssignment
+	5,  // 5: runnel.coordinator.log.v1.GroupValue.seen:type_name -> runnel.coordinator.log.v1.SeenTopic
+	7,  // 6: runnel.coordinator.log.v1.TargetAssignment.partitions:type_name -> runnel.coordinator.log.v1.PartitionSet
+	7,  // 7: runnel.coordinator.log.v1.MemberValue.assigned:type_name -> runnel.coordinator.log.v1.PartitionSet
+	7,  // 8: runnel.coordinator.log.v1.MemberValue.revoking:type_name -> runnel.coordinator.log.v1.PartitionSet
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_runnel_coordinator_log_v1_log_proto_init() }
@@ -980,14 +1053,14 @@ func file_runnel_coordinator_log_v1_log_proto_init() {
 		(*RecordKey_Member)(nil),
 		(*RecordKey_Offset)(nil),
 	}
-	file_runnel_coordinator_log_v1_log_proto_msgTypes[10].OneofWrappers = []any{}
+	file_runnel_coordinator_log_v1_log_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runnel_coordinator_log_v1_log_proto_rawDesc), len(file_runnel_coordinator_log_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
