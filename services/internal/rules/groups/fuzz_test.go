@@ -51,7 +51,7 @@ func FuzzShard(f *testing.F) {
 				if arg&128 != 0 {
 					member = ""
 				}
-				submit(&Commit{Group: group, Member: member, Epoch: memberEpoch, Offsets: []CommitOffset{
+				submit(&Commit{Group: group, Member: member, Epoch: memberEpoch, Sequence: CommitSequence(arg >> 6), Offsets: []CommitOffset{
 					{Partition: partition(1, int32(arg&7)-1), Offset: int64(arg) - 3, LeaderEpoch: -1},
 					{Partition: partition(arg&3, 0)},
 				}})

@@ -77,6 +77,7 @@ type world struct {
 	value     int64
 	checked   int
 	epochs    map[GroupID]Epoch
+	logged    map[Partition]int64
 }
 
 func newWorld(t *rapid.T) *world {
@@ -85,7 +86,7 @@ func newWorld(t *rapid.T) *world {
 		topics: &fakeTopics{version: 1, topics: []Topic{
 			{ID: topicID(1), Name: "a", Partitions: 3}, {ID: topicID(2), Name: "b", Partitions: 2},
 		}},
-		committed: map[Partition]map[int64]bool{}, unknown: map[Partition]map[int64]bool{}, epochs: map[GroupID]Epoch{},
+		committed: map[Partition]map[int64]bool{}, unknown: map[Partition]map[int64]bool{}, epochs: map[GroupID]Epoch{}, logged: map[Partition]int64{},
 	}
 	for _, name := range []string{"x", "y", "z"} {
 		w.clients = append(w.clients, &client{name: name})
@@ -404,7 +405,7 @@ func (w *world) commit(c *client) {
 	}
 	p := rapid.SampledFrom(slices.SortedFunc(maps.Keys(c.owns), comparePartitions)).Draw(w.t, "partition")
 	w.value++
-	w.send(c, &Commit{Group: "g", Member: c.member, Epoch: c.epoch, Offsets: []CommitOffset{
+	w.send(c, &Commit{Group: "g", Member: c.member, Epoch: c.epoch, Sequence: CommitSequence(w.value), Offsets: []CommitOffset{
 		{Partition: p, TopicName: "t", Offset: w.value, LeaderEpoch: -1},
 	}})
 }
@@ -433,7 +434,8 @@ func (w *world) checkLogged(n *node, member MemberID, epoch Epoch, assigned []Ow
 	w.t.Fatalf("coordinator %d tells of epoch %d of %s, which is not in the log", n.id, epoch, member)
 }
 
-// checkLog asserts that epochs only rise along the log.
+// checkLog asserts that epochs only rise along the log, and offsets too: clients commit
+// ever higher ones, and some of that arrives late.
 func (w *world) checkLog() {
 	for ; w.checked < len(w.log.records); w.checked++ {
 		switch r := w.log.records[w.checked].(type) {
@@ -444,6 +446,11 @@ func (w *world) checkLog() {
 			w.epochs[r.Group] = r.Epoch
 		case *MemberRecord:
 			w.epochs[r.Group] = max(r.Epoch, w.epochs[r.Group])
+		case *OffsetRecord:
+			if r.Offset < w.logged[r.Partition] {
+				w.t.Fatalf("the offset of %v falls from %d to %d", r.Partition, w.logged[r.Partition], r.Offset)
+			}
+			w.logged[r.Partition] = r.Offset
 		}
 	}
 }
