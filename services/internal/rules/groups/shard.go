@@ -85,19 +85,6 @@ type flight struct {
 	sent   time.Time
 }
 
-type waiting struct {
-	ticket  Ticket
-	request Request
-	arrived time.Time
-	// deleted is what a DeleteOffsets that takes several rounds has come to. It outlives
-	// that the shard begins anew: what is not deleted then is deleted again.
-	deleted map[Partition]*OffsetRecord
-	// settled is how many offsets a Commit that takes several rounds has come to, and
-	// refusals what of these was not recorded and why.
-	settled  int
-	refusals []*Refusal
-}
-
 // NewShard returns a shard that coordinates nothing yet.
 func NewShard(config Config, self cluster.NodeID) *Shard {
 	return &Shard{
@@ -139,38 +126,6 @@ func (s *Shard) SetTopics(topics Topics) {
 	if s.phase == serving {
 		s.compare(old)
 	}
-}
-
-// Submit brings a request that has arrived. It is answered by a later [Shard.Step].
-//
-// While the shard fences and loads, requests wait as they do during a round: a client
-// that was refused would only come again, and after a failover all of them would. A
-// request that has waited as long as Confidence is refused, so nobody hangs on a
-// partition that cannot be loaded.
-func (s *Shard) Submit(ticket Ticket, request Request, now time.Time) {
-	s.now = now
-	w := waiting{ticket: ticket, request: request, arrived: now}
-	switch {
-	case s.phase <= deposed:
-		s.refuseNow(w, s.why)
-	case s.beat(w):
-	case len(s.queue) >= s.config.Queue:
-		s.refuseNow(w, refusal(errorsv1.Reason_REASON_THROTTLED,
-			"%d requests wait for this coordinator: try again after a pause", len(s.queue)))
-	case isCommit(w) && s.commits >= s.config.Commits:
-		s.refuseNow(w, refusal(errorsv1.Reason_REASON_THROTTLED,
-			"%d commits wait for this coordinator, as many as it lets wait: commit again after a pause", s.commits))
-	default:
-		s.queue = append(s.queue, w)
-		if isCommit(w) {
-			s.commits++
-		}
-	}
-}
-
-func isCommit(w waiting) bool {
-	_, is := w.request.(*Commit)
-	return is
 }
 
 // Appended brings the outcome of an [Append]; with Done, end is the offset after the batch.
@@ -325,34 +280,6 @@ func (s *Shard) wake() time.Time {
 	return wake
 }
 
-// tire refuses requests that have waited too long.
-func (s *Shard) tire() {
-	n := 0
-	for n < len(s.queue) && s.now.Sub(s.queue[n].arrived) >= s.config.Confidence && s.stuck() {
-		s.refuseNow(s.queue[n], unavailable("its coordinator cannot write to its log, or has yet to read it"))
-		n++
-	}
-	s.take(n)
-}
-
-// stuck reports whether no round can begin now.
-func (s *Shard) stuck() bool {
-	return s.flight.ticket != 0 || s.now.Before(s.paused) || s.phase != serving || s.topics == nil
-}
-
-// take removes the oldest requests from the queue.
-func (s *Shard) take(n int) {
-	for _, w := range s.queue[:n] {
-		if isCommit(w) {
-			s.commits--
-		}
-	}
-	s.queue = s.queue[n:]
-	if len(s.queue) == 0 {
-		s.queue = nil
-	}
-}
-
 // fly begins an I/O.
 func (s *Shard) fly() Ticket {
 	s.tickets++
@@ -385,98 +312,6 @@ func (s *Shard) land(ticket Ticket, now time.Time) (sent time.Time, ours bool) {
 	sent, ours = s.flight.sent, !s.orphaned
 	s.flight, s.orphaned = flight{}, false
 	return sent, ours
-}
-
-// holds reports whether the round has something to tell.
-func (s *Shard) holds() bool {
-	return len(s.held.Replies)+len(s.held.Assignments)+len(s.held.Closed) > 0
-}
-
-// release lets out what the round held back.
-func (s *Shard) release() {
-	s.out.Replies = append(s.out.Replies, s.held.Replies...)
-	s.out.Assignments = append(s.out.Assignments, s.held.Assignments...)
-	s.out.Closed = append(s.out.Closed, s.held.Closed...)
-	s.clear()
-}
-
-// clear forgets the round.
-func (s *Shard) clear() {
-	s.records, s.sent, s.decided, s.bytes, s.decisive = nil, 0, 0, 0, false
-	s.touched, s.joins, s.held = nil, nil, Effects{}
-}
-
-// recant refuses whatever the round was about to answer. The round has written nothing,
-// so that memory stays; of the members, only streams are touched.
-func (s *Shard) recant(why *Refusal) {
-	for _, a := range s.held.Assignments {
-		if m := s.groups[a.Group].member(a.Member); m != nil && m.stream == a.Stream {
-			m.stream = 0
-		}
-	}
-	s.disown(why)
-	s.clear()
-}
-
-// disown answers everybody that the round was to answer with a refusal.
-func (s *Shard) disown(why *Refusal) {
-	for _, r := range s.held.Replies {
-		s.out.Replies = append(s.out.Replies, Reply{Ticket: r.Ticket, Refusal: why})
-	}
-	for _, ticket := range s.joins {
-		s.out.Replies = append(s.out.Replies, Reply{Ticket: ticket, Refusal: why})
-	}
-	for _, c := range s.held.Closed {
-		s.out.Closed = append(s.out.Closed, Closed{Stream: c.Stream, Refusal: why})
-	}
-}
-
-// drop forgets everything that came from the log, and tells those who rely on it.
-func (s *Shard) drop(why *Refusal) {
-	s.disown(why)
-	refused := make(map[Ticket]struct{}, len(s.joins))
-	for _, ticket := range s.joins {
-		refused[ticket] = struct{}{}
-	}
-	for _, g := range s.sorted() {
-		for _, m := range g.members {
-			if _, unopened := refused[m.stream]; m.stream != 0 && !unopened {
-				s.out.Closed = append(s.out.Closed, Closed{Stream: m.stream, Refusal: why})
-			}
-		}
-	}
-	s.clear()
-	for i := range s.queue {
-		// What it has recorded may not be in the log.
-		s.queue[i].settled = 0
-	}
-	s.state, s.stale = newState(), nil
-	s.orphaned = s.flight.ticket != 0
-}
-
-// again drops everything and begins with the fence.
-func (s *Shard) again(why *Refusal) {
-	s.drop(why)
-	s.phase, s.paused = fencing, s.now.Add(retryPause)
-}
-
-// stand ends service for the time being.
-func (s *Shard) stand(phase phase, why *Refusal) {
-	for _, w := range s.queue {
-		s.refuseNow(w, why)
-	}
-	s.queue, s.commits, s.phase, s.why = nil, 0, phase, why
-}
-
-func (s *Shard) deposedBy() *Refusal {
-	return unavailable("another coordinator has taken it over")
-}
-
-// refuseNow answers a request that no round has taken.
-func (s *Shard) refuseNow(w waiting, why *Refusal) {
-	if _, silent := w.request.(*Detach); !silent {
-		s.out.Replies = append(s.out.Replies, Reply{Ticket: w.ticket, Refusal: why})
-	}
 }
 
 func refusal(reason errorsv1.Reason, format string, args ...any) *Refusal {
