@@ -27,7 +27,14 @@ func aMember(id groups.MemberID, epoch, since groups.Epoch) *groups.MemberRecord
 // commitsLogged has a member commit an offset in the second session of its process; the log
 // has it.
 func (h *groupHistory) commitsLogged(commit int64, member groups.MemberID, epoch groups.Epoch, offset int64) {
-	h.commits[commit] = &commitFact{group: "g", member: member, epoch: epoch, partition: readPartition, offset: offset, session: 2, sent: commit}
+	h.numberedLogged(commit, 0, member, epoch, offset)
+}
+
+// numberedLogged is commitsLogged of a commit with a number.
+func (h *groupHistory) numberedLogged(commit int64, sequence groups.CommitSequence, member groups.MemberID, epoch groups.Epoch, offset int64) {
+	h.commits[commit] = &commitFact{
+		group: "g", member: member, epoch: epoch, partition: readPartition, offset: offset, session: 2, sent: commit, sequence: sequence,
+	}
 	h.logged(5*time.Second, h.epoch, h.end+1, of(&groups.OffsetRecord{
 		Group: "g", Partition: readPartition, TopicName: "t", Offset: offset, Metadata: strconv.FormatInt(commit, 10),
 	}))
@@ -103,6 +110,19 @@ func TestGroupCheckerFindsAnomalies(t *testing.T) {
 		{"a later offset", 0, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 3) }},
 		{"a lower offset of its owner", 28, func(h *groupHistory) { h.commitsLogged(2, "a", 1, 3); h.commitsLogged(3, "a", 1, 2) }},
 		{"a late commit of its owner", 0, func(h *groupHistory) { h.commitsLogged(3, "a", 1, 3); h.commitsLogged(2, "a", 1, 2) }},
+		{"a late commit of its owner, which numbers them", 28, func(h *groupHistory) {
+			h.numberedLogged(2, 6, "a", 1, 3)
+			h.numberedLogged(3, 5, "a", 1, 3)
+		}},
+		{"a commit of its owner, which numbers them, comes twice", 0, func(h *groupHistory) {
+			h.numberedLogged(2, 6, "a", 1, 3)
+			h.numberedLogged(3, 6, "a", 1, 3)
+		}},
+		{"a late commit of its owner, of another one's number", 0, func(h *groupHistory) {
+			h.numberedLogged(2, 6, "a", 1, 2)
+			h.logged(5*time.Second, 1, h.end+2, of(aMember("a", 2, 0), aMember("b", 2, 2)))
+			h.numberedLogged(3, 5, "b", 2, 3)
+		}},
 		{"a lower offset of the next owner", 28, func(h *groupHistory) {
 			h.logged(5*time.Second, 1, h.end+2, of(aMember("a", 2, 0), aMember("b", 2, 2)))
 			h.commitsLogged(2, "b", 2, 1)
