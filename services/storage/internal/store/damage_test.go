@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -393,6 +394,70 @@ func TestDamageIsMetLive(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestDamagedBatchOfAWrittenVolume flips a byte of a batch in the value log that is being
+// written. Once that is met the volume is sealed, so that the next start, which would have
+// to set it aside as a whole otherwise, finds all but that batch.
+func TestDamagedBatchOfAWrittenVolume(t *testing.T) {
+	dir, end := victim(t, "clean")
+	s := open(t, damageConfig(dir))
+	hit, other := s.Log(damagedPartitions[0]), s.Log(damagedPartitions[1])
+	for offset := end; offset < end+6; offset++ {
+		for _, l := range []*Log{hit, other} {
+			mustAppend(t, l, Append{Set: SetSynced, Batches: []Batch{damageBatch(l.id, offset)}, State: State{LogEnd: offset + 1, HighWatermark: offset + 1, Epochs: epochZero}})
+		}
+	}
+	lost := end + 2 - end%3
+	files, err := filepath.Glob(filepath.Join(dir, volumesFolder, "synced-000003", "*.vlog"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, path := range files {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The bytes that tell it from the others are at its end.
+		payload := damageBatch(hit.id, lost).Bytes
+		if at := bytes.Index(raw, payload[len(payload)-100:]); at >= 0 {
+			found = true
+			if err := flipByte(path, int64(at)+50); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !found {
+		t.Fatal("the batch is in no value log")
+	}
+	if _, err := hit.Read(t.Context(), lost, lost+1, 1); err == nil {
+		t.Fatal("the damaged batch is read")
+	}
+	eventually(t, "the volume is sealed", func() bool { return s.volumes.sealed(3) != nil })
+	if hit.Failed() == nil || other.Failed() != nil {
+		t.Errorf("failed: %v, %v", hit.Failed(), other.Failed())
+	}
+	mustAppend(t, other, Append{Set: SetSynced, Batches: []Batch{damageBatch(other.id, end+6)}, State: State{LogEnd: end + 7, HighWatermark: end + 7, Epochs: epochZero}})
+	closeStore(t, s)
+
+	s = open(t, damageConfig(dir))
+	if set := s.volumes.condemnedVolumes(); len(set) > 0 {
+		t.Errorf("%d volumes are set aside, one for %s", len(set), set[0].reason)
+	}
+	hit, other = s.Log(damagedPartitions[0]), s.Log(damagedPartitions[1])
+	if state, _ := other.Loaded(); other.Failed() != nil || state.LogEnd != end+7 {
+		t.Errorf("the other log ends at %d of %d, %v", state.LogEnd, end+7, other.Failed())
+	}
+	var failed *ErrFailed
+	if err := hit.Failed(); !errors.As(err, &failed) || failed.LogEndUnknown || failed.LogEnd != end+6 || failed.LostTo != lost+1 {
+		t.Errorf("failed: %+v", err)
+	}
+	for offset := range end + 6 {
+		if batches, err := hit.Read(t.Context(), offset, end+6, 1); (err == nil && len(batches) > 0) != (offset != lost) {
+			t.Errorf("at %d: %d batches, %v", offset, len(batches), err)
+		}
 	}
 }
 

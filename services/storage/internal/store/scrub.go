@@ -205,6 +205,7 @@ func (c *scrubber) follow(ctx context.Context, s suspect) {
 	var f *ErrCorrupt
 	if errors.As(err, &f) {
 		c.store.failLog(s.log, failure{reason: f.Error(), volume: f.Volume, lostTo: max(f.Next, f.Offset+1)})
+		c.store.rollDamaged(f.Volume)
 		return
 	}
 	if ctx.Err() != nil {
@@ -212,6 +213,22 @@ func (c *scrubber) follow(ctx context.Context, s suspect) {
 	}
 	c.store.cfg.Logger.Warn("a batch could not be read, but is not lost", "partition", s.log.id, "offset", s.fault.Offset,
 		"volume", s.fault.Volume, "reason", s.fault.Error(), "now", err)
+}
+
+// rollDamaged has a volume sealed that is open for writing and has a damaged batch. The
+// next start would open it for writing again, for which Badger cuts the last value log at
+// the damage: all of the volume would have to be set aside. One that is sealed is only
+// read, and has lost no more than that batch.
+func (s *Store) rollDamaged(volume uint64) {
+	for _, name := range allSets {
+		q := s.sets[name]
+		q.mu.Lock()
+		written := q.active == volume
+		q.mu.Unlock()
+		if written {
+			q.rollSoon(&operation{kind: rollVolume, force: true, offset: int64(volume)})
+		}
+	}
 }
 
 // round verifies all sealed volumes once; false when the store closes.
