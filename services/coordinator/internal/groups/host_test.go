@@ -2,7 +2,9 @@ package groups
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +22,14 @@ type memoryLog struct {
 	records []rules.Record
 	// takes is how long the answer to an append or a check is on its way.
 	takes time.Duration
+	// fails is what comes of appends instead.
+	fails error
 }
 
 func (l *memoryLog) Append(_ context.Context, _ rules.Partition, a *rules.Append) (rules.Outcome, int64, error) {
+	if l.fails != nil {
+		return rules.Doubtful, 0, l.fails
+	}
 	l.records = append(l.records, a.Records...)
 	end := int64(len(l.records))
 	time.Sleep(l.takes)
@@ -49,6 +56,11 @@ func config() rules.Config {
 // coordinate runs a host that coordinates the one partition of the offsets topic.
 func coordinate(t *testing.T, log Log) *Host {
 	t.Helper()
+	return coordinateLogging(t, log, slog.DiscardHandler)
+}
+
+func coordinateLogging(t *testing.T, log Log, lines slog.Handler) *Host {
+	t.Helper()
 	view := clusterview.New(nil, nil)
 	image, err := cluster.FromSnapshot(&metadatav1.ClusterSnapshot{
 		ClusterId: make([]byte, 16), Version: 5,
@@ -61,7 +73,7 @@ func coordinate(t *testing.T, log Log) *Host {
 		t.Fatal(err)
 	}
 	view.Publish(image, nil)
-	h := NewHost(config(), log, view, slog.New(slog.DiscardHandler), nil)
+	h := NewHost(config(), log, view, slog.New(lines), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx, 2, 5) }()
@@ -214,4 +226,18 @@ func rpcReason(err error) errorsv1.Reason {
 		return refusal.Reason
 	}
 	return rpcerr.ReasonOf(err)
+}
+
+// A partition that cannot be written is tried again many times a second, and says so now
+// and then.
+func TestFailuresAreLoggedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines strings.Builder
+		coordinateLogging(t, &memoryLog{fails: errors.New("the partition has failed")}, slog.NewTextHandler(&lines, nil))
+		time.Sleep(150 * time.Second)
+		synctest.Wait()
+		if got := strings.Count(lines.String(), "the partition has failed"); got != 3 {
+			t.Errorf("in 150 s there are %d lines", got)
+		}
+	})
 }

@@ -2,6 +2,7 @@ package groups
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	rules "github.com/runnel-mesh/runnel/services/internal/rules/groups"
@@ -62,14 +63,22 @@ func (s *shard) deliver(outcome func(now time.Time)) {
 	}
 }
 
-// report logs what was not done.
+// reportEvery is how often a shard that goes on failing says so: it tries again many
+// times a second.
+const reportEvery = time.Minute
+
+// report logs what was not done, of what is repeated meanwhile only the first.
 func (s *shard) report(ctx context.Context, what string, outcome rules.Outcome, err error) {
 	if outcome == rules.Done || ctx.Err() != nil {
 		return
 	}
-	level := s.host.logger.Warn
+	level := slog.LevelWarn
 	if outcome == rules.Refused {
-		level = s.host.logger.Info
+		level = slog.LevelInfo
 	}
-	level("groups could not be written or read", "partition", s.partition.Index, "what", what, "outcome", outcomeName(outcome), "error", err)
+	now, last := time.Now().UnixNano(), s.reported.Load()
+	if last != 0 && now-last < int64(reportEvery) || !s.reported.CompareAndSwap(last, now) {
+		level = slog.LevelDebug
+	}
+	s.host.logger.Log(ctx, level, "groups could not be written or read", "partition", s.partition.Index, "what", what, "outcome", outcomeName(outcome), "error", err)
 }

@@ -42,6 +42,9 @@ type shard struct {
 
 	state                   atomic.Int32
 	groups, members, queued atomic.Int64
+	// reported is when a failure was logged last, in nanoseconds since the Unix epoch; 0
+	// for never.
+	reported atomic.Int64
 
 	// The rest belongs to the goroutine.
 	rules   *rules.Shard
