@@ -37,8 +37,21 @@ func (e Epochs) Begin(epoch cluster.LeaderEpoch, offset int64) Epochs {
 	if epoch <= e.Latest() {
 		return e
 	}
-	return append(slices.Clone(e.TruncateEnd(offset)), EpochStart{Epoch: epoch, StartOffset: offset})
+	earlier := e.TruncateEnd(offset)
+	if len(earlier) == 0 && offset == 0 && epoch >= 0 && int(epoch) < len(onlyEpochs) {
+		return onlyEpochs[epoch : epoch+1 : epoch+1]
+	}
+	return append(slices.Clone(earlier), EpochStart{Epoch: epoch, StartOffset: offset})
 }
+
+// onlyEpochs holds the tables of logs that know one epoch, since their first record:
+// those of nearly all partitions, which share them.
+var onlyEpochs = func() (list [64]EpochStart) {
+	for i := range list {
+		list[i].Epoch = cluster.LeaderEpoch(i)
+	}
+	return list
+}()
 
 // At returns the epoch of the record at an offset, or [NoEpoch] for an offset
 // below the first epoch of the table.
