@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -71,6 +72,8 @@ func (r *volumes) setAside(number uint64, set Set, path string, copies bool, cau
 			c.reason = damaged.File + ": " + damaged.Reason
 		}
 	}
+	// It may quote what is damaged, and the note takes nothing but text.
+	c.reason = strings.ToValidUTF8(c.reason, replacement)
 	// The note is for operators; the name is what counts.
 	if err := c.describe(); err != nil {
 		r.cfg.Logger.Warn("a volume that is set aside gets no note of why", "volume", filepath.Base(path), "error", err)

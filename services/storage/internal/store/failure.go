@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -68,9 +69,14 @@ func (l *Log) Fail(reason string) {
 	l.store.failLog(l, f)
 }
 
+// replacement stands for bytes in a reason that are not UTF-8.
+const replacement = "\uFFFD"
+
 // addFailureLocked adds a loss to those that are known. It reports whether it was
 // not known yet.
 func (l *Log) addFailureLocked(f failure) bool {
+	// It may quote what is damaged, and no state record takes anything but text.
+	f.reason = strings.ToValidUTF8(f.reason, replacement)
 	if old := l.durable.failed; old != nil {
 		if old.lostTo >= f.lostTo && (old.logEndUnknown || !f.logEndUnknown) {
 			return false
