@@ -168,12 +168,12 @@ func verifyFiles(ctx context.Context, dir string, list *diskv1.ChecksumList, val
 	return nil
 }
 
-// verifyBeforeOpening is verifyFiles for a volume that is about to be opened. Where
-// the list has no checksums of value logs, Badger must not meet damage in the last
-// one, which it may write to.
-func verifyBeforeOpening(ctx context.Context, dir string, list *diskv1.ChecksumList, wait pace) error {
+// verifyBeforeOpening is verifyFiles for a volume that is about to be opened. Unless it
+// is sealed, and the list has checksums of its value logs, Badger must not meet damage in
+// the last one, which it may write to.
+func verifyBeforeOpening(ctx context.Context, dir string, list *diskv1.ChecksumList, sealed bool, wait pace) error {
 	err := verifyFiles(ctx, dir, list, false, wait)
-	if err != nil || complete(list) {
+	if err != nil || sealed && complete(list) {
 		return err
 	}
 	return verifyLastValueLog(dir)

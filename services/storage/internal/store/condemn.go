@@ -178,7 +178,7 @@ func (r *volumes) verify(v *volume) error {
 		return err
 	}
 	if list != nil {
-		err = verifyBeforeOpening(context.Background(), v.path, list, nil)
+		err = verifyBeforeOpening(context.Background(), v.path, list, v.sealed, nil)
 	} else {
 		err = r.cfg.CheckVolume(context.Background(), v.path)
 	}

@@ -48,3 +48,27 @@ func TestLastValueLogDamagedAfterCleanStop(t *testing.T) {
 		}
 	}
 }
+
+// A crash between the checksums that sealing writes and the note that a volume is sealed
+// leaves one that is written to again, and whose checksums say nothing of damage before.
+func TestLastValueLogDamagedBeforeSealing(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	fill(t, s.Log(partition(1)), SetSynced, 0, 8, 4<<10)
+	closeStore(t, s)
+	dir := filepath.Join(cfg.Dir, volumesFolder, volumeName(SetSynced, 1))
+	if err := flipByte(filepath.Join(dir, "000001.vlog"), 10<<10); err != nil {
+		t.Fatal(err)
+	}
+	list, err := sumFiles(dir, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeChecksums(dir, list); err != nil {
+		t.Fatal(err)
+	}
+	open(t, cfg)
+	if folders := volumeFolders(t, cfg); !slices.Contains(folders, volumeName(SetSynced, 1)+condemnedSuffix) {
+		t.Errorf("the volume was not set aside: %v", folders)
+	}
+}
