@@ -16,8 +16,14 @@ import (
 const (
 	// asyncCommitTimeout is how long a commit that nobody waits for is tried.
 	asyncCommitTimeout = 30 * time.Second
-	// maxCommitOffsets is how many offsets one request may carry.
+	// maxCommitOffsets is how many offsets one request may carry, and maxCommitBytes how
+	// many bytes they may take, so that it stays well below what servers read. One offset
+	// takes about 5 KiB at most.
 	maxCommitOffsets = 10_000
+	maxCommitBytes   = 8 << 20
+	// maxFetchedOffsets is how many offsets are asked for at once: with all that can be
+	// committed with them they fit into an answer.
+	maxFetchedOffsets = 5_000
 	// maxQueuedCommits bounds the commits that nobody waits for.
 	maxQueuedCommits = 10_000
 )
@@ -162,17 +168,26 @@ func (c *Consumer) committed(ctx context.Context, partitions []TopicPartition) (
 	if c.coordinator == nil {
 		return nil, noGroup()
 	}
-	byTopic := make(map[string][]int32)
-	for _, tp := range partitions {
-		byTopic[tp.Topic] = append(byTopic[tp.Topic], tp.Partition)
+	var all []*coordinatorv1.CommittedOffset
+	for asked := false; !asked || len(partitions) > 0; asked = true {
+		n := min(len(partitions), maxFetchedOffsets)
+		byTopic := make(map[string][]int32)
+		for _, tp := range partitions[:n] {
+			byTopic[tp.Topic] = append(byTopic[tp.Topic], tp.Partition)
+		}
+		partitions = partitions[n:]
+		request := &coordinatorv1.FetchOffsetsRequest{Group: c.config.group, Partitions: partitionSets(byTopic)}
+		var response *coordinatorv1.FetchOffsetsResponse
+		err := c.coordinator.call(ctx, repeatable, func(ctx context.Context, address string) (err error) {
+			response, err = call(ctx, address, c.client.offsets(address).FetchOffsets, request)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, response.GetOffsets()...)
 	}
-	request := &coordinatorv1.FetchOffsetsRequest{Group: c.config.group, Partitions: partitionSets(byTopic)}
-	var response *coordinatorv1.FetchOffsetsResponse
-	err := c.coordinator.call(ctx, repeatable, func(ctx context.Context, address string) (err error) {
-		response, err = call(ctx, address, c.client.offsets(address).FetchOffsets, request)
-		return err
-	})
-	return response.GetOffsets(), err
+	return all, nil
 }
 
 func noGroup() *Error {

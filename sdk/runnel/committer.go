@@ -7,6 +7,8 @@ import (
 	"maps"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	coordinatorv1 "github.com/runnel-mesh/runnel/gen/runnel/coordinator/v1"
 	errorsv1 "github.com/runnel-mesh/runnel/gen/runnel/errors/v1"
 )
@@ -267,8 +269,9 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 		k.sequence++
 		request.MemberId, request.MemberEpoch, request.CommitSequence = m.id, m.epoch, k.sequence
 	}
+	bytes := 0
 	for tp, offset := range newest {
-		if len(request.GetOffsets()) == maxCommitOffsets {
+		if len(request.GetOffsets()) == maxCommitOffsets || bytes >= maxCommitBytes {
 			break
 		}
 		out := &coordinatorv1.OffsetCommit{Topic: tp.Topic, Partition: tp.Partition, Offset: offset.Offset, Metadata: offset.Metadata}
@@ -281,6 +284,7 @@ func (k *committer) request(commits []*commit) *coordinatorv1.CommitOffsetsReque
 			out.TopicId = r.id[:]
 		}
 		request.Offsets = append(request.Offsets, out)
+		bytes += proto.Size(out)
 	}
 	return request
 }

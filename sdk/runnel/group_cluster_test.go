@@ -1,8 +1,11 @@
 package runnel_test
 
 import (
+	"context"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/runnel-mesh/runnel/sdk/runnel"
 )
@@ -72,6 +75,60 @@ func TestRealPatternAndRestart(t *testing.T) {
 		t.Errorf("status before %+v, after %+v", before, after)
 	}
 	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRealCommitOfManyOffsets: as many offsets as a request may have, with as much metadata
+// as each may have, are more than one request or answer takes, and than one batch.
+func TestRealCommitOfManyOffsets(t *testing.T) {
+	client, ctx := realClient(t)
+	const partitions = 9_000
+	createTopic(t, ctx, client, runnel.TopicSpec{Name: "wide", Partitions: partitions})
+	member := func() *runnel.Consumer {
+		t.Helper()
+		consumer, err := client.NewConsumer(runnel.WithGroup("wide"), runnel.WithReset(runnel.ResetLatest), runnel.WithAutoCommit(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := consumer.Subscribe(ctx, "wide"); err != nil {
+			t.Fatal(err)
+		}
+		for len(consumer.Assigned()) < partitions {
+			turn, done := context.WithTimeout(ctx, 100*time.Millisecond)
+			_, err := consumer.Poll(turn)
+			done()
+			if err != nil && (turn.Err() == nil || ctx.Err() != nil) {
+				t.Fatal(err)
+			}
+		}
+		return consumer
+	}
+	consumer := member()
+	metadata := strings.Repeat("m", 4096)
+	offsets := make([]runnel.GroupOffset, partitions)
+	all := make([]runnel.TopicPartition, partitions)
+	for i := range offsets {
+		all[i] = runnel.TopicPartition{Topic: "wide", Partition: int32(i)}
+		offsets[i] = runnel.GroupOffset{TopicPartition: all[i], Position: runnel.Position{Offset: 0, LeaderEpoch: -1}, Metadata: metadata}
+	}
+	if err := consumer.Commit(ctx, offsets...); err != nil {
+		t.Fatal(err)
+	}
+	if err := consumer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	consumer = member() // It asks where the group has come to.
+	committed, err := consumer.Committed(ctx, all...)
+	if err != nil || len(committed) != partitions {
+		t.Fatalf("%d are committed, %v", len(committed), err)
+	}
+	for _, o := range committed {
+		if o.Metadata != metadata {
+			t.Fatalf("%v has %d bytes of metadata", o.TopicPartition, len(o.Metadata))
+		}
+	}
+	if err := consumer.Close(); err != nil {
 		t.Error(err)
 	}
 }
