@@ -97,7 +97,11 @@ func (d *Dir) Path(name ...string) string {
 
 // Close gives up the lock. It is called once.
 func (d *Dir) Close() error {
-	if err := d.lock.Close(); err != nil {
+	// A child that the process is just starting has all its files until it executes, this
+	// one and those on which others who worked in the directory had locks.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := errors.Join(syscall.Flock(int(d.lock.Fd()), syscall.LOCK_UN), d.lock.Close()); err != nil {
 		return fmt.Errorf("unlock data directory %s: %w", d.path, err)
 	}
 	return nil

@@ -71,6 +71,21 @@ func read(t *testing.T, path string) string {
 	return string(raw)
 }
 
+// A child has all files of its parent until it executes, and must not keep the lock.
+func TestLockEndsWithClose(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	child, err := syscall.Dup(int(d.lock.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path)
+}
+
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "some", "where")
 	d := open(t, path)

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -25,8 +23,6 @@ func TestLiveDamageOfAWrittenVolume(t *testing.T) {
 	if testing.Short() {
 		places = []int{4, 500}
 	}
-	// A child has the locks of this process until it executes.
-	var starting sync.RWMutex
 	for _, stop := range []string{"closed", "sealed", "killed"} {
 		for _, file := range []string{"*.mem", "*.vlog", "*.sst", "MANIFEST", "KEYREGISTRY", "DISCARD", "floor", "volume.json"} {
 			t.Run(stop+"/"+strings.TrimPrefix(file, "*."), func(t *testing.T) {
@@ -39,16 +35,9 @@ func TestLiveDamageOfAWrittenVolume(t *testing.T) {
 					cmd := exec.CommandContext(t.Context(), os.Args[0])
 					cmd.Env = append(os.Environ(), liveDamage+"="+copied, liveDamageHow+"="+fmt.Sprintf("%s %d %s %d", stop, place, file, end))
 					// The process may end over it, once.
-					var out bytes.Buffer
-					cmd.Stdout, cmd.Stderr = &out, &out
-					starting.Lock()
-					err := cmd.Start()
-					starting.Unlock()
-					if err == nil {
-						err = cmd.Wait()
-					}
+					out, err := cmd.CombinedOutput()
 					acknowledged := end
-					for line := range strings.Lines(out.String()) {
+					for line := range strings.Lines(string(out)) {
 						switch text := strings.TrimSpace(line); {
 						case strings.HasPrefix(text, "wrong: "):
 							t.Errorf("%s flipped at %d per mille, live: %s", file, place, text)
@@ -57,13 +46,10 @@ func TestLiveDamageOfAWrittenVolume(t *testing.T) {
 						}
 					}
 					if acknowledged == end {
-						t.Fatalf("nothing was written: %v\n%s", err, &out)
+						t.Fatalf("nothing was written: %v\n%s", err, out)
 					}
 					for start := range 2 {
-						starting.RLock()
-						err := verifyVictim(copied, acknowledged, logs...)
-						starting.RUnlock()
-						if err != nil {
+						if err := verifyVictim(copied, acknowledged, logs...); err != nil {
 							t.Errorf("%s flipped at %d per mille, start %d: %v", file, place, start+1, err)
 							break
 						}
