@@ -590,6 +590,41 @@ func TestStartThatCannotBeCommitted(t *testing.T) {
 	})
 }
 
+// TestStartUndoesNoCommit: what the program commits before it is known where the member
+// begins is not undone by the commit of that.
+func TestStartUndoesNoCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(1)
+		g := c.addCoordinators(1)
+		c.createTopic("t", 1)
+		c.fill(t, "t", 0, recordbatch.None, numbers(0, 9)...)
+		gate := make(chan struct{})
+		g.onCommit = func(*coordinatorv1.CommitOffsetsRequest) fault { return fault{wait: gate} }
+		var a *Consumer
+		a = c.member(t, "a", WithReset(ResetLatest), WithAutoCommit(0), WithRebalance(Rebalance{Assigned: func(context.Context, []TopicPartition) {
+			a.CommitAsync(func(err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			}, GroupOffset{TopicPartition: t0, Position: Position{Offset: 2, LeaderEpoch: -1}})
+		}}))
+		subscribe(t, a, "t")
+		poll := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if records, err := a.Poll(ctx); err == nil {
+				t.Errorf("%d records are read from the end on", records.Len())
+			}
+		}
+		poll()
+		close(gate)
+		poll()
+		if committed := g.committed(t0); committed != 2 {
+			t.Errorf("committed %d, want 2", committed)
+		}
+	})
+}
+
 // TestCommitsKeepTheirOrder: one at a time, and what gathers meanwhile goes together.
 func TestCommitsKeepTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -92,6 +92,9 @@ func (c *Consumer) enqueue(offsets []GroupOffset, abandoned <-chan struct{}, don
 	for _, offset := range offsets {
 		if c.member != nil && offset.tenure == nil {
 			offset.tenure = c.member.owned[offset.TopicPartition]
+			if o := offset.tenure; o != nil && (o.reading == nil || o.reading.startPending) {
+				o.told = true
+			}
 		}
 		if c.member != nil && offset.tenure == nil || offset.tenure != nil && !c.holds(offset.tenure) {
 			next.failed[offset.TopicPartition] = notHeld(offset.TopicPartition)

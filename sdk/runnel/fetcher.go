@@ -247,7 +247,9 @@ func (f *fetcher) resolve(ctx context.Context, sessions []*session) {
 					// anything: without an offset nobody can say how far behind it is.
 					o.finished = found
 				}
-				if q.start.byPolicy && c.config.reset == ResetLatest {
+				told := o.told
+				o.told = false
+				if q.start.byPolicy && c.config.reset == ResetLatest && !told {
 					o.owed = found
 					owed = append(owed, o)
 					continue

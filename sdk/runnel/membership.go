@@ -108,6 +108,9 @@ type tenure struct {
 	// Nothing is read before: a successor that finds no offset would begin at another end,
 	// behind what came in between.
 	owed Position
+	// told says that the program has committed an offset while nobody knew yet where the
+	// member begins: the group has come there, and not to where the policy says.
+	told bool
 }
 
 // owes reports whether nothing may be read yet. Callers hold the consumer's mu.
