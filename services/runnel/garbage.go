@@ -20,8 +20,8 @@ const (
 	garbageBusy  = 300
 	garbageApart = 5 * time.Second
 	// garbageBytes is how much garbage there may be in a busy process, unless garbageCalm
-	// allows more: 200 clients that commit 5,000 times a second keep 80 MiB alive.
-	garbageBytes = 256 << 20
+	// allows more.
+	garbageBytes = 128 << 20
 	// paceEvery is how often the process looks at how much garbage it makes, and paceCalm
 	// how many looks find little before it counts as calm.
 	paceEvery = time.Second

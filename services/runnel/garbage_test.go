@@ -16,10 +16,10 @@ func TestPacer(t *testing.T) {
 		want             int
 	}{
 		{100 * mib, 10 * mib, garbageCalm},
-		{100 * mib, 20 * mib, 256},
+		{64 * mib, 10 * mib, 200},
 		{20 * mib, 80 * mib, garbageBusy},
 		{0, 1, garbageBusy},
-		{342 * mib, 200 * mib, garbageCalm},
+		{171 * mib, 200 * mib, garbageCalm},
 		{1000 * mib, 2000 * mib, garbageCalm},
 	} {
 		if got := p.percent(step.alive, step.allocated); got != step.want {
@@ -27,11 +27,11 @@ func TestPacer(t *testing.T) {
 		}
 	}
 	for i := range paceCalm + 1 {
-		want := 256
+		want := 200
 		if i >= paceCalm-1 {
 			want = garbageCalm
 		}
-		if got := p.percent(100*mib, mib); got != want {
+		if got := p.percent(64*mib, mib); got != want {
 			t.Errorf("%d looks after it was busy: %d percent, want %d", i+1, got, want)
 		}
 	}
