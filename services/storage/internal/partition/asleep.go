@@ -18,17 +18,9 @@ import (
 // state them again only once there is more to fetch, and a follower has promised a
 // position to its leader. Neither could be had again without asking.
 
-// restsAfter is how many visits of the host, a [Config.RetentionEvery] apart or less, find
+// restsAfter is how many visits of the host, a [Config.RetentionEvery] apart, find
 // a partition unused before it falls asleep.
 const restsAfter = 2
-
-// crowd is from how many awake partitions on they are visited each crowdedEvery, too: a
-// client that goes through all partitions of a large node would wake them all up, for a
-// kilobyte and a half each.
-const (
-	crowd        = 10_000
-	crowdedEvery = 2 * time.Second
-)
 
 // givesBack is how many partitions fall asleep before their memory is given back to
 // the system at once: an idle process collects no garbage for minutes.
@@ -42,7 +34,6 @@ func (p *Partition) lock() {
 		p.replica.SetFailed(p.log.Failed() != nil)
 		p.replica.Apply(*p.assigned, time.Now())
 		p.host.metrics.asleep.Dec()
-		p.host.awake.Add(1)
 	}
 	p.rested = 0
 }
@@ -75,22 +66,19 @@ func (p *Partition) Share(assignment *cluster.Partition) {
 }
 
 // rest is a visit of the host, and lets the partition fall asleep if it was not used
-// since the visits before. It reports whether it does, and whether it sleeps.
-func (p *Partition) rest() (fell, asleep bool) {
+// since the visits before. It reports whether it does.
+func (p *Partition) rest() bool {
 	if !p.appending.TryLock() {
-		return false, false
+		return false
 	}
 	defer p.appending.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.awake == nil {
-		return false, true
-	}
-	if !p.idleLocked() {
-		return false, false
+	if p.awake == nil || !p.idleLocked() {
+		return false
 	}
 	if p.rested++; p.rested < restsAfter {
-		return false, false
+		return false
 	}
 	if p.producers != nil {
 		p.loaded = storedProducers(p.producers)
@@ -98,7 +86,7 @@ func (p *Partition) rest() (fell, asleep bool) {
 	p.host.tails.drop(&p.tail)
 	p.awake = nil
 	p.host.metrics.asleep.Inc()
-	return true, true
+	return true
 }
 
 // idleLocked says that the partition knows nothing but what its log and its

@@ -258,47 +258,6 @@ func TestHostLetsPartitionsFallAsleep(t *testing.T) {
 	})
 }
 
-// Where many are awake those that nobody uses fall asleep sooner.
-func TestCrowdFallsAsleepSoon(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		host := NewHost(DefaultConfig(), func(cluster.NodeID) string { return "" }, nil)
-		host.SetSelf(self)
-		topic := NewTopic(cluster.TopicID{1}, "orders", parseConfig(t))
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { _ = host.Run(ctx) })
-		var partitions []*Partition
-		asleep := func() int {
-			time.Sleep(10 * time.Second)
-			n := 0
-			for _, p := range partitions {
-				if p.isAsleep() {
-					n++
-				}
-			}
-			return n
-		}
-		add := func(n int) {
-			for range n {
-				p := New(host, topic, int32(len(partitions)), &memoryLog{})
-				applyShared(t, p, led(1))
-				partitions = append(partitions, p)
-			}
-		}
-		add(crowd - 1)
-		if n := asleep(); n != 0 {
-			t.Errorf("%d sleep after 10 s, want none", n)
-		}
-		add(1)
-		if n := asleep(); n != crowd {
-			t.Errorf("%d of %d sleep after 10 s", n, crowd)
-		}
-		cancel()
-		running.Wait()
-	})
-}
-
 // While others append, read, wait and are elected, a partition falls asleep and is
 // visited at any moment: all batches get a place of their own, in order.
 func TestFallingAsleepInUse(t *testing.T) {

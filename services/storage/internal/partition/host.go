@@ -36,8 +36,7 @@ type Config struct {
 	// (KIP-937).
 	MaxTimestampAhead time.Duration
 	// RetentionEvery is how often partitions look for records to remove, and fall
-	// asleep that were not used meanwhile and in the period before; more than 0. Where
-	// many are awake they fall asleep sooner.
+	// asleep that were not used meanwhile and in the period before; more than 0.
 	RetentionEvery time.Duration
 	// Now tells the time by which retention and compaction go; nil stands for
 	// time.Now.
@@ -79,9 +78,6 @@ type Host struct {
 	stalled atomic.Bool
 	// failed says that logs have lost something.
 	failed atomic.Bool
-
-	// awake is about how many partitions are awake, see [Host.letRest].
-	awake atomic.Int64
 
 	// mu guards led, the partitions that this node leads, followed, those of them that
 	// others follow, and following, those that this node follows.

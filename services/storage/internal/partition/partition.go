@@ -146,10 +146,8 @@ type commit struct {
 // [Partition.Apply].
 func New(host *Host, topic *Topic, index int32, log Log) *Partition {
 	state, producers := log.Loaded()
-	p := topic.place()
-	p.host, p.topic, p.log, p.index, p.loaded = host, topic, log, index, producers
+	p := &Partition{host: host, topic: topic, log: log, index: index, loaded: producers}
 	p.awake = p.wakenedBy(state)
-	host.awake.Add(1)
 	if state.Deleted {
 		p.unavailable = p.gone()
 	} else if err := log.Err(); err != nil {

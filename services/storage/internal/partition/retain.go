@@ -87,9 +87,8 @@ func (p *Partition) Retain(now time.Time, spans []store.Span) []store.Span {
 // visit asks the partitions that this node leads to remove what they need not keep,
 // and lets them rest, until ctx ends.
 func (h *Host) visit(ctx context.Context) {
-	ticker, crowded := time.NewTicker(h.config.RetentionEvery), time.NewTicker(crowdedEvery)
+	ticker := time.NewTicker(h.config.RetentionEvery)
 	defer ticker.Stop()
-	defer crowded.Stop()
 	var spans []store.Span
 	slept := 0
 	for {
@@ -97,37 +96,21 @@ func (h *Host) visit(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			slept += h.letRest(ctx, func(p *Partition) { spans = p.Retain(h.config.Now(), spans) })
-			if slept >= givesBack {
-				debug.FreeOSMemory()
-				slept = 0
+		}
+		for _, p := range h.leading() {
+			if ctx.Err() != nil {
+				return
 			}
-		case <-crowded.C:
-			if h.awake.Load() >= crowd {
-				slept += h.letRest(ctx, func(*Partition) {})
+			spans = p.Retain(h.config.Now(), spans)
+			if p.rest() {
+				slept++
 			}
+		}
+		if slept >= givesBack {
+			debug.FreeOSMemory()
+			slept = 0
 		}
 	}
-}
-
-// letRest visits the partitions that this node leads, each of them after before, and
-// returns how many fall asleep.
-func (h *Host) letRest(ctx context.Context, before func(*Partition)) int {
-	slept, awake := 0, int64(0)
-	for _, p := range h.leading() {
-		if ctx.Err() != nil {
-			break
-		}
-		before(p)
-		if fell, asleep := p.rest(); fell {
-			slept++
-		} else if !asleep {
-			awake++
-		}
-	}
-	// Those that are closed or followed by now are not counted any more.
-	h.awake.Store(awake)
-	return slept
 }
 
 // leading returns the partitions that this node leads.

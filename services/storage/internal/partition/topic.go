@@ -2,7 +2,6 @@ package partition
 
 import (
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/runnel-mesh/runnel/sdk/cluster"
@@ -17,29 +16,6 @@ type Topic struct {
 	Name string
 
 	config atomic.Pointer[rules.TopicConfig]
-
-	// mu guards room, for partitions that will be made, and made, how many were.
-	mu   sync.Mutex
-	room []Partition
-	made int
-}
-
-// maxRoom is how many partitions are made at once, at most.
-const maxRoom = 64
-
-// place returns room for a partition. Those of a topic lie side by side: they stay for
-// as long as it does, and alone each would keep a page with what the moments around its
-// first use have left.
-func (t *Topic) place() *Partition {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.room) == 0 {
-		t.room = make([]Partition, min(max(t.made, 1), maxRoom))
-	}
-	p := &t.room[0]
-	t.room = t.room[1:]
-	t.made++
-	return p
 }
 
 // NewTopic returns a topic.
